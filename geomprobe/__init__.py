@@ -1,0 +1,39 @@
+"""Watch the geometry of a language model's representations from inside the forward pass.
+
+Public names are loaded when first used, so that ``import geomprobe`` and ``geomprobe --help`` do not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from geomprobe.errors import GeomprobeError
+
+if TYPE_CHECKING:
+    from geomprobe.metrics.entropy import RepresentationEntropy
+    from geomprobe.metrics.gain import InformationGain
+    from geomprobe.metrics.metric import Metric
+    from geomprobe.probe import Probe
+    from geomprobe.reading import Reading
+    from geomprobe.schedule import every
+
+__version__ = "0.1.0"
+__all__ = ["GeomprobeError", "InformationGain", "Metric", "Probe", "Reading", "RepresentationEntropy", "every"]
+
+_HOME = {
+    "InformationGain": "geomprobe.metrics.gain",
+    "Metric": "geomprobe.metrics.metric",
+    "Probe": "geomprobe.probe",
+    "Reading": "geomprobe.reading",
+    "RepresentationEntropy": "geomprobe.metrics.entropy",
+    "every": "geomprobe.schedule",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'geomprobe' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

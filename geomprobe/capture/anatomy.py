@@ -1,0 +1,117 @@
+"""Which module is the decoder, and which modules are its layers, in any model that Transformers describes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from geomprobe.errors import GeomprobeError
+
+__all__ = ["Anatomy", "find_anatomy"]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of a model that are watched.
+
+    Attributes:
+        base: the decoder. One call of it is one forward; its output is the site ``final_norm`` (HF's ``last_hidden_state``,
+            whatever stands between the last layer and it: a norm, a projection, nothing).
+        layers: the decoder layers in order. What enters the first one is the site ``embed`` (HF's ``hidden_states[0]``).
+    """
+
+    base: nn.Module
+    layers: tuple[nn.Module, ...]
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """``embed``, ``layer_00`` …, ``final_norm``."""
+        return ("embed", *(f"layer_{i:02d}" for i in range(len(self.layers))), "final_norm")
+
+    def select(self, layers: list[int | str] | None) -> tuple[str, ...]:
+        """The sites that ``layers`` names, in the model's order; all for ``None``.
+
+        Raises:
+            GeomprobeError: a name or index that this model does not have.
+        """
+        if layers is None:
+            return self.sites
+        chosen = set()
+        for layer in layers:
+            is_index = isinstance(layer, int) and not isinstance(layer, bool)
+            if is_index and -len(self.layers) <= int(layer) < len(self.layers):
+                chosen.add(f"layer_{int(layer) % len(self.layers):02d}")
+            elif layer in self.sites:
+                chosen.add(str(layer))
+            else:
+                raise GeomprobeError(
+                    f"unknown layer {layer!r}: this {type(self.base).__name__} has layers 0 to {len(self.layers) - 1} "
+                    f"(or 'layer_00' to {self.sites[-2]!r}), and the sites 'embed' and 'final_norm'"
+                )
+        return tuple(site for site in self.sites if site in chosen)
+
+
+def find_anatomy(model: nn.Module) -> Anatomy:
+    """Find the decoder in ``model``, through any wrapper (head, PEFT, DDP, a compiled module).
+
+    First by ``_can_record_outputs``, in which Transformers names the decoder-layer class of most architectures; then as the
+    one ``ModuleList`` of ``config.num_hidden_layers`` modules.
+
+    Raises:
+        GeomprobeError: there is no such list, or more than one.
+    """
+    if not isinstance(model, nn.Module):
+        raise GeomprobeError(f"Probe needs a torch.nn.Module, and got {type(model).__name__}")
+    found = _recorded(model) or _counted(model)
+    if not found:
+        raise GeomprobeError(
+            f"found no decoder layers in {type(model).__name__}: looked for layers named in "
+            f"_can_record_outputs['hidden_states'], then for a ModuleList of config.num_hidden_layers modules; it holds {_lists(model)}. "
+            "Give the Hugging Face decoder itself, or a model that contains one"
+        )
+    if len(found) > 1:
+        names = ", ".join(type(base).__name__ for base, _ in found)
+        raise GeomprobeError(
+            f"{type(model).__name__} holds {len(found)} stacks of layers ({names}), and a probe watches one: "
+            "give the one you mean, for example Probe(model.get_decoder())"
+        )
+    base, layers = found[0]
+    return Anatomy(base=base, layers=tuple(layers))
+
+
+def _recorded(model: nn.Module) -> list[tuple[nn.Module, nn.ModuleList]]:
+    """Every (owner, list) where the owner's ``_can_record_outputs`` names the class of all modules in the list."""
+    found = []
+    for owner in model.modules():
+        recorded = (getattr(owner, "_can_record_outputs", None) or {}).get("hidden_states")
+        classes = tuple(_recorded_class(entry) for entry in (recorded if isinstance(recorded, list) else [recorded]) if entry)
+        if not classes:
+            continue
+        found += [
+            (owner, child) for child in owner.children() if _is_stack(child) and all(isinstance(m, classes) for m in child)
+        ]
+    return found
+
+
+def _recorded_class(entry: Any) -> type:
+    """A class, or the class an ``OutputRecorder`` points at."""
+    return entry if isinstance(entry, type) else entry.target_class
+
+
+def _counted(model: nn.Module) -> list[tuple[nn.Module, nn.ModuleList]]:
+    """Every (owner, list) where the list is as long as the owner's config says there are layers."""
+    found = []
+    for owner in model.modules():
+        count = getattr(getattr(owner, "config", None), "num_hidden_layers", None)
+        found += [(owner, child) for child in owner.children() if _is_stack(child) and len(child) == count]
+    return found
+
+
+def _is_stack(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList) and len(module) > 0
+
+
+def _lists(model: nn.Module) -> str:
+    """The ModuleLists of a model, for an error message."""
+    lists = [f"{name} ({len(child)})" for name, child in model.named_modules() if isinstance(child, nn.ModuleList)]
+    return "the ModuleLists " + ", ".join(lists[:5]) if lists else "no ModuleList at all"

@@ -1,0 +1,195 @@
+"""Information gain and ridge regression from one Cholesky factor of a Gram matrix.
+
+With unit rows Z ``(T, d)``, K = ZZᵀ and noise σ², let ``K + σ²I = LLᵀ``. Then, for every token t on its own past,
+
+- the information gain is ``log(L_tt / σ)``: ``I(y_T; f) = ½ logdet(I + σ⁻²K)`` is their sum (Def. 4.1);
+- the posterior variance is ``σ_t² = L_tt² − σ²``, also the least value of the ridge objective ``‖z_t − Zβ‖² + σ²‖β‖²``;
+- the ridge coefficients on all earlier tokens are row t of ``−L_tt · L⁻¹``.
+
+σ⁻² is 1e4 at the default noise, so a float32 factor is not safe: factors are float64 here, whatever the rows are.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geomprobe.core.rows import Rows
+from geomprobe.core.state import State, add_at
+
+__all__ = [
+    "GrowingCholesky",
+    "InformationGainSum",
+    "exact_increment",
+    "gains",
+    "information_gain",
+    "posterior_variance",
+    "ridge_coefficients",
+    "scaled_factor",
+    "theorem_4_1_as_printed",
+]
+
+
+def scaled_factor(gram: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """Lower Cholesky factor of ``I + σ⁻²K`` in float64, and the index of the first bad pivot (0 where it succeeded).
+
+    ``gram`` is ``(…, T, T)``; the factor is ``L/σ`` of the module's ``L``. Never synchronises and never raises on a matrix
+    that is not positive definite: look at the second value.
+    """
+    scaled = gram.double() * sigma**-2
+    scaled.diagonal(dim1=-2, dim2=-1).add_(1)
+    factor, info = torch.linalg.cholesky_ex(scaled)
+    return factor, info
+
+
+def gains(factor: Tensor) -> Tensor:
+    """Information gain of every token in nats, ``(…, T)``, from :func:`scaled_factor`. A zero (padding) row gains exactly 0."""
+    return factor.diagonal(dim1=-2, dim2=-1).log()
+
+
+def information_gain(gram: Tensor, sigma: float = 0.01) -> Tensor:
+    """``I(y_T; f) = ½ logdet(I + σ⁻²K)`` in nats, ``(…,)``: what T noisy readings tell about a Gaussian-process f.
+
+    It is a property of the rows alone. It is not the mutual information between tokens, and not a loss.
+
+    >>> information_gain(torch.eye(2), sigma=1.0)  # log 2
+    tensor(0.6931, dtype=torch.float64)
+    """
+    return gains(scaled_factor(gram, sigma)[0]).sum(-1)
+
+
+def posterior_variance(factor: Tensor, sigma: float) -> Tensor:
+    """``σ_t²`` of every token given the tokens before it, ``(…, T)``, from :func:`scaled_factor`; 0 to ``‖z_t‖²``."""
+    return sigma**2 * (factor.diagonal(dim1=-2, dim2=-1).square() - 1)
+
+
+def ridge_coefficients(factor: Tensor) -> Tensor:
+    """Ridge coefficients of every token on all earlier ones, ``(…, T, T)`` strictly lower triangular.
+
+    Row t minimises ``‖z_t − Zβ‖² + σ²‖β‖²`` over earlier rows: ``−L_tt · (L⁻¹)_t`` (the scale of L cancels).
+    """
+    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand_as(factor)
+    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return -(factor.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) * inverse).tril(-1)
+
+
+def exact_increment(variance: Tensor, sigma: float = 0.01) -> Tensor:
+    """``I_{T+1} − I_T = ½ log(1 + σ⁻² σ_T²(z_{T+1}))``: the increment the determinant gives, in nats.
+
+    Use this one. The paper's Theorem 4.1 prints another (:func:`theorem_4_1_as_printed`).
+    """
+    return torch.log1p(variance * sigma**-2) / 2
+
+
+def theorem_4_1_as_printed(variance: Tensor, norm_sq: Tensor | float = 1.0, sigma: float = 0.01) -> Tensor:
+    """Theorem 4.1 with the σ⁻² its proof drops from the off-diagonal block; for reproduction only.
+
+    Expanding ``det [[I + σ⁻²K, k], [kᵀ, 1 + σ⁻²‖z‖²]]`` by its Schur complement gives
+    ``½ log(1 + σ⁻²‖z‖² − σ²(‖z‖² − σ_T²))``. Right is ``σ⁻²k``, which gives :func:`exact_increment`. They agree at σ = 1 only;
+    at σ = 0.01 this one hardly depends on the context.
+
+    Args:
+        variance: posterior variance ``σ_T²(z_{T+1})``.
+        norm_sq: ``‖z_{T+1}‖²``, 1 for unit rows.
+    """
+    norm_sq = torch.as_tensor(norm_sq, dtype=variance.dtype)
+    return torch.log1p(norm_sq * sigma**-2 - sigma**2 * (norm_sq - variance)) / 2
+
+
+class GrowingCholesky:
+    """The factor of ``I + σ⁻²ZZᵀ`` while rows arrive: append b rows to t in O(b·t·d + b·t²), nothing is computed twice.
+
+    One instance holds a batch of independent streams of one length; an absent row is a zero row, which gains 0 and changes
+    nothing after it.
+
+    Args:
+        width: numbers per row.
+        sigma: noise σ.
+        batch: leading shape of the streams.
+        device: where the factor lives.
+
+    >>> factor = GrowingCholesky(width=2, sigma=1.0)
+    >>> factor.append(torch.tensor([[1.0, 0.0]]))
+    tensor([0.3466], dtype=torch.float64)
+    >>> factor.append(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))  # the same direction again tells less
+    tensor([0.2027, 0.3466], dtype=torch.float64)
+    """
+
+    def __init__(
+        self, width: int, sigma: float = 0.01, *, batch: tuple[int, ...] = (), device: torch.device | str = "cpu"
+    ) -> None:
+        self.sigma = sigma
+        self.length = 0
+        self._rows = torch.zeros((*batch, 0, width), dtype=torch.float64, device=device)
+        self._factor = torch.zeros((*batch, 0, 0), dtype=torch.float64, device=device)
+
+    @property
+    def rows(self) -> Tensor:
+        """All rows so far, ``(…, t, d)``."""
+        return self._rows[..., : self.length, :]
+
+    @property
+    def factor(self) -> Tensor:
+        """Lower factor of ``I + σ⁻²K``, ``(…, t, t)``; what :func:`gains` and :func:`ridge_coefficients` take."""
+        return self._factor[..., : self.length, : self.length]
+
+    def append(self, rows: Tensor) -> Tensor:
+        """Add ``rows`` ``(…, b, d)`` to every stream; returns their information gains in nats, ``(…, b)``."""
+        rows = rows.to(self._rows)
+        old, new = self.length, self.length + rows.shape[-2]
+        self._reserve(new)
+        cross = self.rows @ rows.mT * self.sigma**-2  # t×b
+        below = torch.linalg.solve_triangular(self.factor, cross, upper=False)
+        corner = rows @ rows.mT * self.sigma**-2 - below.mT @ below
+        corner.diagonal(dim1=-2, dim2=-1).add_(1)
+        corner = torch.linalg.cholesky_ex(corner)[0]
+        self._rows[..., old:new, :] = rows
+        self._factor[..., old:new, :old] = below.mT
+        self._factor[..., old:new, old:new] = corner
+        self.length = new
+        return gains(corner)
+
+    def _reserve(self, length: int) -> None:
+        """Room for ``length`` rows; capacity doubles, so that a stream of T tokens copies O(T) rows in all."""
+        capacity = self._rows.shape[-2]
+        if length <= capacity:
+            return
+        grown = max(length, 2 * capacity)
+        rows = self._rows.new_zeros((*self._rows.shape[:-2], grown, self._rows.shape[-1]))
+        factor = self._factor.new_zeros((*self._factor.shape[:-2], grown, grown))
+        rows[..., : self.length, :] = self.rows
+        factor[..., : self.length, : self.length] = self.factor
+        self._rows, self._factor = rows, factor
+
+
+@dataclass(frozen=True)
+class InformationGainSum:
+    """Sums of information gain by position in the text, and per text.
+
+    State (float64): curves ``gain``, ``gain_sq``, ``variance`` (posterior variance) and ``count`` by position; ``texts``,
+    ``total`` and ``total_sq`` over texts; ``failed``: texts whose Gram matrix could not be factored, which count nowhere else.
+
+    Args:
+        sigma: noise σ, 0.01 in the paper.
+    """
+
+    sigma: float = 0.01
+
+    def zero(self, width: int, device: torch.device) -> State:
+        curves = {name: torch.zeros(0, dtype=torch.float64, device=device) for name in ("gain", "gain_sq", "variance", "count")}
+        sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("texts", "total", "total_sq", "failed")}
+        return curves | sums
+
+    def update(self, state: State, rows: Rows) -> None:
+        factor, bad_pivot = scaled_factor(rows.gram(), self.sigma)
+        good = (bad_pivot == 0).unsqueeze(-1) & rows.valid
+        gain = torch.where(good, gains(factor), 0)
+        variance = torch.where(good, posterior_variance(factor, self.sigma), 0)
+        length = rows.mask.shape[1]
+        for name, values in (("gain", gain), ("gain_sq", gain.square()), ("variance", variance), ("count", good)):
+            add_at(state, name, rows.position, values, length)
+        totals, seen = rows.per_text(gain), rows.per_text(good) > 0
+        state["texts"] += seen.sum()
+        state["total"] += totals.sum()
+        state["total_sq"] += totals.square().sum()
+        state["failed"] += (rows.per_text(rows.valid) > 0).sum() - seen.sum()

@@ -1,0 +1,94 @@
+"""Pure functions of the eigenvalues of a covariance. Natural logarithms throughout.
+
+Every function takes eigenvalues ``(…, d)``, non-negative and in any order, and returns ``(…,)``. None of them looks at how many
+rows the covariance was estimated from, except where ``n`` is an argument: with n < d rows the rank is at most n, whatever the
+model, so compare only numbers measured on equally many tokens.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "condition",
+    "effective_rank",
+    "equal_spectrum_entropy",
+    "log_volume",
+    "matrix_entropy",
+    "max_rate_distortion_entropy",
+    "participation_ratio",
+    "rank_ratio",
+    "rate_distortion_entropy",
+    "stable_rank",
+]
+
+
+def log_volume(eigenvalues: Tensor, epsilon: float = 0.1) -> Tensor:
+    """``logdet(I + d/ε² Σ)``, in nats: the part of the rate-distortion entropy that depends on the spectrum."""
+    width = eigenvalues.shape[-1]
+    return torch.log1p(width / epsilon**2 * eigenvalues).sum(-1)
+
+
+def rate_distortion_entropy(eigenvalues: Tensor, n: Tensor | float, epsilon: float = 0.1) -> Tensor:
+    """``L = (d + n)/2 · logdet(I + d/ε² Σ)`` in nats (Def. 3.1): the cost of coding n rows to distortion ε.
+
+    It grows with n by construction; use the normalised value to compare. It is not the entropy of the tokens.
+
+    >>> float(rate_distortion_entropy(torch.tensor([0.5, 0.5]), n=2.0))  # doctest: +ELLIPSIS
+    18.46...
+    """
+    width = eigenvalues.shape[-1]
+    return (width + n) / 2 * log_volume(eigenvalues, epsilon)
+
+
+def max_rate_distortion_entropy(width: int, n: Tensor | float, epsilon: float = 0.1) -> Tensor:
+    """The largest value of ``L`` over unit rows: ``(d + n)/2 · d·log(1 + 1/ε²)``, reached at ``Σ = I/d``."""
+    return torch.as_tensor((width + n) / 2 * width * math.log1p(1 / epsilon**2))
+
+
+def equal_spectrum_entropy(rank_ratio: Tensor | float, epsilon: float = 0.1) -> Tensor:
+    """Eq. 1: the normalised entropy of a covariance with r equal eigenvalues, from r/d alone.
+
+    ``(r/d)·log(1 + (1/ε²)/(r/d)) / log(1 + 1/ε²)``. It stands in for a measured entropy only as far as the spectrum is flat.
+
+    >>> float(equal_spectrum_entropy(1.0))
+    1.0
+    """
+    ratio = torch.as_tensor(rank_ratio, dtype=torch.float64)
+    return ratio * torch.log1p(1 / (epsilon**2 * ratio)) / math.log1p(1 / epsilon**2)
+
+
+def matrix_entropy(eigenvalues: Tensor) -> Tensor:
+    """``H = −Σ p log p`` with p the eigenvalues divided by their sum (von Neumann entropy), in nats; 0 to log d.
+
+    >>> float(matrix_entropy(torch.tensor([1.0, 1.0, 0.0])))  # log 2
+    0.6931471824645996
+    """
+    shares = eigenvalues / eigenvalues.sum(-1, keepdim=True)
+    return -torch.special.xlogy(shares, shares).sum(-1)
+
+
+def effective_rank(eigenvalues: Tensor) -> Tensor:
+    """``e^H`` (Roy & Vetterli 2007), 1 to d: how many equal directions would have the same entropy."""
+    return matrix_entropy(eigenvalues).exp()
+
+
+def rank_ratio(eigenvalues: Tensor) -> Tensor:
+    """``r/d`` with r the effective rank. Divides by d, so a wider model scores lower at the same geometry."""
+    return effective_rank(eigenvalues) / eigenvalues.shape[-1]
+
+
+def stable_rank(eigenvalues: Tensor) -> Tensor:
+    """``‖Z‖_F² / ‖Z‖₂² = Σλ / λ_max``, 1 to d. A lower bound of the rank (the paper calls it an upper bound)."""
+    return eigenvalues.sum(-1) / eigenvalues.amax(-1)
+
+
+def participation_ratio(eigenvalues: Tensor) -> Tensor:
+    """``(Σλ)² / Σλ²``, 1 to d; between the stable rank and the effective rank."""
+    return eigenvalues.sum(-1).square() / eigenvalues.square().sum(-1)
+
+
+def condition(eigenvalues: Tensor) -> Tensor:
+    """``λ_max / λ_min``, infinite for a singular covariance (always, when n < d)."""
+    return eigenvalues.amax(-1) / eigenvalues.amin(-1)

@@ -1,0 +1,72 @@
+"""Entropies of single texts, summed over texts."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geomprobe.core.rows import Rows
+from geomprobe.core.spectrum import effective_rank, matrix_entropy, max_rate_distortion_entropy
+from geomprobe.core.state import State
+
+__all__ = ["TextEntropySum"]
+
+
+@dataclass(frozen=True)
+class TextEntropySum:
+    """Sums over texts of each text's own entropy, from its Gram matrix (T×T, never d×d).
+
+    ``logdet(I_d + d/ε² Σ) = logdet(I_T + d/(nε²) K)``, since ``ZᵀZ`` and ``ZZᵀ`` share their non-zero eigenvalues.
+
+    State (float64): ``texts``; sums over texts of ``entropy`` (normalised by its maximum for that text's n) and
+    ``entropy_nats``; with ``spectrum`` also of ``matrix_entropy``, ``effective_rank``, ``matrix_entropy_log_n`` and
+    ``log_n_texts``, the texts on which H/log min(n, d) is defined (n > 1; centred, n > 2).
+
+    Args:
+        epsilon: distortion ε, 0.1 in the paper.
+        center: subtract each text's mean row first (Wei et al. 2024).
+        spectrum: also the quantities that need eigenvalues, text by text: about ten times dearer, and waits for the device.
+    """
+
+    epsilon: float = 0.1
+    center: bool = False
+    spectrum: bool = False
+
+    def zero(self, width: int, device: torch.device) -> State:
+        names = ["texts", "entropy", "entropy_nats"]
+        if self.spectrum:
+            names += ["matrix_entropy", "matrix_entropy_log_n", "log_n_texts", "effective_rank"]
+        return {name: torch.zeros((), dtype=torch.float64, device=device) for name in names}
+
+    def update(self, state: State, rows: Rows) -> None:
+        gram, n, width = rows.gram(self.center).to(rows.hidden.dtype), rows.per_text(rows.valid), rows.width
+        seen = n > 0
+        # Every row is scaled by √(d/(nε²)) of its own text, so packed texts of different n share one factor.
+        row_scale = (width / (n.clamp_min(1) * self.epsilon**2)).sqrt().to(gram.dtype)[rows.text]
+        scaled = gram * (row_scale.unsqueeze(2) * row_scale.unsqueeze(1))
+        scaled.diagonal(dim1=-2, dim2=-1).add_(1)
+        # Conditioned like d/ε²: float32 keeps logdet to about 1e-6, unlike the gain's σ⁻².
+        factor = torch.linalg.cholesky_ex(scaled)[0]
+        log_volume = 2 * rows.per_text(factor.diagonal(dim1=-2, dim2=-1).double().log())
+        nats = (width + n) / 2 * log_volume
+        state["texts"] += seen.sum()
+        state["entropy_nats"] += nats.where(seen, 0).sum()
+        state["entropy"] += (nats / max_rate_distortion_entropy(width, n, self.epsilon)).where(seen, 0).sum()
+        if self.spectrum:
+            z = rows.unit(self.center).double()
+            for text in rows.text[rows.valid].unique():
+                self._add_spectrum(state, z[(rows.text == text) & rows.valid])
+
+    def _add_spectrum(self, state: State, z: Tensor) -> None:
+        n, width = z.shape
+        values = torch.linalg.eigvalsh(z @ z.mT if n < width else z.mT @ z).clamp_min(0)
+        if values.sum() == 0:  # one centred row, or rows all equal: a point has no spread
+            values[-1] = 1
+        entropy = matrix_entropy(values)
+        state["matrix_entropy"] += entropy
+        state["effective_rank"] += effective_rank(values)
+        rank = min(n - self.center, width)
+        if rank > 1:
+            state["matrix_entropy_log_n"] += entropy / math.log(rank)
+            state["log_n_texts"] += 1

@@ -1,0 +1,1 @@
+"""Named metrics: which accumulators each needs, and the scalars and curves it reads off them."""

@@ -1,0 +1,108 @@
+"""Representation entropy and the other readings of the spectrum."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from geomprobe.core import spectrum
+from geomprobe.core.covariance import Covariance, eigenvalues, mean_cosine
+from geomprobe.core.state import Accumulator, State
+from geomprobe.core.text_entropy import TextEntropySum
+from geomprobe.errors import GeomprobeError
+from geomprobe.metrics.metric import Metric
+
+__all__ = ["RepresentationEntropy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepresentationEntropy(Metric):
+    """How widely a site's rows spread over directions: Def. 3.1, matrix entropy and the ranks, on unit rows.
+
+    Over the whole stream, as if it were one text (all rows in one covariance Σ):
+
+    - ``entropy``: ``L / L_max``, 0 to 1, with ``L = (d+n)/2 · logdet(I + d/ε² Σ)``; ``entropy_nats``: L itself;
+    - ``matrix_entropy``: ``H = −Σp log p`` in nats, ``matrix_entropy_log_d = H/log d`` and
+      ``matrix_entropy_log_n = H/log min(n, d)`` (centred: n less one per text). Look at all three: most of a trend of H/log d over model sizes is its denominator;
+    - ``effective_rank`` e^H, ``rank_ratio`` e^H/d, ``stable_rank``, ``participation_ratio``;
+    - ``anisotropy``: mean cosine of two different rows.
+
+    Mean over texts: ``text_entropy``, ``text_entropy_nats``; with ``text_spectrum`` also ``text_matrix_entropy``,
+    ``text_matrix_entropy_log_d``, ``text_matrix_entropy_log_n``, ``text_effective_rank`` and ``text_rank_ratio``.
+
+    None of these is the entropy of the tokens or of the model's predictions. All grow with the number of rows until n ≫ d.
+
+    Args:
+        epsilon: distortion ε of the entropies.
+        center: subtract each text's mean row before scaling (Wei et al. 2024); every name then starts with ``centered_``.
+        text_spectrum: the per-text eigenvalue metrics too; about ten times dearer per forward.
+
+    Raises:
+        GeomprobeError: ``epsilon`` is not a positive number.
+    """
+
+    epsilon: float = 0.1
+    center: bool = False
+    text_spectrum: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon < math.inf:
+            raise GeomprobeError(f"RepresentationEntropy(epsilon={self.epsilon!r}): expected a positive number, such as 0.1")
+
+    @property
+    def _stream(self) -> Covariance:
+        return Covariance(center=self.center)
+
+    @property
+    def _texts(self) -> TextEntropySum:
+        return TextEntropySum(epsilon=self.epsilon, center=self.center, spectrum=self.text_spectrum)
+
+    @property
+    def needs(self) -> tuple[Accumulator, ...]:
+        return (self._stream, self._texts)
+
+    def scalars(self, states: Mapping[Accumulator, State]) -> Mapping[str, Tensor | float]:
+        measured = self._of_stream(states[self._stream]) | self._of_texts(states[self._texts], states[self._stream])
+        return {f"centered_{name}": value for name, value in measured.items()} if self.center else measured
+
+    def _of_stream(self, state: State) -> dict[str, Tensor | float]:
+        n, width = float(state["n"]), state["sum"].shape[0]
+        values = eigenvalues(state)
+        nats = spectrum.rate_distortion_entropy(values, n, self.epsilon)
+        matrix_entropy = spectrum.matrix_entropy(values)
+        rank = min(n - float(state["texts"]) * self.center, width)
+        return {
+            "entropy": nats / spectrum.max_rate_distortion_entropy(width, n, self.epsilon),
+            "entropy_nats": nats,
+            "matrix_entropy": matrix_entropy,
+            "matrix_entropy_log_d": _over_log(matrix_entropy, width),
+            "matrix_entropy_log_n": _over_log(matrix_entropy, rank),
+            "effective_rank": matrix_entropy.exp(),
+            "rank_ratio": matrix_entropy.exp() / width,
+            "stable_rank": spectrum.stable_rank(values),
+            "participation_ratio": spectrum.participation_ratio(values),
+            "anisotropy": mean_cosine(state),
+        }
+
+    def _of_texts(self, state: State, stream: State) -> dict[str, Tensor | float]:
+        width, texts = stream["sum"].shape[0], state["texts"]
+        measured: dict[str, Tensor | float] = {
+            "text_entropy": state["entropy"] / texts,
+            "text_entropy_nats": state["entropy_nats"] / texts,
+        }
+        if self.text_spectrum:
+            matrix_entropy = state["matrix_entropy"] / texts
+            measured |= {
+                "text_matrix_entropy": matrix_entropy,
+                "text_matrix_entropy_log_d": _over_log(matrix_entropy, width),
+                "text_matrix_entropy_log_n": state["matrix_entropy_log_n"] / state["log_n_texts"],
+                "text_effective_rank": state["effective_rank"] / texts,
+                "text_rank_ratio": state["effective_rank"] / texts / width,
+            }
+        return measured
+
+
+def _over_log(entropy: Tensor, count: float) -> Tensor | float:
+    """``H / log count``; undefined (NaN) for a single direction, whose entropy cannot be anything but 0."""
+    return entropy / math.log(count) if count > 1 else math.nan

@@ -1,0 +1,267 @@
+"""The probe: hooks on a model, states that add, a reading at the end."""
+
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from geomprobe.capture.anatomy import find_anatomy
+from geomprobe.capture.frame import Frame
+from geomprobe.capture.hooks import Capture
+from geomprobe.core.rows import exact_arithmetic
+from geomprobe.core.state import Accumulator, State, Tally, copy_state
+from geomprobe.errors import GeomprobeError
+from geomprobe.metrics.entropy import RepresentationEntropy
+from geomprobe.metrics.gain import InformationGain
+from geomprobe.metrics.metric import Metric
+from geomprobe.reading import Reading
+from geomprobe.schedule import Schedule
+
+__all__ = ["Mode", "Probe"]
+
+Mode = Literal["train", "eval"]
+
+_attached: "weakref.WeakKeyDictionary[nn.Module, Probe]" = weakref.WeakKeyDictionary()
+
+
+class Probe:
+    """Watch the geometry of a model's representations while it runs.
+
+    Hidden states are reduced to sums inside the forward pass; no activation is kept, and nothing the model computes changes.
+    What is seen while the model trains and while it evaluates is kept apart.
+
+        with Probe(model) as probe:
+            model(**batch)
+        print(probe.read())
+
+    Args:
+        model: any model that holds one Hugging Face decoder, wrapped or not.
+        metrics: what to measure; ``RepresentationEntropy()`` and ``InformationGain()`` by default.
+        layers: which sites: indices, ``"layer_05"``, ``"embed"``, ``"final_norm"``; all by default.
+        when: which forwards to measure, as a function of how many came before (``every(20)``); all by default.
+        on_error: ``"warn"``: a fault inside the probe warns once, takes the probe off the model, and lets the model go on, what
+            was measured being kept. ``"raise"``: it raises, for tests and research.
+
+    Attributes:
+        paused: set to True to let forwards pass unmeasured (they do not count for ``when``).
+        fault: the exception that took this probe off its model, or None.
+
+    Raises:
+        GeomprobeError: no decoder found, an unknown layer, or metrics that claim one name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        metrics: Sequence[Metric] | None = None,
+        *,
+        layers: list[int | str] | None = None,
+        when: Schedule | None = None,
+        on_error: Literal["warn", "raise"] = "warn",
+    ) -> None:
+        if on_error not in ("warn", "raise"):
+            raise GeomprobeError(f"Probe(on_error={on_error!r}): expected 'warn' or 'raise'")
+        self.metrics = tuple(metrics) if metrics is not None else (RepresentationEntropy(), InformationGain())
+        for metric in self.metrics:
+            if not isinstance(metric, Metric):
+                raise GeomprobeError(f"{metric!r} is not a Metric: give instances, such as RepresentationEntropy()")
+        anatomy = find_anatomy(model)
+        self.sites = anatomy.select(layers)
+        self.when = when
+        self.on_error = on_error
+        self.paused = False
+        self.fault: Exception | None = None
+        self._base = anatomy.base
+        self._capture = Capture(anatomy, self.sites, self)
+        self._status: Literal["new", "attached", "closed"] = "new"
+        self._forwards = 0
+        # dict.fromkeys keeps order and drops equal ones: that is all the sharing there is.
+        self._accumulators = tuple(dict.fromkeys([Tally(), *(need for metric in self.metrics for need in metric.needs)]))
+        self._states: dict[Mode, dict[str, dict[Accumulator, State]]] = {"train": {}, "eval": {}}
+
+    # -- life ---------------------------------------------------------------------------------------------------------------
+
+    def attach(self) -> Self:
+        """Put the hooks on. ``with Probe(model)`` does this.
+
+        Raises:
+            GeomprobeError: this probe is attached or closed, or another is on the model.
+        """
+        if self._status == "closed":
+            raise GeomprobeError("this probe is closed: its readings stay, but to watch again make a new Probe(model)")
+        if (other := Probe.on(self._base)) is not None:
+            who = "this probe" if other is self else "another probe"
+            raise GeomprobeError(
+                f"{who} is already attached to this {type(self._base).__name__}. Give one probe all the metrics; "
+                "to remove a probe you lost hold of: Probe.on(model).close()"
+            )
+        self._capture.attach()
+        _attached[self._base] = self
+        self._status = "attached"
+        return self
+
+    def close(self) -> None:
+        """Take every hook off; numbers stay readable. Safe to call twice."""
+        self._capture.detach()
+        if _attached.get(self._base) is self:
+            del _attached[self._base]
+        self._status = "closed"
+
+    @staticmethod
+    def on(model: nn.Module) -> "Probe | None":
+        """The probe attached to ``model``, if any."""
+        return _attached.get(find_anatomy(model).base)
+
+    def __enter__(self) -> Self:
+        return self.attach()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # -- numbers ------------------------------------------------------------------------------------------------------------
+
+    def read(self, mode: Mode | None = None, *, reset: bool = False) -> Reading:
+        """The numbers so far, as plain floats. Measuring goes on.
+
+        Args:
+            mode: what was seen while the model was in training or in evaluation mode. Not needed when only one was seen.
+            reset: forget what was seen in this mode afterwards, so that the next reading starts anew.
+
+        Raises:
+            GeomprobeError: nothing was seen, or both modes were and ``mode`` does not say which.
+        """
+        seen = [name for name, sites in self._states.items() if sites]
+        if mode is None and len(seen) == 2:
+            raise GeomprobeError("this probe saw the model in training and in evaluation: read('train') or read('eval')")
+        mode = mode or (seen[0] if seen else "eval")
+        if mode not in self._states:
+            raise GeomprobeError(f"read({mode!r}): expected 'train' or 'eval'")
+        if not self._states[mode]:
+            raise GeomprobeError(f"nothing to read: {self._why_empty(seen)}")
+        reading = Reading(mode=mode, sites=self.sites, notes=self._notes())
+        with torch.inference_mode(False), torch.no_grad():
+            for site, states in self._states[mode].items():
+                self._compute(reading, site, states)
+        if reset:
+            self.reset(mode)
+        return reading
+
+    def reset(self, mode: Mode | None = None) -> None:
+        """Forget what was seen in ``mode``, or in both."""
+        for name, sites in self._states.items():
+            if mode in (None, name):
+                sites.clear()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything seen, as flat named tensors on the CPU: ``mode/site/accumulator/sum``. Two of them add.
+
+        >>> # safetensors.torch.save_file(probe.state_dict(), "probe.safetensors")
+        """
+        return {
+            f"{mode}/{site}/{accumulator!r}/{name}": value
+            for mode, sites in self._states.items()
+            for site, states in sites.items()
+            for accumulator, state in states.items()
+            for name, value in copy_state(state, torch.device("cpu")).items()
+        }
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from :meth:`state_dict`, in place of what was seen so far.
+
+        Raises:
+            GeomprobeError: it comes from a probe with other metrics or sites.
+        """
+        accumulators = {repr(accumulator): accumulator for accumulator in self._accumulators}
+        states: dict[Mode, dict[str, dict[Accumulator, State]]] = {"train": {}, "eval": {}}
+        for key, value in tensors.items():
+            mode, site, name, entry = key.split("/") if key.count("/") == 3 else ("", "", "", "")
+            if mode not in states or site not in self.sites or name not in accumulators:
+                raise GeomprobeError(
+                    f"this state holds {key!r}, which a probe with these metrics and layers does not keep: "
+                    "make the probe with the arguments of the one that saved it"
+                )
+            states[mode].setdefault(site, {}).setdefault(accumulators[name], {})[entry] = value.clone()
+        self._states = states
+
+    def _compute(self, reading: Reading, site: str, states: Mapping[Accumulator, State]) -> None:
+        tally = {name: float(value) for name, value in states[Tally()].items()}
+        reading.add(site, "tokens", tally["tokens"])
+        reading.add(site, "texts", tally["texts"])
+        if tally["nonfinite"]:
+            reading.add(site, "nonfinite", tally["nonfinite"])
+            reading.notes.append(f"{site}: {tally['nonfinite']:.0f} rows held NaN or Inf and were left out of every number")
+        if not tally["tokens"]:
+            return
+        for metric in self.metrics:
+            for name, value in metric.scalars(states).items():
+                reading.add(site, name, float(value))
+            for name, curve in metric.curves(states).items():
+                reading.add_curve(site, name, curve)
+
+    def _notes(self) -> list[str]:
+        if self.fault is None:
+            return []
+        return [f"the probe stopped after {self._forwards} forwards: {type(self.fault).__name__}: {self.fault}"]
+
+    def _why_empty(self, seen: list[Mode]) -> str:
+        if self.fault is not None:
+            return f"the probe met {type(self.fault).__name__}: {self.fault}"
+        if seen:
+            return f"the model ran in {seen[0]} mode only"
+        if self._status == "new":
+            return "the probe was never attached; use it as 'with Probe(model) as probe:' around the forward"
+        if self._forwards:
+            return f"the schedule measured none of {self._forwards} forwards"
+        return "the model has not run since the probe was attached; call the model inside 'with Probe(model) as probe:'"
+
+    # -- what the capture reports -------------------------------------------------------------------------------------------
+
+    def wants(self, base: nn.Module) -> bool:
+        """:meta private:"""
+        if self.paused or self.fault is not None:
+            return False
+        step, self._forwards = self._forwards, self._forwards + 1
+        return self.when is None or self.when(step)
+
+    def opened(self, read: Callable[[], Frame]) -> Frame | None:
+        """:meta private:"""
+        try:
+            return read()
+        except Exception as error:
+            self._fail(error)
+            return None
+
+    def captured(self, frame: Frame, site: str, hidden: Tensor) -> None:
+        """:meta private:"""
+        if self.fault is not None:
+            return
+        try:
+            with exact_arithmetic(hidden.device.type):
+                rows = frame.rows(hidden)
+                bank = self._states["train" if frame.training else "eval"]
+                if site not in bank:
+                    bank[site] = {a: a.zero(rows.width, rows.hidden.device) for a in self._accumulators}
+                for accumulator, state in bank[site].items():
+                    accumulator.update(state, rows)
+        except Exception as error:
+            self._fail(error)
+
+    def closed(self, frame: Frame | None, completed: bool) -> None:
+        """:meta private:"""
+        if self.fault is not None and completed:  # not while the model's own exception walks through the hooks
+            self.close()
+
+    def _fail(self, error: Exception) -> None:
+        self.fault = error
+        if self.on_error == "raise":
+            raise error
+        warnings.warn(
+            f"geomprobe stopped watching, the model goes on: {type(error).__name__}: {error}. What was measured so far "
+            "is kept; use Probe(on_error='raise') to see where it happened",
+            RuntimeWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,245 @@
+"""A reading: what a probe measured, as plain numbers that print, plot, save and load."""
+
+import html
+import json
+import math
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from geomprobe.errors import GeomprobeError
+from geomprobe.metrics.metric import Curve
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["Reading"]
+
+T = TypeVar("T")
+
+# The columns of a printed table, in order, as far as the terminal is wide; everything else is in the reading by name.
+_COLUMNS = {
+    "entropy": ("entropy", "{:.3f}"),
+    "effective_rank": ("eff.rank", "{:.1f}"),
+    "rank_ratio": ("r/d", "{:.3f}"),
+    "anisotropy": ("anisotropy", "{:.3f}"),
+    "information_gain": ("gain/text", "{:.1f}"),
+    "gain_per_token": ("gain/token", "{:.3f}"),
+}
+_BAR = 10
+
+
+@dataclass
+class Reading:
+    """Scalars ``metric/site`` and curves over positions, with the counts behind them.
+
+    Attributes:
+        mode: ``"train"`` or ``"eval"``.
+        sites: the sites measured, from ``embed`` to ``final_norm``.
+        values: scalars by ``"metric/site"``; ``tokens/<site>`` and ``texts/<site>`` say how many rows and texts they rest on.
+        notes: what a reader must know: rows left out, a probe that stopped early.
+    """
+
+    mode: str
+    sites: tuple[str, ...]
+    values: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    _curves: dict[str, Curve] = field(default_factory=dict)
+
+    def add(self, site: str, metric: str, value: float) -> None:
+        """Set one scalar.
+
+        Raises:
+            GeomprobeError: two metrics gave the same name.
+        """
+        if (key := f"{metric}/{site}") in self.values:
+            raise GeomprobeError(f"two metrics of this probe both give {metric!r}: use one of them, or rename yours")
+        self.values[key] = value
+
+    def add_curve(self, site: str, metric: str, curve: Curve) -> None:
+        """Set one curve.
+
+        Raises:
+            GeomprobeError: two metrics gave the same name.
+        """
+        if (key := f"{metric}/{site}") in self._curves:
+            raise GeomprobeError(f"two metrics of this probe both give the curve {metric!r}: use one of them, or rename yours")
+        self._curves[key] = curve
+
+    # -- look up ------------------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, key: str) -> float:
+        """``reading["entropy/layer_05"]``.
+
+        Raises:
+            GeomprobeError: not measured; the message lists what was.
+        """
+        return _lookup(self.values, key, "value")
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def curve(self, metric: str, site: str) -> Curve:
+        """``reading.curve("information_gain", "final_norm")``: mean, std and count by position.
+
+        Raises:
+            GeomprobeError: not measured; the message lists what was.
+        """
+        return _lookup(self._curves, f"{metric}/{site}", "curve")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the scalars, in the order the metrics give them."""
+        return tuple(dict.fromkeys(key.split("/")[0] for key in self.values))
+
+    def site(self, site: str) -> dict[str, float]:
+        """All scalars of one site by metric name."""
+        return {key.split("/")[0]: value for key, value in self.values.items() if key.split("/")[1] == site}
+
+    # -- out and in ---------------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: ``{"mode", "sites": {site: {metric: value}}, "curves": {site: {metric: …}}, "notes"}``; NaN is None."""
+        curves: dict[str, dict[str, Any]] = {}
+        for key, curve in self._curves.items():
+            metric, site = key.split("/")
+            std = None if curve.std is None else [_finite(x) for x in curve.std]
+            entry = {"mean": [_finite(x) for x in curve.mean], "std": std, "count": list(curve.count)}
+            curves.setdefault(site, {})[metric] = entry
+        sites = {site: {name: _finite(value) for name, value in self.site(site).items()} for site in self.sites}
+        return {"mode": self.mode, "sites": sites, "curves": curves, "notes": list(self.notes)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The reading that :meth:`to_dict` wrote.
+
+        Raises:
+            GeomprobeError: it is not one.
+        """
+        try:
+            reading = cls(mode=data["mode"], sites=tuple(data["sites"]), notes=list(data["notes"]))
+            for site, scalars in data["sites"].items():
+                for metric, value in scalars.items():
+                    reading.add(site, metric, _number(value))
+            for site, curves in data["curves"].items():
+                for metric, c in curves.items():
+                    std = None if c["std"] is None else tuple(map(_number, c["std"]))
+                    reading.add_curve(site, metric, Curve(tuple(map(_number, c["mean"])), std, tuple(c["count"])))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise GeomprobeError(
+                f"this is not a reading: {type(error).__name__}: {error}; expected what to_dict() gives"
+            ) from error
+        return reading
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as a JSON text."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The reading that :meth:`to_json` wrote.
+
+        Raises:
+            GeomprobeError: it is not one.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise GeomprobeError(f"this is not a reading: not JSON ({error})") from error
+        return cls.from_dict(data)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """One row per site, one column per metric.
+
+        Raises:
+            GeomprobeError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise GeomprobeError("Reading.to_pandas() needs pandas: pip install pandas") from error
+        return pandas.DataFrame.from_dict({site: self.site(site) for site in self.sites}, orient="index")
+
+    # -- to look at ---------------------------------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        """A table for 80 columns: one line per site, a bar for the entropy, and what else there is by name."""
+        shown = [name for name in _COLUMNS if name in self.metrics] or [
+            m for m in self.metrics if m not in ("tokens", "texts")
+        ][:5]
+        width = max(10, *(len(site) for site in self.sites))
+        titles = {name: _COLUMNS.get(name, (name, ""))[0] for name in shown}
+        head = f"{'site':<{width}}"
+        for name in shown:
+            head += f"  {titles[name]:>{self._width(titles[name])}}" + " " * (_BAR + 1) * (name == "entropy")
+        lines = [self._headline(), "", head]
+        for site in self.sites:
+            line = f"{site:<{width}}"
+            for name in shown:
+                line += f"  {self._cell(name, site):>{self._width(titles[name])}}"
+                if name == "entropy":
+                    line += " " + _bar(self.values.get(f"entropy/{site}", math.nan))
+            lines.append(line.rstrip())
+        others = [name for name in self.metrics if name not in (*shown, "tokens", "texts")]
+        if others:
+            lines += ["", *_wrap("also: " + ", ".join(others))]
+        return "\n".join(lines + [line for note in self.notes for line in _wrap("! " + note)])
+
+    def _repr_html_(self) -> str:
+        """The same table for notebooks, every metric a column."""
+        names = [name for name in self.metrics if name not in ("tokens", "texts")]
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in ["site", *names])
+        body = "".join(
+            f"<tr><th>{html.escape(site)}</th>" + "".join(f"<td>{self._cell(name, site)}</td>" for name in names) + "</tr>"
+            for site in self.sites
+        )
+        notes = "".join(f"<p>⚠ {html.escape(note)}</p>" for note in self.notes)
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f"<p>{html.escape(self._headline())}</p><div style='overflow-x:auto'>{table}</div>{notes}"
+
+    def _headline(self) -> str:
+        tokens = max((self.values.get(f"tokens/{site}", 0) for site in self.sites), default=0)
+        texts = max((self.values.get(f"texts/{site}", 0) for site in self.sites), default=0)
+        return f"geomprobe · {tokens:,.0f} tokens in {texts:,.0f} text{'s' * (texts != 1)} · {self.mode}"
+
+    def _cell(self, name: str, site: str) -> str:
+        value = self.values.get(f"{name}/{site}", math.nan)
+        return "–" if math.isnan(value) else _COLUMNS.get(name, ("", "{:.4g}"))[1].format(value)
+
+    @staticmethod
+    def _width(title: str) -> int:
+        return max(7, len(title))
+
+
+def _lookup(table: dict[str, T], key: str, what: str) -> T:
+    if key in table:
+        return table[key]
+    metrics = sorted({name.split("/")[0] for name in table})
+    sites = list(dict.fromkeys(name.split("/")[1] for name in table))
+    known = f"metrics {', '.join(metrics)}; sites {', '.join(sites)}" if table else "none"
+    raise GeomprobeError(f"no {what} {key!r} in this reading, expected 'metric/site'. It has: {known}")
+
+
+def _bar(value: float) -> str:
+    """A bar of ten places for a value from 0 to 1, in eighths."""
+    eighths = 0 if math.isnan(value) else round(min(max(value, 0.0), 1.0) * _BAR * 8)
+    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()).ljust(_BAR)
+
+
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(text, 80, subsequent_indent="  ")
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
