@@ -66,8 +66,8 @@ def find_anatomy(model: nn.Module) -> Anatomy:
     if not found:
         raise GeomprobeError(
             f"found no decoder layers in {type(model).__name__}: looked for layers named in "
-            f"_can_record_outputs['hidden_states'], then for a ModuleList of config.num_hidden_layers modules; it holds {_lists(model)}. "
-            "Give the Hugging Face decoder itself, or a model that contains one"
+            f"_can_record_outputs['hidden_states'], then for a ModuleList of config.num_hidden_layers modules; "
+            f"it holds {_lists(model)}. Give the Hugging Face decoder itself, or a model that contains one"
         )
     if len(found) > 1:
         names = ", ".join(type(base).__name__ for base, _ in found)
@@ -87,9 +87,7 @@ def _recorded(model: nn.Module) -> list[tuple[nn.Module, nn.ModuleList]]:
         classes = tuple(_recorded_class(entry) for entry in (recorded if isinstance(recorded, list) else [recorded]) if entry)
         if not classes:
             continue
-        found += [
-            (owner, child) for child in owner.children() if _is_stack(child) and all(isinstance(m, classes) for m in child)
-        ]
+        found += [(owner, stack) for stack in _stacks(owner) if all(isinstance(layer, classes) for layer in stack)]
     return found
 
 
@@ -103,12 +101,12 @@ def _counted(model: nn.Module) -> list[tuple[nn.Module, nn.ModuleList]]:
     found = []
     for owner in model.modules():
         count = getattr(getattr(owner, "config", None), "num_hidden_layers", None)
-        found += [(owner, child) for child in owner.children() if _is_stack(child) and len(child) == count]
+        found += [(owner, stack) for stack in _stacks(owner) if len(stack) == count]
     return found
 
 
-def _is_stack(module: nn.Module) -> bool:
-    return isinstance(module, nn.ModuleList) and len(module) > 0
+def _stacks(owner: nn.Module) -> list[nn.ModuleList]:
+    return [child for child in owner.children() if isinstance(child, nn.ModuleList) and len(child) > 0]
 
 
 def _lists(model: nn.Module) -> str:

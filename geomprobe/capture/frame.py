@@ -1,6 +1,7 @@
 """One forward pass of the decoder: which rows are tokens, and where they stand."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -38,7 +39,7 @@ def read_frame(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     Raises:
         GeomprobeError: a padding mask or a cache that cannot be followed exactly.
     """
-    call = dict(zip(_parameters(type(base)), args, strict=False)) | kwargs
+    call = dict(zip(_parameters(type(base).forward), args, strict=False)) | kwargs
     tokens = call.get("input_ids")
     if tokens is None:
         tokens = call.get("inputs_embeds")
@@ -66,5 +67,5 @@ def _padding_mask(mask: Any, length: int) -> Tensor | None:
 
 
 @lru_cache(maxsize=64)
-def _parameters(base: type[nn.Module]) -> tuple[str, ...]:
-    return tuple(inspect.signature(base.forward).parameters)[1:]
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]

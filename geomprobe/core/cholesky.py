@@ -69,7 +69,7 @@ def ridge_coefficients(factor: Tensor) -> Tensor:
     Row t minimises ``‖z_t − Zβ‖² + σ²‖β‖²`` over earlier rows: ``−L_tt · (L⁻¹)_t`` (the scale of L cancels).
     """
     identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand_as(factor)
-    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+    inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
     return -(factor.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) * inverse).tril(-1)
 
 

@@ -59,7 +59,8 @@ def eigenvalues(state: State) -> Tensor:
     sigma = covariance(state)
     if not sigma.isfinite().all():
         return torch.full(sigma.shape[:1], torch.nan, dtype=sigma.dtype)
-    return torch.linalg.eigvalsh(sigma).clamp_min(0)
+    values: Tensor = torch.linalg.eigvalsh(sigma)
+    return values.clamp_min(0)
 
 
 def mean_cosine(state: State) -> Tensor:

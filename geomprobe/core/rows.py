@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ def exact_arithmetic(device_type: str) -> Iterator[None]:
     The host's settings are put back on exit, through the same interface PyTorch reads them by, so that a program which set
     them the old way (``torch.set_float32_matmul_precision``) still reads what it wrote.
     """
-    backends = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
     lowered = [(backend, backend.fp32_precision) for backend in backends if backend.fp32_precision not in ("none", "ieee")]
     for backend, _ in lowered:
         backend.fp32_precision = "ieee"
@@ -70,7 +71,8 @@ class Rows:
     @cached_property
     def norms(self) -> Tensor:
         """Euclidean norm of every row, ``(batch, length)``."""
-        return torch.linalg.vector_norm(self.hidden, dim=-1)
+        norms: Tensor = torch.linalg.vector_norm(self.hidden, dim=-1)
+        return norms
 
     @cached_property
     def valid(self) -> Tensor:

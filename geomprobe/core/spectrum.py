@@ -66,7 +66,8 @@ def matrix_entropy(eigenvalues: Tensor) -> Tensor:
     0.6931471824645996
     """
     shares = eigenvalues / eigenvalues.sum(-1, keepdim=True)
-    return -torch.special.xlogy(shares, shares).sum(-1)
+    entropy: Tensor = -torch.special.xlogy(shares, shares).sum(-1)
+    return entropy
 
 
 def effective_rank(eigenvalues: Tensor) -> Tensor:

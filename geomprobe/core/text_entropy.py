@@ -55,7 +55,7 @@ class TextEntropySum:
         state["entropy"] += (nats / max_rate_distortion_entropy(width, n, self.epsilon)).where(seen, 0).sum()
         if self.spectrum:
             z = rows.unit(self.center).double()
-            for text in rows.text[rows.valid].unique():
+            for text in rows.text[rows.valid].unique():  # type: ignore[no-untyped-call]
                 self._add_spectrum(state, z[(rows.text == text) & rows.valid])
 
     def _add_spectrum(self, state: State, z: Tensor) -> None:

@@ -24,7 +24,8 @@ class RepresentationEntropy(Metric):
 
     - ``entropy``: ``L / L_max``, 0 to 1, with ``L = (d+n)/2 · logdet(I + d/ε² Σ)``; ``entropy_nats``: L itself;
     - ``matrix_entropy``: ``H = −Σp log p`` in nats, ``matrix_entropy_log_d = H/log d`` and
-      ``matrix_entropy_log_n = H/log min(n, d)`` (centred: n less one per text). Look at all three: most of a trend of H/log d over model sizes is its denominator;
+      ``matrix_entropy_log_n = H/log min(n, d)`` (centred: n less one per text). Look at all three: most of a trend of H/log d
+      over model sizes is its denominator;
     - ``effective_rank`` e^H, ``rank_ratio`` e^H/d, ``stable_rank``, ``participation_ratio``;
     - ``anisotropy``: mean cosine of two different rows.
 
