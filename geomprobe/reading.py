@@ -22,7 +22,6 @@ T = TypeVar("T")
 _COLUMNS = {
     "entropy": ("entropy", "{:.3f}"),
     "effective_rank": ("eff.rank", "{:.1f}"),
-    "rank_ratio": ("r/d", "{:.3f}"),
     "anisotropy": ("anisotropy", "{:.3f}"),
     "information_gain": ("gain/text", "{:.1f}"),
     "gain_per_token": ("gain/token", "{:.3f}"),
@@ -170,7 +169,7 @@ class Reading:
     # -- to look at ---------------------------------------------------------------------------------------------------------
 
     def __str__(self) -> str:
-        """A table for 80 columns: one line per site, a bar for the entropy, and what else there is by name."""
+        """A table for 80 columns: one line per site, the entropy also as a bar (full at the highest), what else there is."""
         shown = [name for name in _COLUMNS if name in self.metrics] or [
             m for m in self.metrics if m not in ("tokens", "texts")
         ][:5]
@@ -179,13 +178,14 @@ class Reading:
         head = f"{'site':<{width}}"
         for name in shown:
             head += f"  {titles[name]:>{self._width(titles[name])}}" + " " * (_BAR + 1) * (name == "entropy")
+        highest = max((self.values.get(f"entropy/{site}", 0.0) for site in self.sites), default=0.0) or 1.0
         lines = [self._headline(), "", head]
         for site in self.sites:
             line = f"{site:<{width}}"
             for name in shown:
                 line += f"  {self._cell(name, site):>{self._width(titles[name])}}"
                 if name == "entropy":
-                    line += " " + _bar(self.values.get(f"entropy/{site}", math.nan))
+                    line += " " + _bar(self.values.get(f"entropy/{site}", math.nan) / highest)
             lines.append(line.rstrip())
         others = [name for name in self.metrics if name not in (*shown, "tokens", "texts")]
         if others:

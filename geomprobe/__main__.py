@@ -1,0 +1,5 @@
+"""``python -m geomprobe``, also under ``accelerate launch -m geomprobe``."""
+
+from geomprobe.cli import main
+
+main()

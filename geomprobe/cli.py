@@ -1,0 +1,68 @@
+"""``geomprobe …``: each command imports what it needs when it runs, so that help answers at once."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from geomprobe.errors import GeomprobeError
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="Watch the geometry of a language model's representations from inside the forward pass.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, readings and the offline W&B run.")] = Path("geomprobe-demo"),
+    steps: Annotated[int, typer.Option(help="Optimizer steps to train for.", min=1)] = 400,
+) -> None:
+    """Train a small GPT-NeoX under the probe and see entropy and information gain move. Offline, CPU, about two minutes."""
+    from geomprobe.demo import run
+
+    run(out, steps=steps)
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Hub id, directory or .gguf file.")],
+    text: Annotated[str | None, typer.Argument(help="The text to look at.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Read the text from a file instead.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: sites, curves, tokens.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    gguf_file: Annotated[str | None, typer.Option(help="The GGUF file inside MODEL.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; CUDA when there is one.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run the model's own code.")] = False,
+) -> None:
+    """Run one text through a model: a table of all sites, and what each token adds."""
+    if (text is None) == (file is None):
+        raise GeomprobeError("give either a TEXT or --file F")
+    from geomprobe.inspection import inspect_text
+    from geomprobe.loading import load
+
+    try:
+        content = text if file is None else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GeomprobeError(f"cannot read {file}: {error}; expected a text file in UTF-8") from error
+    loaded = load(
+        model, revision=revision, gguf_file=gguf_file, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
+    inspection = inspect_text(loaded, content or "")
+    print(json.dumps(inspection.to_dict(), allow_nan=False) if as_json else inspection)
+
+
+def main() -> None:
+    """The console script: a :class:`GeomprobeError` is one line and exit code 1, never a traceback."""
+    try:
+        app(prog_name="geomprobe")
+    except GeomprobeError as error:
+        print(f"geomprobe: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,84 @@
+"""Models and tokenizers from a hub id, a local directory or a GGUF file: one way for every command."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from geomprobe.errors import GeomprobeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Loaded", "load", "tokenize"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in evaluation mode and its tokenizer."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+
+
+def load(
+    model: str,
+    *,
+    revision: str | None = None,
+    gguf_file: str | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> Loaded:
+    """Load a causal language model, from safetensors or GGUF only.
+
+    Args:
+        model: a hub id, a directory, or the path of a ``.gguf`` file.
+        revision: branch, tag or commit on the hub.
+        gguf_file: the file to read inside ``model``.
+        dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto`` (what the checkpoint has).
+        device: where to; CUDA when there is one, else the CPU.
+        trust_remote_code: run the model's own code. Only when you trust whoever wrote it.
+
+    Raises:
+        GeomprobeError: it cannot be had or read; the message holds the cause.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = Path(model)
+    if gguf_file is None and path.suffix == ".gguf":
+        model, gguf_file = str(path.parent), path.name
+    if gguf_file is None and path.is_dir() and not (path / "config.json").exists():
+        raise GeomprobeError(f"{model}: a directory without a config.json; expected one that save_pretrained() wrote")
+    source = {"revision": revision, "gguf_file": gguf_file, "trust_remote_code": trust_remote_code}
+    source = {name: value for name, value in source.items() if value}
+    weights = {} if gguf_file else {"use_safetensors": True}
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise GeomprobeError(f"dtype {dtype!r}: expected float32, bfloat16, float16 or auto")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, **source)
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, **source, **weights)
+        loaded = loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    except Exception as error:  # whatever a hub, a disk or a file format can do wrong
+        first_line = str(error).strip().split("\n")[0]
+        raise GeomprobeError(
+            f"cannot load {model!r}: {type(error).__name__}: {first_line}. Expected a hub id, a directory with config.json, "
+            "tokenizer and safetensors weights, or a GGUF file"
+        ) from error
+    return Loaded(loaded, tokenizer)
+
+
+def tokenize(loaded: Loaded, text: str) -> torch.Tensor:
+    """Token ids of one text ``(1, length)`` on the model's device.
+
+    Raises:
+        GeomprobeError: the text has no token, or more than the model reads.
+    """
+    ids: torch.Tensor = loaded.tokenizer(text, return_tensors="pt").input_ids
+    if not text or not ids.shape[1]:
+        raise GeomprobeError("the text is empty: give at least one token to look at")
+    limit = getattr(loaded.model.config, "max_position_embeddings", None) or ids.shape[1]
+    if ids.shape[1] > limit:
+        raise GeomprobeError(f"the text has {ids.shape[1]:,} tokens and this model reads {limit:,}: give a shorter text")
+    return ids.to(loaded.model.device)
