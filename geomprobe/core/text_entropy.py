@@ -40,15 +40,15 @@ class TextEntropySum:
         return {name: torch.zeros((), dtype=torch.float64, device=device) for name in names}
 
     def update(self, state: State, rows: Rows) -> None:
-        gram, n, width = rows.gram(self.center).to(rows.hidden.dtype), rows.per_text(rows.valid), rows.width
+        gram, n, width = rows.gram(self.center), rows.per_text(rows.valid), rows.width
         seen = n > 0
         # Every row is scaled by √(d/(nε²)) of its own text, so packed texts of different n share one factor.
-        row_scale = (width / (n.clamp_min(1) * self.epsilon**2)).sqrt().to(gram.dtype)[rows.text]
+        row_scale = (width / (n.clamp_min(1) * self.epsilon**2)).sqrt()[rows.text]
         scaled = gram * (row_scale.unsqueeze(2) * row_scale.unsqueeze(1))
         scaled.diagonal(dim1=-2, dim2=-1).add_(1)
-        # Conditioned like d/ε²: float32 keeps logdet to about 1e-6, unlike the gain's σ⁻².
+        # Conditioned like d/ε²: a float32 factor of equal rows was measured 2e-3 off at d = 4096, and not finite at ε = 1e-3.
         factor = torch.linalg.cholesky_ex(scaled)[0]
-        log_volume = 2 * rows.per_text(factor.diagonal(dim1=-2, dim2=-1).double().log())
+        log_volume = 2 * rows.per_text(factor.diagonal(dim1=-2, dim2=-1).log())
         nats = (width + n) / 2 * log_volume
         state["texts"] += seen.sum()
         state["entropy_nats"] += nats.where(seen, 0).sum()
