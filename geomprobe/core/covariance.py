@@ -18,8 +18,8 @@ class Covariance:
     State (float64): ``n`` rows, ``texts``, ``sum`` Σz ``(d,)``, ``outer`` Σzzᵀ ``(d, d)``, ``norm`` Σ‖h‖ and ``norm_sq`` Σ‖h‖²
     of the rows before scaling.
 
-    Products run in float32 over one forward and are added in float64: a running covariance kept in bf16 was measured 6.5%
-    off, one kept so agrees with float64 throughout to about 1e-6.
+    Products are float64 too. A running covariance kept in bf16 was measured 6.5% off; float32 products fill the null space of
+    n < d rows with noise that ``d/ε²`` and ``σ⁻²`` then multiply: the entropy of 50 rows was 3e-4 off at d = 1024.
 
     Args:
         center: subtract each text's mean row before scaling to length one (Wei et al. 2024). The paper does not.
@@ -39,7 +39,7 @@ class Covariance:
         return {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}
 
     def update(self, state: State, rows: Rows) -> None:
-        z = rows.unit(self.center).flatten(0, 1)
+        z = rows.unit(self.center).flatten(0, 1).double()
         norms = torch.where(rows.valid, rows.norms, 0).double()
         state["n"] += rows.valid.sum()
         state["texts"] += (rows.per_text(rows.valid) > 0).sum()
