@@ -31,8 +31,9 @@ def exact_arithmetic(device_type: str) -> Iterator[None]:
 
 
 def unit_rows(rows: Tensor, norms: Tensor) -> Tensor:
-    """``rows / norms``, with rows of norm zero left zero (they have no direction)."""
-    return rows / norms.clamp_min(torch.finfo(norms.dtype).tiny).unsqueeze(-1)
+    """``rows / norms``, and zero for rows of no direction: norm zero, or so small that its squares have underflowed."""
+    kind = torch.finfo(norms.dtype)
+    return rows / torch.where(norms > (kind.tiny / kind.eps) ** 0.5, norms, torch.inf).unsqueeze(-1)
 
 
 class Rows:
@@ -95,9 +96,9 @@ class Rows:
             rows, norms = self.hidden, self.norms
             if center:
                 rows = torch.where(self.valid.unsqueeze(-1), rows, 0)
-                counts = self.per_text(self.valid).clamp_min(1).to(rows.dtype)
-                means = self.per_text(rows) / counts.unsqueeze(-1)
-                rows = rows - means[self.text]
+                # In float64: rounding of the mean, scaled to length one, would pass for a direction.
+                means = self.per_text(rows.double()) / self.per_text(self.valid).clamp_min(1).unsqueeze(-1)
+                rows = rows - means.to(rows.dtype)[self.text]
                 norms = torch.linalg.vector_norm(rows, dim=-1)
                 # What is left of a row equal to the mean is rounding, and has no direction: let it divide to zero.
                 rounding = 8 * torch.finfo(rows.dtype).eps * self.norms
