@@ -44,7 +44,7 @@ def rate_distortion_entropy(eigenvalues: Tensor, n: Tensor | float, epsilon: flo
 
 def max_rate_distortion_entropy(width: int, n: Tensor | float, epsilon: float = 0.1) -> Tensor:
     """The largest value of ``L`` over unit rows: ``(d + n)/2 · d·log(1 + 1/ε²)``, reached at ``Σ = I/d``."""
-    return torch.as_tensor((width + n) / 2 * width * math.log1p(1 / epsilon**2))
+    return torch.as_tensor((width + n) / 2 * width * math.log1p(1 / epsilon**2), dtype=torch.float64)
 
 
 def equal_spectrum_entropy(rank_ratio: Tensor | float, epsilon: float = 0.1) -> Tensor:
@@ -56,7 +56,8 @@ def equal_spectrum_entropy(rank_ratio: Tensor | float, epsilon: float = 0.1) -> 
     1.0
     """
     ratio = torch.as_tensor(rank_ratio, dtype=torch.float64)
-    return ratio * torch.log1p(1 / (epsilon**2 * ratio)) / math.log1p(1 / epsilon**2)
+    entropy: Tensor = torch.special.xlog1py(ratio, 1 / (epsilon**2 * ratio)) / math.log1p(1 / epsilon**2)
+    return entropy
 
 
 def matrix_entropy(eigenvalues: Tensor) -> Tensor:
@@ -91,5 +92,7 @@ def participation_ratio(eigenvalues: Tensor) -> Tensor:
 
 
 def condition(eigenvalues: Tensor) -> Tensor:
-    """``λ_max / λ_min``, infinite for a singular covariance (always, when n < d)."""
-    return eigenvalues.amax(-1) / eigenvalues.amin(-1)
+    """``λ_max / λ_min``, infinite for a singular covariance (always, when n < d), to rounding: ``λ_min ≤ d·eps·λ_max``."""
+    largest, smallest = eigenvalues.amax(-1), eigenvalues.amin(-1)
+    rounding = eigenvalues.shape[-1] * torch.finfo(eigenvalues.dtype).eps * largest
+    return largest / torch.where(smallest > rounding, smallest, 0)
