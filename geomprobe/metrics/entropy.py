@@ -40,7 +40,7 @@ class RepresentationEntropy(Metric):
         text_spectrum: the per-text eigenvalue metrics too; about ten times dearer per forward.
 
     Raises:
-        GeomprobeError: ``epsilon`` is not a positive number.
+        GeomprobeError: ``epsilon`` is not a number from 1e-5 to 1e3, the range float64 holds.
     """
 
     epsilon: float = 0.1
@@ -48,8 +48,10 @@ class RepresentationEntropy(Metric):
     text_spectrum: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.epsilon < math.inf:
-            raise GeomprobeError(f"RepresentationEntropy(epsilon={self.epsilon!r}): expected a positive number, such as 0.1")
+        if not 1e-5 <= self.epsilon <= 1e3:
+            raise GeomprobeError(
+                f"RepresentationEntropy(epsilon={self.epsilon!r}): expected a number from 1e-5 to 1e3, such as 0.1"
+            )
 
     @property
     def _stream(self) -> Covariance:

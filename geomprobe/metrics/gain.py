@@ -1,6 +1,7 @@
 """Information gain of every token on its own past."""
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -68,6 +69,9 @@ class InformationGain(Metric):
         gain = Curve.from_sums(state["gain"], state["count"], state["gain_sq"])
         return {
             "gain": gain,
-            "information_gain": Curve(tuple(itertools.accumulate(gain.mean)), None, gain.count),
+            # A position that holds no finite row gains nothing, as padding does; the sum goes on after it.
+            "information_gain": Curve(
+                tuple(itertools.accumulate(0.0 if math.isnan(mean) else mean for mean in gain.mean)), None, gain.count
+            ),
             "posterior_variance": Curve.from_sums(state["variance"], state["count"]),
         }
