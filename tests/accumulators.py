@@ -1,0 +1,167 @@
+"""The accumulator harness: streams of texts, and the list of accumulators that ``tests/core/test_accumulators.py`` runs.
+
+To have a new accumulator proved, add a line to :data:`CASES`. ``readings`` turns its state into numbers that no rotation of the
+rows changes (the state itself, unless it keeps directions); ``bounds`` gives chains of numbers that must not decrease.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from geomprobe.core import spectrum
+from geomprobe.core.cholesky import InformationGainSum
+from geomprobe.core.covariance import Covariance, eigenvalues, mean_cosine
+from geomprobe.core.rows import Rows
+from geomprobe.core.state import Accumulator, State, Tally, pad_to
+from geomprobe.core.text_entropy import TextEntropySum
+
+WIDTH = 8
+LENGTHS = (5, 1, 12, 3, 8, 2)  # of one row, fewer than, as many as, and more than WIDTH
+
+Chain = Sequence[Tensor | float]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An accumulator and what is known about it.
+
+    ``float64`` is the error, relative and absolute, that another order of the same float64 sums may make; ``float32`` the error
+    of float32 rows against float64 rows of the same values.
+    """
+
+    accumulator: Accumulator
+    readings: Callable[[State], State] = dict
+    bounds: Callable[[State], list[Chain]] = field(default=lambda state: [])
+    float64: float = 1e-12
+    float32: float = 1e-6
+
+    def __str__(self) -> str:
+        return repr(self.accumulator)
+
+    def of(self, *stream: Rows, into: State | None = None) -> State:
+        """The state after ``stream``."""
+        state = self.accumulator.zero(WIDTH, torch.device("cpu")) if into is None else into
+        for rows in stream:
+            self.accumulator.update(state, rows)
+        return state
+
+    def one_by_one(self, texts: Iterable[Tensor]) -> State:
+        """The state after texts ``(length, WIDTH)``, each in a forward of its own."""
+        return self.of(*(Rows(text.unsqueeze(0)) for text in texts))
+
+
+def covariance_readings(state: State) -> State:
+    """The sums of ``Covariance`` that have no direction, and the readings of those that do."""
+    directionless = {name: state[name] for name in ("n", "texts", "norm", "norm_sq")}
+    return directionless | {"eigenvalues": eigenvalues(state), "length": state["sum"].norm(), "cosine": mean_cosine(state)}
+
+
+def covariance_bounds(state: State) -> list[Chain]:
+    n, values = state["n"], eigenvalues(state)
+    chains: list[Chain] = [
+        (0, state["texts"], n),
+        (0, state["outer"].trace(), n),
+        (state["norm"].square(), n * state["norm_sq"]),
+    ]
+    if values.sum() > 0:
+        ranks = spectrum.stable_rank(values), spectrum.participation_ratio(values), spectrum.effective_rank(values)
+        chains.append((1, *ranks, min(float(n), WIDTH)))
+    if n > 1:
+        chains.append((-1 / (float(n) - 1), mean_cosine(state), 1))
+    return chains
+
+
+def entropy_bounds(state: State) -> list[Chain]:
+    texts = state["texts"]
+    chains: list[Chain] = [(0, state["entropy"], texts), (0, state["entropy_nats"])]
+    if "effective_rank" in state:
+        chains += [(0, state["matrix_entropy"], texts * math.log(WIDTH)), (texts, state["effective_rank"], texts * WIDTH)]
+        chains += [(0, state["matrix_entropy_log_n"], state["log_n_texts"], texts)]
+    return chains
+
+
+def gain_case(sigma: float) -> Case:
+    def bounds(state: State) -> list[Chain]:
+        most = math.log1p(sigma**-2) / 2
+        chains: list[Chain] = [(0, state["failed"], 0), (state["total"].square(), state["texts"] * state["total_sq"])]
+        chains += [(state["total"], state["gain"].sum(), state["total"])]
+        for gain, squared, variance, count in zip(*(state[k] for k in ("gain", "gain_sq", "variance", "count")), strict=True):
+            chains += [(0, gain, count * most), (0, squared, gain * most), (0, variance, count, state["texts"])]
+            chains += [(gain.square(), count * squared)]
+        return chains
+
+    # Rounding of K is multiplied by σ⁻².
+    return Case(InformationGainSum(sigma=sigma), bounds=bounds, float64=1e-12 + 1e-15 * sigma**-2)
+
+
+CASES = (
+    Case(Tally(), bounds=lambda state: [(0, state["texts"], state["tokens"])], float32=0),
+    Case(Covariance(), covariance_readings, covariance_bounds),
+    Case(Covariance(center=True), covariance_readings, covariance_bounds),
+    Case(TextEntropySum(), bounds=entropy_bounds),
+    Case(TextEntropySum(epsilon=1e-3, spectrum=True), bounds=entropy_bounds, float64=1e-11),  # rounding of K times d/ε²
+    Case(TextEntropySum(center=True, spectrum=True), bounds=entropy_bounds),
+    gain_case(sigma=0.01),
+    gain_case(sigma=1.0),
+    gain_case(sigma=1e-4),
+)
+
+
+def texts(seed: int = 0, lengths: Sequence[int] = LENGTHS, *, common: float = 1.0) -> list[Tensor]:
+    """Float64 texts ``(length, WIDTH)`` of Gaussian rows around a ``common`` direction, as hidden states have one."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = [torch.randn(n + 1, WIDTH, generator=generator, dtype=torch.float64) for n in lengths]
+    return [3 * draw[1:] + 3 * common * draws[0][0] for draw in draws]
+
+
+def padded(texts: Sequence[Tensor], side: str, length: int | None = None) -> Rows:
+    """``texts`` as one batch, padded on the ``"left"``, the ``"right"`` or in ``"mixed"`` places with large numbers."""
+    length = length or max(len(text) for text in texts) + 2
+    generator = torch.Generator().manual_seed(1)
+    hidden = texts[0].new_full((len(texts), length, WIDTH), 1e4)
+    mask = torch.zeros(len(texts), length, dtype=torch.bool)
+    for i, text in enumerate(texts):
+        free = torch.randperm(length, generator=generator)[: len(text)].sort().values
+        places = {"left": torch.arange(length - len(text), length), "right": torch.arange(len(text)), "mixed": free}[side]
+        mask[i, places] = True
+        hidden[i, places] = text
+    return Rows(hidden, mask)
+
+
+def packed(texts: Sequence[Tensor], seed: int = 0) -> Rows:
+    """``texts`` as two batch rows, each holding half of them, their rows shuffled into one another, with padding between."""
+    generator = torch.Generator().manual_seed(seed)
+    half = max(sum(map(len, texts[0::2])), sum(map(len, texts[1::2]))) + 3
+    hidden, text, position = (
+        torch.full((2, half, WIDTH), 1e4).double(),
+        torch.zeros(2, half).long(),
+        torch.zeros(2, half).long(),
+    )
+    mask = torch.zeros(2, half, dtype=torch.bool)
+    for i in range(2):
+        owner = torch.cat([torch.full((len(rows),), 2 * j + i) for j, rows in enumerate(texts[i::2])])
+        places = torch.randperm(half, generator=generator)[: len(owner)].sort().values
+        owner = owner[torch.randperm(len(owner), generator=generator)]
+        for j in sorted(set(owner.tolist())):
+            mine = places[owner == j]
+            hidden[i, mine], text[i, mine], position[i, mine], mask[i, mine] = texts[j], j, torch.arange(len(mine)), True
+    return Rows(hidden, mask, text=text, position=position, texts=len(texts) + 1)
+
+
+def assert_same(actual: State, expected: State, tolerance: float = 0) -> None:
+    """Equal names, float64, and equal values; a curve may be longer than the other by zeros."""
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
+        shape = torch.Size(map(max, zip(value.shape, expected[name].shape, strict=True)))
+        assert value.dtype == expected[name].dtype == torch.float64, name
+        torch.testing.assert_close(
+            pad_to(value, shape),
+            pad_to(expected[name], shape),
+            rtol=tolerance,
+            atol=tolerance,
+            equal_nan=True,
+            msg=f"{{}}: {name}".format,
+        )
