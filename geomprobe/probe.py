@@ -25,7 +25,7 @@ __all__ = ["Mode", "Probe"]
 
 Mode = Literal["train", "eval"]
 
-_attached: "weakref.WeakKeyDictionary[nn.Module, Probe]" = weakref.WeakKeyDictionary()
+_attached: "weakref.WeakSet[Probe]" = weakref.WeakSet()  # weak: a model dropped with its probe on is freed with it
 
 
 class Probe:
@@ -100,21 +100,21 @@ class Probe:
                 "to remove a probe you lost hold of: Probe.on(model).close()"
             )
         self._capture.attach()
-        _attached[self._base] = self
+        _attached.add(self)
         self._status = "attached"
         return self
 
     def close(self) -> None:
         """Take every hook off; numbers stay readable. Safe to call twice."""
         self._capture.detach()
-        if _attached.get(self._base) is self:
-            del _attached[self._base]
+        _attached.discard(self)
         self._status = "closed"
 
     @staticmethod
     def on(model: nn.Module) -> "Probe | None":
         """The probe attached to ``model``, if any."""
-        return _attached.get(find_anatomy(model).base)
+        base = find_anatomy(model).base
+        return next((probe for probe in _attached if probe._base is base), None)
 
     def __enter__(self) -> Self:
         return self.attach()
@@ -185,6 +185,12 @@ class Probe:
                     "make the probe with the arguments of the one that saved it"
                 )
             states[mode].setdefault(site, {}).setdefault(accumulators[name], {})[entry] = value.clone()
+        for site, kept in [pair for sites in states.values() for pair in sites.items()]:
+            if missing := [name for name, accumulator in accumulators.items() if accumulator not in kept]:
+                raise GeomprobeError(
+                    f"this state holds no {missing[0]} for {site!r}, which a probe with these metrics keeps: "
+                    "make the probe with the arguments of the one that saved it"
+                )
         self._states = states
 
     def _compute(self, reading: Reading, site: str, states: Mapping[Accumulator, State]) -> None:
@@ -214,6 +220,10 @@ class Probe:
             return f"the model ran in {seen[0]} mode only"
         if self._status == "new":
             return "the probe was never attached; use it as 'with Probe(model) as probe:' around the forward"
+        if self.paused:
+            return "the probe is paused"
+        if self._forwards and self.when is None:
+            return f"none of {self._forwards} forwards reached a watched layer with a token"
         if self._forwards:
             return f"the schedule measured none of {self._forwards} forwards"
         return "the model has not run since the probe was attached; call the model inside 'with Probe(model) as probe:'"
@@ -225,7 +235,11 @@ class Probe:
         if self.paused or self.fault is not None:
             return False
         step, self._forwards = self._forwards, self._forwards + 1
-        return self.when is None or self.when(step)
+        try:
+            return self.when is None or self.when(step)
+        except Exception as error:
+            self._fail(error)
+            return False
 
     def opened(self, read: Callable[[], Frame]) -> Frame | None:
         """:meta private:"""
@@ -245,6 +259,8 @@ class Probe:
                 bank = self._states["train" if frame.training else "eval"]
                 if site not in bank:
                     bank[site] = {a: a.zero(rows.width, rows.hidden.device) for a in self._accumulators}
+                elif bank[site][Tally()]["tokens"].device != rows.hidden.device:  # loaded, or the model has moved
+                    bank[site] = {a: copy_state(state, rows.hidden.device) for a, state in bank[site].items()}
                 for accumulator, state in bank[site].items():
                     accumulator.update(state, rows)
         except Exception as error:

@@ -20,6 +20,6 @@ def every(n: int) -> Schedule:
     Raises:
         GeomprobeError: n is not a positive whole number.
     """
-    if not isinstance(n, int) or n < 1:
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise GeomprobeError(f"every({n!r}): expected a whole number of steps, 1 or more")
     return lambda step: step % n == 0

@@ -32,10 +32,12 @@ class Anatomy:
         """The sites that ``layers`` names, in the model's order; all for ``None``.
 
         Raises:
-            GeomprobeError: a name or index that this model does not have.
+            GeomprobeError: a name or index that this model does not have, or none at all.
         """
         if layers is None:
             return self.sites
+        if not layers:
+            raise GeomprobeError("layers=[] watches nothing: name a layer, or leave it out to watch all")
         chosen = set()
         for layer in layers:
             is_index = isinstance(layer, int) and not isinstance(layer, bool)

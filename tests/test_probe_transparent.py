@@ -1,0 +1,200 @@
+"""A probe changes nothing that the model computes, and leaves nothing on it."""
+
+import contextlib
+import gc
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from geomprobe import GeomprobeError, Metric, Probe, RepresentationEntropy
+from geomprobe.core.rows import Rows
+from geomprobe.core.state import Accumulator, State
+from tests.models import FAMILIES, padded, snapshot, tiny, token_batch
+
+DROPOUT: dict[str, dict[str, Any]] = {
+    "gpt_neox": {"hidden_dropout": 0.1, "attention_dropout": 0.1},
+    "llama": {"attention_dropout": 0.1},
+}
+
+
+@dataclass(frozen=True)
+class Broken(Metric):
+    """Counts rows, and raises on the forward after ``good`` of them."""
+
+    good: int = 0
+
+    def zero(self, width: int, device: torch.device) -> State:
+        return {"forwards": torch.zeros((), dtype=torch.float64, device=device)}
+
+    def update(self, state: State, rows: Rows) -> None:
+        if state["forwards"] >= self.good:
+            raise ZeroDivisionError("broken on purpose")
+        state["forwards"] += 1
+
+    @property
+    def needs(self) -> tuple[Accumulator, ...]:
+        return (self,)
+
+    def scalars(self, states: Any) -> dict[str, Tensor | float]:
+        return {"good_forwards": states[self]["forwards"]}
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "llama"])
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_logits_and_gradients_are_bit_identical_with_the_probe_on_off_and_after(family: str, train: bool, mode: Any) -> None:
+    model = tiny(family, **DROPOUT[family]).train(train)
+    batch = padded([token_batch(1, length)[0] for length in (12, 7)])
+
+    def run() -> list[Tensor]:
+        torch.manual_seed(1)  # dropout
+        model.zero_grad()
+        with mode():
+            logits: Any = model(**batch).logits
+            if mode is not torch.enable_grad:
+                return [logits]
+            logits.square().sum().backward()
+        return [logits, *(parameter.grad.clone() for parameter in model.parameters())]
+
+    before = run()
+    with Probe(model, on_error="raise") as probe:
+        during = run()
+        probe.paused = True
+        paused = run()
+    after = run()
+    assert probe.read()["tokens/final_norm"] == 19
+    if mode is torch.enable_grad:
+        assert len(before) == 1 + len(list(model.parameters()))
+    for outputs in (during, paused, after):
+        assert len(outputs) == len(before)
+        assert all(torch.equal(output, expected) for output, expected in zip(outputs, before, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_is_left_after_close(family: str) -> None:
+    model = tiny(family)
+    before = snapshot(model)
+    with Probe(model) as probe:
+        model(token_batch())
+        assert snapshot(model) != before
+        assert Probe.on(model) is probe
+    assert snapshot(model) == before
+    assert Probe.on(model) is None
+    probe.close()
+    assert snapshot(model) == before
+
+
+def test_hooks_of_others_stay_and_keep_their_order() -> None:
+    model = tiny()
+    calls: list[str] = []
+    layer = model.model.layers[0]
+    first = layer.register_forward_hook(lambda *_: calls.append("first"))
+    with Probe(model):
+        second = layer.register_forward_hook(lambda *_: calls.append("second"))
+        model(token_batch())
+    model(token_batch())
+    assert calls == ["first", "second"] * 2
+    assert list(layer._forward_hooks) == [first.id, second.id]
+
+
+@contextlib.contextmanager
+def failing(module: nn.Module, error: BaseException) -> Iterator[None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    handle = module.register_forward_pre_hook(fail)
+    yield
+    handle.remove()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+@pytest.mark.parametrize("place", ["model.layers.1", "model.layers.0", "model.norm", "lm_head"])
+def test_nothing_is_left_after_an_exception_in_the_model(error: BaseException, place: str) -> None:
+    model = tiny()
+    before = snapshot(model)
+    with failing(model.get_submodule(place), error), pytest.raises(type(error)) as caught, Probe(model) as probe:
+        model(token_batch())
+    assert caught.value is error
+    assert snapshot(model) == before
+    assert probe.fault is None
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_a_forward_that_broke_off_does_not_disturb_the_next(error: BaseException) -> None:
+    model = tiny()
+    with Probe(model, on_error="raise") as probe, torch.no_grad():
+        with failing(model.model.layers[1], error), pytest.raises(type(error)):
+            model(token_batch())
+        seen = probe.read()["tokens/layer_00"]
+        model(token_batch())
+        assert probe.read()["tokens/layer_00"] == seen + 24
+        assert probe.read()["tokens/final_norm"] == 24
+
+
+@pytest.mark.parametrize("on_error", ["warn", "raise"])
+@pytest.mark.parametrize("layers", [None, [1], ["final_norm"]], ids=["all", "layer", "final_norm"])
+@pytest.mark.filterwarnings("ignore:geomprobe stopped watching")
+def test_nothing_is_left_after_an_exception_in_the_probe(on_error: Any, layers: list[int | str] | None) -> None:
+    model = tiny()
+    before = snapshot(model)
+    expectation = pytest.raises(ZeroDivisionError) if on_error == "raise" else contextlib.nullcontext()
+    probe = Probe(model, [RepresentationEntropy(), Broken()], layers=layers, on_error=on_error).attach()
+    with expectation:
+        model(token_batch())
+    model(token_batch())  # takes off a probe whose error went through the model
+    assert snapshot(model) == before
+    assert Probe.on(model) is None
+    with pytest.raises(GeomprobeError, match="closed"):
+        probe.attach()
+
+
+def test_a_model_dropped_with_its_probe_on_is_freed() -> None:
+    model = tiny()
+    Probe(model).attach()
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_attaching_twice() -> None:
+    model = tiny()
+    with Probe(model) as probe:
+        with pytest.raises(GeomprobeError, match=r"this probe is already attached to this LlamaModel.*Probe.on\(model\).close"):
+            probe.attach()
+        with pytest.raises(GeomprobeError, match="another probe is already attached to this LlamaModel"):
+            Probe(model.model).attach()
+        assert Probe.on(model) is Probe.on(model.model) is probe
+        other = tiny("gpt_neox")
+        assert Probe.on(other) is None
+        with Probe(other):
+            model(token_batch())
+    assert probe.read()["tokens/embed"] == 24
+
+
+def test_a_lost_probe_can_be_found_and_closed() -> None:
+    model = tiny()
+    before = snapshot(model)
+    Probe(model).attach()
+    gc.collect()
+    lost = Probe.on(model)
+    assert lost is not None
+    lost.close()
+    assert snapshot(model) == before
+    with Probe(model) as probe:
+        assert Probe.on(model) is probe
+
+
+def test_a_closed_probe_reads_but_does_not_watch() -> None:
+    model = tiny()
+    with Probe(model) as probe:
+        model(token_batch())
+    model(token_batch())
+    assert probe.read()["tokens/embed"] == 24
+    with pytest.raises(GeomprobeError, match=r"this probe is closed: its readings stay.*new Probe\(model\)"), probe:
+        pass

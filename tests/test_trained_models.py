@@ -1,0 +1,128 @@
+"""The probe on trained models and real text, against float64 NumPy on ``output_hidden_states``: every site, every token."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from geomprobe import InformationGain, Metric, Probe, Reading, RepresentationEntropy
+from tests import reference
+from tests.models import padded, prose
+
+LENGTHS = (256, 61, 180, 7, 128, 33)
+ENTROPIES: tuple[Metric, ...] = (
+    RepresentationEntropy(text_spectrum=True),
+    RepresentationEntropy(text_spectrum=True, center=True),
+)
+RELATIVE = 1e-4  # entropies
+NATS = 1e-3  # information gain, every token
+
+
+@dataclass
+class Case:
+    """A trained model, six texts as token ids, and by text and site what NumPy makes of their hidden states."""
+
+    model: Any
+    texts: list[Tensor]
+    hidden: list[dict[str, reference.Array]]
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return tuple(self.hidden[0])
+
+    def run(self, text: Tensor) -> None:
+        with torch.no_grad():
+            self.model(input_ids=text.unsqueeze(0))
+
+    @cached_property
+    def entropies(self) -> dict[str, float]:
+        """Every entropy by ``metric/site``."""
+        expected: dict[str, float] = {}
+        for site in self.sites:
+            for prefix, center in (("", False), ("centered_", True)):
+                rows = [reference.unit(hidden[site][0], center) for hidden in self.hidden]
+                stream = reference.entropies(np.concatenate(rows), missing=center * len(rows))
+                values = stream | reference.text_entropies(rows, missing=center)
+                expected |= {f"{prefix}{name}/{site}": value for name, value in values.items()}
+        assert len(expected) == 34 * len(self.sites)
+        return expected
+
+    def check_entropies(self, reading: Reading) -> float:
+        """Hold a reading to the expected entropies; the worst relative error."""
+        errors = {key: abs(reading[key] - value) / abs(value) for key, value in self.entropies.items()}
+        for site in self.sites:  # the mean cosine of centred rows is 0 but for rounding: an absolute error
+            errors[f"centered_anisotropy/{site}"] *= abs(self.entropies[f"centered_anisotropy/{site}"])
+        assert {key: error for key, error in errors.items() if not error <= RELATIVE} == {}
+        return max(errors.values())
+
+
+@pytest.fixture(scope="module", params=["smollm2_model", "stories_model", "demo_model"])
+def case(request: pytest.FixtureRequest) -> Case:
+    directory: Path = request.getfixturevalue(request.param)
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    if (directory / "tokenizer.json").is_file():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+        whole = [torch.tensor(tokenizer(text)["input_ids"]) for text in request.getfixturevalue("rlhf_texts")]
+    else:  # byte-level: English of the kind it was trained on, from a part it was not
+        whole = [torch.tensor(list(prose(300, 250_000 + 1000 * i).encode())) for i in range(len(LENGTHS))]
+    texts = [text[:length] for text, length in zip(whole, LENGTHS, strict=True)]
+    assert tuple(map(len, texts)) == LENGTHS
+    return Case(model, texts, [reference.hidden_states(model, {"input_ids": text.unsqueeze(0)}) for text in texts])
+
+
+@pytest.fixture(scope="module")
+def one_by_one(case: Case) -> Reading:
+    """All texts through one probe, each alone."""
+    with Probe(case.model, [*ENTROPIES, InformationGain()], on_error="raise") as probe:
+        for text in case.texts:
+            case.run(text)
+    return probe.read()
+
+
+def test_entropies_agree_with_float64_at_every_site(case: Case, one_by_one: Reading) -> None:
+    assert one_by_one.sites == case.sites
+    assert [one_by_one[f"tokens/{site}"] for site in case.sites] == [sum(LENGTHS)] * len(case.sites)
+    print("worst relative error of an entropy:", case.check_entropies(one_by_one))
+
+
+def test_every_token_gain_agrees_with_float64_at_every_site(case: Case) -> None:
+    worst = 0.0
+    with Probe(case.model, [InformationGain()], on_error="raise") as probe:
+        for text, hidden in zip(case.texts, case.hidden, strict=True):
+            case.run(text)
+            reading = probe.read(reset=True)
+            for site in case.sites:
+                expected = reference.gains(reference.unit(hidden[site][0]))
+                curve = reading.curve("gain", site)
+                assert curve.count == (1,) * len(text)
+                errors = np.abs(np.array(curve.mean) - expected)
+                worst = max(worst, float(errors.max()))
+                assert errors.max() <= NATS, f"{site}, text of {len(text)} tokens"
+                assert reading[f"information_gain/{site}"] == pytest.approx(expected.sum(), rel=RELATIVE)
+                assert reading[f"gain_per_token/{site}"] == pytest.approx(expected.mean(), rel=RELATIVE)
+    print("worst error of a token's gain in nats:", worst)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_batch_gives_the_numbers_of_the_texts_one_by_one(case: Case, one_by_one: Reading, side: str) -> None:
+    with Probe(case.model, [*ENTROPIES, InformationGain()], on_error="raise") as probe, torch.no_grad():
+        case.model(**padded(case.texts, side))
+    batched = probe.read()
+    assert set(batched) == set(one_by_one)
+    for key in one_by_one:
+        near_zero = key.startswith("centered_anisotropy")
+        assert batched[key] == pytest.approx(one_by_one[key], rel=RELATIVE, abs=RELATIVE if near_zero else None), key
+    case.check_entropies(batched)
+    for site in case.sites:
+        for name in ("gain", "posterior_variance"):
+            expected, curve = one_by_one.curve(name, site), batched.curve(name, site)
+            assert curve.count == expected.count
+            assert np.abs(np.subtract(curve.mean, expected.mean)).max() <= NATS, f"{name}/{site}"
+        spread, expected_spread = (reading.curve("gain", site).std for reading in (batched, one_by_one))
+        assert spread == pytest.approx(expected_spread, abs=NATS)
