@@ -1,0 +1,161 @@
+"""RepresentationEntropy against NumPy on the rows themselves."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from geomprobe.core.covariance import Covariance
+from geomprobe.core.rows import Rows
+from geomprobe.errors import GeomprobeError
+from geomprobe.metrics.entropy import RepresentationEntropy
+from geomprobe.metrics.gain import InformationGain
+from tests.accumulators import WIDTH, padded, texts
+from tests.metrics.measure import curves_of, scalars_of
+
+Array = NDArray[np.float64]
+
+STREAM = {
+    "entropy",
+    "entropy_nats",
+    "matrix_entropy",
+    "matrix_entropy_log_d",
+    "matrix_entropy_log_n",
+    "effective_rank",
+    "rank_ratio",
+    "stable_rank",
+    "participation_ratio",
+    "anisotropy",
+}
+TEXT = {"text_entropy", "text_entropy_nats"}
+TEXT_SPECTRUM = {
+    "text_matrix_entropy",
+    "text_matrix_entropy_log_d",
+    "text_matrix_entropy_log_n",
+    "text_effective_rank",
+    "text_rank_ratio",
+}
+
+
+def unit(text: Array, center: bool) -> Array:
+    rows = text - text.mean(0) * center
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 1e-12))
+
+
+def twin(z: Array, epsilon: float, rank: int) -> dict[str, float]:
+    """By the definitions, from unit rows: the determinant, singular values, and the cosine of every pair."""
+    (n, d), singular = z.shape, np.linalg.svd(z, compute_uv=False)
+    nats = (d + n) / 2 * np.linalg.slogdet(np.eye(d) + d / epsilon**2 * z.T @ z / n).logabsdet
+    shares = singular[singular > 1e-9] ** 2 / np.sum(singular**2)
+    entropy = -float(np.sum(shares * np.log(shares)))
+    return {
+        "entropy": nats / ((d + n) / 2 * d * np.log(1 + epsilon**-2)),
+        "entropy_nats": nats,
+        "matrix_entropy": entropy,
+        "matrix_entropy_log_d": entropy / np.log(d),
+        "matrix_entropy_log_n": entropy / np.log(rank) if rank > 1 else math.nan,
+        "effective_rank": np.exp(entropy),
+        "rank_ratio": np.exp(entropy) / d,
+        "stable_rank": np.sum(singular**2) / singular[0] ** 2,
+        "participation_ratio": np.sum(singular**2) ** 2 / np.sum(singular**4),
+        "anisotropy": (z @ z.T)[~np.eye(n, dtype=bool)].mean() if n > 1 else math.nan,
+    }
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("epsilon", [0.1, 0.5])
+@pytest.mark.parametrize("lengths", [(5, 12, 3, 8, 2), (3, 2), (4,)], ids=str)
+def test_every_number_is_numpys(center: bool, epsilon: float, lengths: tuple[int, ...]) -> None:
+    stream = texts(lengths=lengths)
+    metric = RepresentationEntropy(epsilon=epsilon, center=center, text_spectrum=True)
+    prefix = "centered_" if center else ""
+    actual = scalars_of(metric, padded(stream, "left"))
+    units = [unit(text.numpy(), center) for text in stream]
+    n = sum(lengths)
+    expected = twin(np.concatenate(units), epsilon, min(n - len(lengths) * center, WIDTH))
+    by_text = [twin(z, epsilon, min(len(z) - center, WIDTH)) for z in units]
+    per_text = ("entropy", "entropy_nats", "matrix_entropy", "matrix_entropy_log_d", "effective_rank", "rank_ratio")
+    expected |= {f"text_{name}": float(np.mean([one[name] for one in by_text])) for name in per_text}
+    expected["text_matrix_entropy_log_n"] = float(np.nanmean([one["matrix_entropy_log_n"] for one in by_text]))
+    assert actual.keys() == {prefix + name for name in expected}
+    for name, value in expected.items():
+        assert actual[prefix + name] == pytest.approx(value, rel=1e-11, abs=1e-12), name
+
+
+def test_names_are_the_designs() -> None:
+    rows = padded(texts(), "right")
+    assert scalars_of(RepresentationEntropy(), rows).keys() == STREAM | TEXT
+    assert scalars_of(RepresentationEntropy(text_spectrum=True), rows).keys() == STREAM | TEXT | TEXT_SPECTRUM
+    centered = scalars_of(RepresentationEntropy(center=True, text_spectrum=True), rows)
+    assert centered.keys() == {f"centered_{name}" for name in STREAM | TEXT | TEXT_SPECTRUM}
+    assert curves_of(RepresentationEntropy(), rows) == {}
+
+
+def test_defaults_are_the_papers() -> None:
+    assert RepresentationEntropy() == RepresentationEntropy(epsilon=0.1, center=False, text_spectrum=False)
+
+
+def test_one_text_is_its_own_stream() -> None:
+    numbers = scalars_of(RepresentationEntropy(text_spectrum=True), Rows(texts()[2].unsqueeze(0)))
+    for name in TEXT | TEXT_SPECTRUM:
+        assert numbers[name] == pytest.approx(numbers[name.removeprefix("text_")], rel=1e-12), name
+
+
+def test_rows_along_the_axes_reach_the_maximum() -> None:
+    numbers = scalars_of(RepresentationEntropy(text_spectrum=True), Rows(3 * torch.eye(WIDTH).unsqueeze(0)))
+    for name in ("entropy", "matrix_entropy_log_d", "matrix_entropy_log_n", "rank_ratio", "text_entropy", "text_rank_ratio"):
+        assert numbers[name] == pytest.approx(1, rel=1e-12), name
+    for name in ("effective_rank", "stable_rank", "participation_ratio", "text_effective_rank"):
+        assert numbers[name] == pytest.approx(WIDTH, rel=1e-12), name
+    assert numbers["anisotropy"] == 0
+
+
+def test_one_row() -> None:
+    """Undefined numbers are NaN, and only they."""
+    numbers = scalars_of(RepresentationEntropy(text_spectrum=True), Rows(texts()[1].unsqueeze(0)))
+    undefined = {"matrix_entropy_log_n", "text_matrix_entropy_log_n", "anisotropy"}
+    assert {name for name, value in numbers.items() if math.isnan(value)} == undefined
+    assert numbers["effective_rank"] == pytest.approx(1, rel=1e-14)
+    assert numbers["stable_rank"] == pytest.approx(1, rel=1e-14)
+
+
+def test_one_centred_row_has_no_direction() -> None:
+    numbers = scalars_of(RepresentationEntropy(center=True, text_spectrum=True), Rows(texts()[1].unsqueeze(0)))
+    assert numbers["centered_entropy"] == numbers["centered_entropy_nats"] == numbers["centered_text_entropy"] == 0
+    for name in ("matrix_entropy", "effective_rank", "stable_rank", "matrix_entropy_log_n", "anisotropy"):
+        assert math.isnan(numbers[f"centered_{name}"]), name
+
+
+@pytest.mark.parametrize("text_spectrum", [False, True])
+def test_width_one(text_spectrum: bool) -> None:
+    numbers = scalars_of(RepresentationEntropy(text_spectrum=text_spectrum), Rows(torch.tensor([[[2.0], [-3.0]]])))
+    assert numbers["entropy"] == pytest.approx(1, rel=1e-12)
+    assert math.isnan(numbers["matrix_entropy_log_d"])
+
+
+@pytest.mark.parametrize("epsilon", [0, -0.1, math.nan, math.inf, 1e-6, 1e4])
+def test_bad_epsilon(epsilon: float) -> None:
+    with pytest.raises(GeomprobeError, match=r"epsilon=.*expected a number"):
+        RepresentationEntropy(epsilon=epsilon)
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 1e3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_entropy_stays_a_share_at_the_ends_of_epsilon(epsilon: float, dtype: torch.dtype) -> None:
+    stream = [text.to(dtype) for text in texts()]
+    for rows in (padded(stream, "left"), Rows(stream[0][:1].expand(1, 50, WIDTH))):
+        numbers = scalars_of(RepresentationEntropy(epsilon=epsilon), rows)
+        for name in ("entropy", "text_entropy"):
+            assert 0 < numbers[name] <= 1 + 1e-6, name
+
+
+def test_equal_accumulators_are_shared() -> None:
+    plain, other, centered = RepresentationEntropy(), RepresentationEntropy(epsilon=0.2), RepresentationEntropy(center=True)
+    assert plain == RepresentationEntropy()
+    assert hash(plain) == hash(RepresentationEntropy())
+    assert set(plain.needs) & set(other.needs) & set(InformationGain().needs) == {Covariance()}
+    assert not set(plain.needs) & set(centered.needs)
+    assert len({*plain.needs, *other.needs, *centered.needs, *InformationGain().needs}) == 6
