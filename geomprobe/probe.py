@@ -211,7 +211,8 @@ class Probe:
     def _notes(self) -> list[str]:
         if self.fault is None:
             return []
-        return [f"the probe stopped after {self._forwards} forwards: {type(self.fault).__name__}: {self.fault}"]
+        stopped = f"the probe stopped in forward {self._forwards}: {type(self.fault).__name__}: {self.fault}"
+        return [f"{stopped} (sites that this forward had passed by then count it)"]
 
     def _why_empty(self, seen: list[Mode]) -> str:
         if self.fault is not None:
