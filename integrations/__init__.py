@@ -2,3 +2,29 @@
 
 Public names are loaded when first used, so that importing one integration does not need the packages of the others.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from geomprobe.integrations.accelerate_loop import log_reading
+    from geomprobe.integrations.hf_trainer import ProbeCallback
+    from geomprobe.integrations.wandb_sink import WandbSink
+
+__all__ = ["ProbeCallback", "WandbSink", "log_reading"]
+
+_HOME = {
+    "ProbeCallback": "geomprobe.integrations.hf_trainer",
+    "WandbSink": "geomprobe.integrations.wandb_sink",
+    "log_reading": "geomprobe.integrations.accelerate_loop",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'geomprobe.integrations' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
