@@ -34,7 +34,7 @@ class Reading:
     """Scalars ``metric/site`` and curves over positions, with the counts behind them.
 
     Attributes:
-        mode: ``"train"`` or ``"eval"``.
+        mode: ``"train"`` or ``"eval"``; an evaluation set of Trainer's by its name, ``"eval_<name>"``.
         sites: the sites measured, from ``embed`` to ``final_norm``.
         values: scalars by ``"metric/site"``; ``tokens/<site>`` and ``texts/<site>`` say how many rows and texts they rest on.
         notes: what a reader must know: rows left out, a probe that stopped early.

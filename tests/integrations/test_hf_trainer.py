@@ -1,0 +1,312 @@
+"""ProbeCallback: right numbers at right steps, training untouched, and what happens when things go wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import wandb
+from transformers import TrainerCallback
+
+from geomprobe import GeomprobeError, InformationGain, Metric, Probe, Reading, RepresentationEntropy, every
+from geomprobe.core.cholesky import InformationGainSum
+from geomprobe.integrations import ProbeCallback
+from tests.integrations.training import ACCUMULATION, BATCH, LENGTH, losses, trainer
+from tests.integrations.wandb_file import read_run
+from tests.models import snapshot, tiny, token_batch
+
+EVALUATION = {"eval_strategy": "steps", "eval_steps": 3}
+
+
+def steps(callback: ProbeCallback) -> list[tuple[int, str]]:
+    return [(step, reading.mode) for step, reading in callback.history]
+
+
+def test_wandb_run_holds_every_metric_at_its_step_beside_the_loss(tmp_path: Path) -> None:
+    callback = ProbeCallback(when=every(3))
+    trained = trainer(tmp_path, callback, report_to="wandb", **EVALUATION)
+    trained.train()
+    wandb.finish()
+    run = read_run(tmp_path)
+
+    assert steps(callback) == [(3, "train"), (3, "eval"), (6, "train"), (6, "eval")]
+    expected: dict[str, dict[int, float]] = {}
+    for step, reading in callback.history:
+        prefix = "geomprobe/eval" if reading.mode == "eval" else "geomprobe"
+        for name, value in reading.values.items():
+            expected.setdefault(f"{prefix}/{name}", {})[step] = value
+    assert {"geomprobe/entropy/embed", "geomprobe/eval/information_gain/final_norm"} <= set(expected)
+    assert run.names("geomprobe") == set(expected)
+    for name, series in expected.items():
+        assert run.series(name) == series
+    assert run.series("train/loss") == losses(trained)
+    (shared,) = [row for row in run.history if row.get("train/global_step") == 6 and "train/loss" in row]
+    assert "geomprobe/entropy/layer_00" in shared
+
+    assert {name: run.axes.get(name) for name in expected} == dict.fromkeys(expected, "train/global_step")
+    assert not [glob for glob in run.globs if glob.startswith("geomprobe")]
+
+
+def test_a_measured_step_is_all_its_micro_batches_and_nothing_else(tmp_path: Path) -> None:
+    callback = ProbeCallback(when={4}.__contains__)
+    trainer(tmp_path, callback, **EVALUATION).train()
+    assert steps(callback) == [(3, "eval"), (4, "train"), (6, "eval")]
+    tokens = [reading["tokens/final_norm"] for _, reading in callback.history]
+    assert tokens == [4 * LENGTH, BATCH * ACCUMULATION * LENGTH, 4 * LENGTH]
+
+
+def test_by_default_the_steps_at_which_trainer_logs(tmp_path: Path) -> None:
+    callback = ProbeCallback([RepresentationEntropy()], layers=["final_norm"])
+    trainer(tmp_path, callback, logging_first_step=True).train()
+    assert steps(callback) == [(1, "train"), (2, "train"), (4, "train"), (6, "train")]
+    assert callback.history[0][1].sites == ("final_norm",)
+
+
+def test_training_computes_the_same_and_nothing_stays_on_the_model(tmp_path: Path) -> None:
+    bare = trainer(tmp_path, logging_steps=1, **EVALUATION)
+    bare.train()
+    probed = trainer(tmp_path, ProbeCallback(when=every(1)), logging_steps=1, **EVALUATION)
+    probed.train()
+    assert losses(probed) == losses(bare)
+    for name, weight in bare.model.state_dict().items():
+        assert torch.equal(probed.model.state_dict()[name], weight), name
+    assert list(snapshot(probed.model)) == list(snapshot(bare.model))
+    assert not any(value for key, value in snapshot(probed.model).items() if key.endswith("hooks"))
+
+
+def test_a_resumed_training_continues_the_series(tmp_path: Path) -> None:
+    options = EVALUATION | {"save_strategy": "steps", "save_steps": 3}
+    whole, file = ProbeCallback(when=every(1), jsonl=tmp_path / "whole.jsonl"), tmp_path / "resumed.jsonl"
+    trainer(tmp_path, whole, **options).train()
+    written = (tmp_path / "whole.jsonl").read_text()
+    file.write_text(written + '{"step": 6, "sit')  # it went on after the checkpoint, and was killed while it wrote
+
+    resumed = ProbeCallback(when=every(1), jsonl=file)
+    trainer(tmp_path, resumed, **options).train(resume_from_checkpoint=str(tmp_path / "trained" / "checkpoint-3"))
+    assert file.read_text() == written
+    assert steps(resumed) == [(step, mode) for step, mode in steps(whole) if step > 3]
+    for (_, one), (_, other) in zip(resumed.history, whole.history[-len(resumed.history) :], strict=True):
+        assert one.values == other.values
+
+
+def test_the_same_callback_resumes_its_history(tmp_path: Path) -> None:
+    callback = ProbeCallback(when=every(1))
+    trained = trainer(tmp_path, callback, save_strategy="steps", save_steps=3)
+    trained.train()
+    before = [(step, reading.values) for step, reading in callback.history]
+    trained.train(resume_from_checkpoint=str(tmp_path / "trained" / "checkpoint-3"))
+    assert [(step, reading.values) for step, reading in callback.history] == before
+
+
+def test_the_file_holds_whole_readings_and_only_the_latest_keep_curves_in_memory(tmp_path: Path) -> None:
+    callback = ProbeCallback(when=every(2), jsonl=tmp_path / "new" / "geometry.jsonl")
+    trainer(tmp_path, callback, **EVALUATION).train()
+    lines = [json.loads(line) for line in (tmp_path / "new" / "geometry.jsonl").read_text().splitlines()]
+    read = [(line["step"], Reading.from_dict(line)) for line in lines]
+    assert [(step, reading.values) for step, reading in read] == [(s, r.values) for s, r in callback.history]
+    assert all(len(reading.curve("gain", "embed")) == LENGTH for _, reading in read)
+    assert [bool(reading.to_dict()["curves"]) for _, reading in callback.history] == [False, False, False, True, True]
+
+
+class Later(TrainerCallback):  # type: ignore[misc]
+    """Asks for an evaluation at step 5, after ProbeCallback was called."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_evaluate = state.global_step == 5
+
+
+def test_evaluations_that_other_callbacks_ask_for_and_one_before_training(tmp_path: Path) -> None:
+    callback = ProbeCallback(when=lambda step: False)
+    trainer(tmp_path, callback, Later(), eval_strategy="no", eval_on_start=True).train()
+    assert steps(callback) == [(0, "eval"), (5, "eval")]
+
+
+def test_evaluation_can_be_left_out(tmp_path: Path) -> None:
+    callback = ProbeCallback(when=every(6), evaluate=False)
+    trainer(tmp_path, callback, eval_on_start=True, **EVALUATION).train()
+    assert steps(callback) == [(6, "train")]
+
+
+def test_evaluation_by_epoch(tmp_path: Path) -> None:
+    callback = ProbeCallback(when=lambda step: False)
+    trainer(tmp_path, callback, eval_strategy="epoch").train()
+    assert steps(callback) == [(6, "eval")]
+
+
+def test_several_evaluation_sets_are_kept_apart(tmp_path: Path) -> None:
+    sets = {name: [{"input_ids": b, "labels": b} for b in token_batch(n, LENGTH)] for name, n in (("one", 2), ("two", 6))}
+    callback = ProbeCallback(when=lambda step: False)
+    trainer(tmp_path, callback, evaluated=sets, report_to="wandb", eval_strategy="steps", eval_steps=6).train()
+    wandb.finish()
+    assert steps(callback) == [(6, "eval_one"), (6, "eval_two")]
+    run = read_run(tmp_path)
+    assert run.series("geomprobe/eval_one/texts/embed") == {6: 2}
+    assert run.series("geomprobe/eval_two/texts/embed") == {6: 6}
+
+
+class Sampler(TrainerCallback):  # type: ignore[misc]
+    """Does what users do between steps: generates with a cache, and predicts."""
+
+    def __init__(self) -> None:
+        self.trainer: Any = None
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        model.config.use_cache = True
+        model.generate(token_batch(1, 4), max_new_tokens=3, do_sample=False)
+        self.trainer.predict(self.trainer.eval_dataset)
+
+
+def test_what_others_run_between_steps_is_not_measured(tmp_path: Path) -> None:
+    callback, sampler = ProbeCallback(when=every(1), on_error="raise"), Sampler()
+    trained = trainer(tmp_path, callback, sampler, **EVALUATION)
+    sampler.trainer = trained
+    trained.train()
+    assert {reading["texts/embed"] for _, reading in callback.history if reading.mode == "eval"} == {4}
+
+
+def test_values_reach_a_run_of_the_users_own(tmp_path: Path) -> None:
+    wandb.init(project="mine")
+    trainer(tmp_path, ProbeCallback([RepresentationEntropy()], when=every(2))).train()
+    wandb.finish()
+    assert list(read_run(tmp_path).series("geomprobe/entropy/embed")) == [2, 4, 6]
+
+
+def test_a_disabled_wandb_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    callback = ProbeCallback(when=every(1))
+    trainer(tmp_path, callback, report_to="wandb", **EVALUATION).train()
+    wandb.finish()
+    assert callback.fault is None
+    assert len(callback.history) == 8
+    assert "wandb" not in "".join(capfd.readouterr())
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_another_reporter_overrides_write(tmp_path: Path) -> None:
+    seen: dict[int, float] = {}
+
+    class Elsewhere(ProbeCallback):  # type: ignore[misc]
+        def write(self, step: int, values: Any, *, commit: bool = True) -> None:
+            seen[step] = values["geomprobe/entropy/embed"]
+
+    callback = Elsewhere(when=every(3))
+    trainer(tmp_path, callback).train()
+    assert seen == {step: reading["entropy/embed"] for step, reading in callback.history}
+
+
+class Breaks(Metric):
+    """Cannot be computed from its third reading on."""
+
+    def __init__(self) -> None:
+        self.readings = 0
+
+    @property
+    def needs(self) -> tuple[Any, ...]:
+        return ()
+
+    def scalars(self, states: Any) -> dict[str, float]:
+        self.readings += 1
+        if self.readings > 2:
+            raise ArithmeticError("no more")
+        return {"fine": 1.0}
+
+
+def test_a_fault_in_reading_stops_the_probe_not_the_training(tmp_path: Path) -> None:
+    bare = trainer(tmp_path)
+    bare.train()
+    callback = ProbeCallback([Breaks()], layers=["embed"], when=every(1), jsonl=tmp_path / "geometry.jsonl")
+    probed = trainer(tmp_path, callback, report_to="wandb")
+    with pytest.warns(RuntimeWarning, match="stopped watching at step 3, training goes on: ArithmeticError: no more") as caught:
+        probed.train()
+    wandb.finish()
+    assert len([w for w in caught if "geomprobe" in str(w.message)]) == 1
+    assert losses(probed) == losses(bare)
+    assert steps(callback) == [(1, "train"), (2, "train")]
+    assert isinstance(callback.fault, ArithmeticError)
+    run = read_run(tmp_path)
+    assert run.series("geomprobe/stopped") == {3: 1}
+    assert run.series("geomprobe/fine/embed") == {1: 1, 2: 1}
+    last = json.loads((tmp_path / "geometry.jsonl").read_text().splitlines()[-1])
+    assert last == {"step": 3, "stopped": "ArithmeticError: no more"}
+    assert not any(value for key, value in snapshot(probed.model).items() if key.endswith("hooks"))
+
+
+def test_a_fault_inside_a_forward_drops_the_unfinished_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    update, calls = InformationGainSum.update, []
+
+    def breaks(self: Any, *args: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:  # the second site of the second measured micro-batch
+            raise MemoryError("full")
+        update(self, *args)
+
+    monkeypatch.setattr(InformationGainSum, "update", breaks)
+    callback = ProbeCallback([InformationGain()], layers=["embed", "final_norm"], when=every(1))
+    with pytest.warns(RuntimeWarning, match="MemoryError: full") as caught:
+        trainer(tmp_path, callback, report_to="wandb").train()
+    wandb.finish()
+    assert len([w for w in caught if "geomprobe" in str(w.message)]) == 1
+    assert callback.history == []
+    assert read_run(tmp_path).names("geomprobe") == {"geomprobe/stopped"}
+
+
+def test_on_error_raise(tmp_path: Path) -> None:
+    with pytest.raises(ArithmeticError):
+        trainer(tmp_path, ProbeCallback([Breaks()], when=every(1), on_error="raise")).train()
+    with pytest.raises(GeomprobeError, match="expected 'warn' or 'raise'"):
+        ProbeCallback(on_error="ignore")
+
+
+class Interrupts(TrainerCallback):  # type: ignore[misc]
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_after_an_interrupted_training_the_next_one_just_works(tmp_path: Path) -> None:
+    interrupted = trainer(tmp_path, ProbeCallback(when=every(1)), Interrupts())
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.train()
+    again = ProbeCallback(when=every(3))
+    retried = trainer(tmp_path, again)
+    retried.model = retried.model_wrapped = retried.callback_handler.model = interrupted.model
+    assert Probe.on(interrupted.model) is not None
+    retried.train()
+    assert steps(again) == [(3, "train"), (6, "train")]
+    assert Probe.on(interrupted.model) is None
+
+
+def test_the_end_of_a_callback_frees_its_model() -> None:
+    model = tiny()
+    callback = ProbeCallback()
+    callback.on_train_begin(_Some(eval_on_start=False), _Some(is_world_process_zero=True, global_step=0), None, model=model)
+    assert Probe.on(model) is callback.probe is not None
+    del callback
+    assert Probe.on(model) is None
+
+
+def test_a_probe_of_yours_on_the_model_is_an_error(tmp_path: Path) -> None:
+    trained = trainer(tmp_path, ProbeCallback())
+    with Probe(trained.model), pytest.raises(GeomprobeError, match="another probe is already attached"):
+        trained.train()
+
+
+def test_other_processes_measure_but_do_not_write(tmp_path: Path) -> None:
+    callback = ProbeCallback(jsonl=tmp_path / "geometry.jsonl")
+    model, args = tiny().train(), _Some(eval_on_start=False, logging_first_step=False, report_to=[])
+    state = _Some(is_world_process_zero=False, global_step=0, logging_steps=1)
+    control = _Some(should_log=False, should_evaluate=False)
+    callback.on_train_begin(args, state, control, model=model)
+    callback.on_step_begin(args, state, control)
+    model(token_batch())
+    state.global_step = 1
+    callback.on_step_end(args, state, control)
+    assert steps(callback) == [(1, "train")]
+    assert not (tmp_path / "geometry.jsonl").exists()
+
+
+class _Some:
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+
+    global_step: int
