@@ -1,0 +1,48 @@
+"""Watch a model's geometry while Hugging Face Trainer trains it.
+
+Run it as it is: a small byte-level GPT-NeoX learns Python's help pages on the CPU in a few seconds. With a W&B login, set
+`report_to="wandb"`, and every number stands beside the loss in the same run.
+"""
+
+from pydoc_data.topics import topics
+
+import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, Trainer, TrainingArguments
+
+from geomprobe import every
+from geomprobe.integrations import ProbeCallback
+
+# Bytes are the tokens: no tokenizer, no download.
+text = "\n".join(topics[name] for name in sorted(topics)).encode()
+blocks = torch.tensor(list(text[: 600 * 64])).view(-1, 64)
+data = [{"input_ids": block, "labels": block} for block in blocks]
+
+config = GPTNeoXConfig(
+    vocab_size=256,
+    hidden_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=256,
+    max_position_embeddings=64,
+)
+args = TrainingArguments(
+    output_dir="trained",
+    max_steps=60,
+    per_device_train_batch_size=8,
+    gradient_accumulation_steps=2,  # a measured step is all of its micro-batches
+    learning_rate=2e-3,
+    logging_steps=20,
+    eval_strategy="steps",
+    eval_steps=30,
+    save_strategy="no",
+    use_cpu=True,
+    disable_tqdm=True,
+    report_to="none",
+)
+
+probe = ProbeCallback(when=every(20), jsonl="geometry.jsonl")
+Trainer(GPTNeoXForCausalLM(config), args, train_dataset=data[:-64], eval_dataset=data[-64:], callbacks=[probe]).train()
+
+for step, reading in probe.history:
+    print(f"step {step:3d}, {reading.mode:5s}: effective rank {reading['effective_rank/final_norm']:5.2f} of 64 at final_norm")
+print(probe.history[-1][1])
