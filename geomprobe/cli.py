@@ -21,7 +21,9 @@ app = typer.Typer(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints, readings and the offline W&B run.")] = Path("geomprobe-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, readings and the offline W&B run.")] = Path(
+        "geomprobe-demo"
+    ),
     steps: Annotated[int, typer.Option(help="Optimizer steps to train for.", min=1)] = 400,
 ) -> None:
     """Train a small GPT-NeoX under the probe and see entropy and information gain move. Offline, CPU, about two minutes."""

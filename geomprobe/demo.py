@@ -1,7 +1,7 @@
 """``geomprobe demo``: train a small GPT-NeoX on text every Python ships, under the probe, and say what moved."""
 
-import math
 import os
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from transformers import (
     set_seed,
 )
 
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar
+
 from geomprobe.integrations import ProbeCallback
 from geomprobe.reading import Reading
 
-__all__ = ["Demo", "byte_blocks", "log_spaced", "run", "train"]
+__all__ = ["Demo", "byte_blocks", "log_spaced", "run", "summary", "train"]
 
 BLOCK = 128
 BATCH = 32
@@ -105,6 +107,83 @@ def train(out: Path, *, steps: int = 400, probe: bool = True, quiet: bool = Fals
     trainer.train()
     readings = {step: reading for step, reading in watcher.history if reading.mode == "eval"} if probe else {}
     return Demo(record.losses, record.held_out, readings)
+
+
+def run(out: Path, *, steps: int = 400) -> None:
+    """The command: train with a progress bar, then say what happened."""
+    # Offline unless the user chose otherwise: the demo is to run without an account.
+    os.environ.setdefault("WANDB_MODE", "offline")
+    os.environ.setdefault("WANDB_DIR", str(out))
+    os.environ.setdefault("WANDB_PROJECT", "geomprobe-demo")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    out.mkdir(parents=True, exist_ok=True)
+    print("Training a byte-level GPT-NeoX of 0.9 million parameters on Python's own help pages, every layer probed.")
+    disable_progress_bar()  # of shards being written; the training bar stays
+    try:
+        demo = train(out, steps=steps)
+    finally:
+        enable_progress_bar()
+    print()
+    print(summary(demo))
+    print()
+    print(f"checkpoints   {out}/checkpoint-*")
+    if os.environ["WANDB_MODE"] == "offline":
+        print(f"W&B, offline  wandb leet {out}/wandb/latest-run     (or: wandb sync {out}/wandb/latest-run)")
+
+
+def summary(demo: Demo) -> str:
+    """Entropy and gain of the held-out text by layer and step beside the loss, and what to look for."""
+    last = max(demo.readings)
+    sites = demo.readings[last].sites
+    tokens = demo.readings[last][f"tokens/{sites[0]}"]
+    parts = [
+        f"What {tokens:,.0f} held-out bytes look like inside, by step (64 texts of {BLOCK} bytes, model in evaluation mode)",
+        _table(demo, "entropy", "representation entropy, of its maximum (Def. 3.1)", "{:.3f}"),
+        _table(demo, "effective_rank", "effective rank, of 128 dimensions", "{:.1f}"),
+        _table(demo, "gain_per_token", "information gain, nats per token (Def. 4.1)", "{:.2f}"),
+        _moral(demo),
+    ]
+    return "\n\n".join(parts)
+
+
+def _table(demo: Demo, metric: str, title: str, form: str) -> str:
+    """Steps down, sites across, the loss beside; under each site its course as a line of blocks."""
+    steps = sorted(demo.readings)
+    sites = demo.readings[steps[0]].sites
+    lines = [title, f"{'step':>5} {'loss':>6}" + "".join(f"{site:>11}" for site in sites)]
+    for step in steps:
+        values = "".join(f"{form.format(demo.readings[step][f'{metric}/{site}']):>11}" for site in sites)
+        lines.append(f"{step:>5} {demo.held_out[step]:>6.2f}{values}")
+    courses = [_course([demo.readings[step][f"{metric}/{site}"] for step in steps]) for site in sites]
+    return "\n".join([*lines, " " * 12 + "".join(f"{course[-10:]:>11}" for course in courses)])
+
+
+def _course(values: list[float]) -> str:
+    """Values as a line of blocks, the lowest empty and the highest full.
+
+    >>> _course([1.0, 2.0, 3.0])
+    '▁▅█'
+    """
+    least, span = min(values), max(values) - min(values)
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * (value - least) / span)) if span else 0] for value in values)
+
+
+def _moral(demo: Demo) -> str:
+    """One sentence on what to look for, with this run's own numbers."""
+    first, last = min(demo.readings), max(demo.readings)
+    before, after = (
+        {metric: demo.readings[step][f"{metric}/final_norm"] for metric in ("effective_rank", "gain_per_token")}
+        for step in (first, last)
+    )
+    ranks = {site: demo.readings[last][f"effective_rank/{site}"] for site in demo.readings[last].sites}
+    widest = max(ranks, key=lambda site: ranks[site])
+    return textwrap.fill(
+        f"Look for the last column: while the held-out loss went from {demo.held_out[first]:.2f} to {demo.held_out[last]:.2f}, "
+        f"the effective rank of final_norm went from {before['effective_rank']:.1f} to {after['effective_rank']:.1f} and the "
+        f"gain of each of its tokens from {before['gain_per_token']:.2f} to {after['gain_per_token']:.2f} nats; "
+        f"the widest site is now {widest} ({ranks[widest]:.1f}).",
+        80,
+    )
 
 
 class _Record(TrainerCallback):
