@@ -159,7 +159,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         measured, self._gate.in_step = self._gate.in_step, False
         if measured:
             # Trainer logs the loss next, if it does: then its W&B row can hold both.
-            self._report("train", "train", state, commit=not (control.should_log and "wandb" in args.report_to))
+            self._report("train", "train", state, commit=not (control.should_log and "wandb" in (args.report_to or ())))
         self._await_evaluation(control)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -181,7 +181,9 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self._report("eval", name, state)
         self._gate.evaluating = name != "eval"  # of several evaluation sets, the next one follows
 
-    def on_predict(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_predict(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
+    ) -> None:
         """:meta private:"""
         if self.probe is not None:
             self.probe.reset("eval")
