@@ -16,7 +16,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from geomprobe.integrations import ProbeCallback
@@ -98,8 +97,8 @@ def train(out: Path, *, steps: int = 400, probe: bool = True, quiet: bool = Fals
             disable_tqdm=quiet,
             dataloader_pin_memory=False,
         ),
-        train_dataset=training,  # type: ignore[arg-type]
-        eval_dataset=held_out,  # type: ignore[arg-type]
+        train_dataset=training,
+        eval_dataset=held_out,
         callbacks=[record, *([watcher] if probe else [])],
     )
     if trainer.pop_callback(ProgressCallback) is not None:
@@ -186,7 +185,7 @@ def _moral(demo: Demo) -> str:
     )
 
 
-class _Record(TrainerCallback):
+class _Record(TrainerCallback):  # type: ignore[misc]
     """Evaluates and saves at chosen steps, and keeps the losses."""
 
     def __init__(self, steps: list[int]) -> None:
@@ -205,7 +204,7 @@ class _Record(TrainerCallback):
             self.held_out[state.global_step] = logs["eval_loss"]
 
 
-class _Bar(ProgressCallback):
+class _Bar(ProgressCallback):  # type: ignore[misc]
     """The Trainer's progress bar with the loss in it, instead of a printed line per log."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:

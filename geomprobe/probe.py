@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from geomprobe.capture.anatomy import find_anatomy
 from geomprobe.capture.frame import Frame
 from geomprobe.capture.hooks import Capture
-from geomprobe.core.rows import exact_arithmetic
-from geomprobe.core.state import Accumulator, State, Tally, copy_state
+from geomprobe.capture.stream import Endings, Stream
+from geomprobe.core.rows import Rows, exact_arithmetic
+from geomprobe.core.state import Accumulator, State, Tally, copy_state, merge
 from geomprobe.errors import GeomprobeError
+from geomprobe.live import GainUpdate, LiveGains
 from geomprobe.metrics.entropy import RepresentationEntropy
 from geomprobe.metrics.gain import InformationGain
 from geomprobe.metrics.metric import Metric
@@ -24,6 +26,8 @@ from geomprobe.schedule import Schedule
 __all__ = ["Mode", "Probe"]
 
 Mode = Literal["train", "eval"]
+Bank = dict[str, dict[Accumulator, State]]
+"""States by site and accumulator."""
 
 _attached: "weakref.WeakSet[Probe]" = weakref.WeakSet()  # weak: a model dropped with its probe on is freed with it
 
@@ -45,6 +49,8 @@ class Probe:
         when: which forwards to measure, as a function of how many came before (``every(20)``); all by default.
         on_error: ``"warn"``: a fault inside the probe warns once, takes the probe off the model, and lets the model go on, what
             was measured being kept. ``"raise"``: it raises, for tests and research.
+        on_gain: called after every forward on a KV cache with the information gain of the new tokens at every site, while
+            ``generate`` runs. What it raises goes to the caller of ``generate``.
 
     Attributes:
         paused: set to True to let forwards pass unmeasured (they do not count for ``when``).
@@ -62,6 +68,7 @@ class Probe:
         layers: list[int | str] | None = None,
         when: Schedule | None = None,
         on_error: Literal["warn", "raise"] = "warn",
+        on_gain: Callable[[GainUpdate], object] | None = None,
     ) -> None:
         if on_error not in ("warn", "raise"):
             raise GeomprobeError(f"Probe(on_error={on_error!r}): expected 'warn' or 'raise'")
@@ -73,15 +80,18 @@ class Probe:
         self.sites = anatomy.select(layers)
         self.when = when
         self.on_error = on_error
+        self.on_gain = on_gain
         self.paused = False
         self.fault: Exception | None = None
         self._base = anatomy.base
-        self._capture = Capture(anatomy, self.sites, self)
+        self._capture = Capture(anatomy, self.sites, self, Endings.of(model))
+        self._remarks: list[str] = []
+        self._live = None if on_gain is None else LiveGains(self._sigma())
         self._status: Literal["new", "attached", "closed"] = "new"
         self._forwards = 0
         # dict.fromkeys keeps order and drops equal ones: that is all the sharing there is.
         self._accumulators = tuple(dict.fromkeys([Tally(), *(need for metric in self.metrics for need in metric.needs)]))
-        self._states: dict[Mode, dict[str, dict[Accumulator, State]]] = {"train": {}, "eval": {}}
+        self._states: dict[Mode, Bank] = {"train": {}, "eval": {}}
 
     # -- life ---------------------------------------------------------------------------------------------------------------
 
@@ -122,6 +132,13 @@ class Probe:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def _sigma(self) -> float:
+        """The noise of the metric that ``on_gain`` follows."""
+        sigmas = [metric.sigma for metric in self.metrics if isinstance(metric, InformationGain)]
+        if not sigmas:
+            raise GeomprobeError("on_gain follows InformationGain, and it is not among the metrics of this probe: add it")
+        return sigmas[0]
+
     # -- numbers ------------------------------------------------------------------------------------------------------------
 
     def read(self, mode: Mode | None = None, *, reset: bool = False) -> Reading:
@@ -134,17 +151,18 @@ class Probe:
         Raises:
             GeomprobeError: nothing was seen, or both modes were and ``mode`` does not say which.
         """
-        seen = [name for name, sites in self._states.items() if sites]
+        banks = self._seen()
+        seen = [name for name, sites in banks.items() if sites]
         if mode is None and len(seen) == 2:
             raise GeomprobeError("this probe saw the model in training and in evaluation: read('train') or read('eval')")
         mode = mode or (seen[0] if seen else "eval")
-        if mode not in self._states:
+        if mode not in banks:
             raise GeomprobeError(f"read({mode!r}): expected 'train' or 'eval'")
-        if not self._states[mode]:
+        if not banks[mode]:
             raise GeomprobeError(f"nothing to read: {self._why_empty(seen)}")
         reading = Reading(mode=mode, sites=self.sites, notes=self._notes())
         with torch.inference_mode(False), torch.no_grad():
-            for site, states in self._states[mode].items():
+            for site, states in banks[mode].items():
                 self._compute(reading, site, states)
         if reset:
             self.reset(mode)
@@ -155,6 +173,9 @@ class Probe:
         for name, sites in self._states.items():
             if mode in (None, name):
                 sites.clear()
+        for stream in self._capture.streams:
+            if mode in (None, "train" if stream.training else "eval"):
+                stream.reported = stream.columns
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything seen, as flat named tensors on the CPU: ``mode/site/accumulator/sum``. Two of them add.
@@ -163,7 +184,7 @@ class Probe:
         """
         return {
             f"{mode}/{site}/{accumulator!r}/{name}": value
-            for mode, sites in self._states.items()
+            for mode, sites in self._seen().items()
             for site, states in sites.items()
             for accumulator, state in states.items()
             for name, value in copy_state(state, torch.device("cpu")).items()
@@ -176,7 +197,7 @@ class Probe:
             GeomprobeError: it comes from a probe with other metrics or sites.
         """
         accumulators = {repr(accumulator): accumulator for accumulator in self._accumulators}
-        states: dict[Mode, dict[str, dict[Accumulator, State]]] = {"train": {}, "eval": {}}
+        states: dict[Mode, Bank] = {"train": {}, "eval": {}}
         for key, value in tensors.items():
             mode, site, name, entry = key.split("/") if key.count("/") == 3 else ("", "", "", "")
             if mode not in states or site not in self.sites or name not in accumulators:
@@ -192,6 +213,18 @@ class Probe:
                     "make the probe with the arguments of the one that saved it"
                 )
         self._states = states
+
+    def _seen(self) -> dict[Mode, Bank]:
+        """Everything seen by mode, texts that are still arriving included. Changes nothing."""
+        banks: dict[Mode, Bank] = {name: dict(sites) for name, sites in self._states.items()}
+        for stream in self._capture.streams:
+            so_far: Bank = {}
+            self._add_stream(so_far, stream)
+            bank = banks["train" if stream.training else "eval"]
+            for site, states in so_far.items():
+                known = bank.get(site, {})
+                bank[site] = {a: merge([known[a], state] if a in known else [state]) for a, state in states.items()}
+        return banks
 
     def _compute(self, reading: Reading, site: str, states: Mapping[Accumulator, State]) -> None:
         tally = {name: float(value) for name, value in states[Tally()].items()}
@@ -210,9 +243,9 @@ class Probe:
 
     def _notes(self) -> list[str]:
         if self.fault is None:
-            return []
+            return list(self._remarks)
         stopped = f"the probe stopped in forward {self._forwards}: {type(self.fault).__name__}: {self.fault}"
-        return [f"{stopped} (sites that this forward had passed by then count it)"]
+        return [*self._remarks, f"{stopped} (sites that this forward had passed by then count it)"]
 
     def _why_empty(self, seen: list[Mode]) -> str:
         if self.fault is not None:
@@ -231,48 +264,57 @@ class Probe:
 
     # -- what the capture reports -------------------------------------------------------------------------------------------
 
-    def wants(self, base: nn.Module) -> bool:
+    def wants(self, continues: bool) -> bool:
         """:meta private:"""
         if self.paused or self.fault is not None:
             return False
+        if continues:  # texts that are measured are measured to their end
+            return True
         step, self._forwards = self._forwards, self._forwards + 1
-        try:
-            return self.when is None or self.when(step)
-        except Exception as error:
-            self._fail(error)
-            return False
-
-    def opened(self, read: Callable[[], Frame]) -> Frame | None:
-        """:meta private:"""
-        try:
-            return read()
-        except Exception as error:
-            self._fail(error)
-            return None
+        return self.when is None or self.when(step)
 
     def captured(self, frame: Frame, site: str, hidden: Tensor) -> None:
         """:meta private:"""
         if self.fault is not None:
             return
         try:
+            if frame.stream is not None:
+                frame.stream.add(site, hidden)
+                return
             with exact_arithmetic(hidden.device.type):
-                rows = frame.rows(hidden)
                 bank = self._states["train" if frame.training else "eval"]
-                if site not in bank:
-                    bank[site] = {a: a.zero(rows.width, rows.hidden.device) for a in self._accumulators}
-                elif bank[site][Tally()]["tokens"].device != rows.hidden.device:  # loaded, or the model has moved
-                    bank[site] = {a: copy_state(state, rows.hidden.device) for a, state in bank[site].items()}
-                for accumulator, state in bank[site].items():
-                    accumulator.update(state, rows)
+                self._add(bank, site, frame.rows(hidden))
+                if (counted := frame.counted_rows(hidden)) is not None:
+                    self._subtract(bank, site, counted)
         except Exception as error:
-            self._fail(error)
+            self.failed(error)
+
+    def ended(self, stream: Stream) -> None:
+        """:meta private:"""
+        if self.fault is None:
+            try:
+                self._add_stream(self._states["train" if stream.training else "eval"], stream)
+            except Exception as error:
+                self.failed(error)
 
     def closed(self, frame: Frame | None, completed: bool) -> None:
         """:meta private:"""
-        if self.fault is not None and completed:  # not while the model's own exception walks through the hooks
-            self.close()
+        if self.fault is not None:
+            if completed:  # not while the model's own exception walks through the hooks
+                self.close()
+        elif (
+            self._live is not None and self.on_gain is not None and frame is not None and frame.stream is not None and completed
+        ):
+            try:
+                with exact_arithmetic(frame.stream.device.type):
+                    update = self._live.step(frame.stream)
+            except Exception as error:
+                self.failed(error)
+            else:
+                self.on_gain(update)
 
-    def _fail(self, error: Exception) -> None:
+    def failed(self, error: Exception) -> None:
+        """:meta private:"""
         self.fault = error
         if self.on_error == "raise":
             raise error
@@ -282,3 +324,44 @@ class Probe:
             RuntimeWarning,
             stacklevel=2,
         )
+
+    # -- sums ---------------------------------------------------------------------------------------------------------------
+
+    def _add(self, bank: Bank, site: str, rows: Rows) -> None:
+        """Add rows into the states of one site."""
+        device = rows.hidden.device
+        if site not in bank:
+            bank[site] = {a: a.zero(rows.width, device) for a in self._accumulators}
+        elif bank[site][self._accumulators[0]]["tokens"].device != device:  # loaded, or the model has moved
+            bank[site] = {a: copy_state(state, device) for a, state in bank[site].items()}
+        for part in rows.split():
+            for accumulator, state in bank[site].items():
+                accumulator.update(state, part)
+
+    def _subtract(self, bank: Bank, site: str, rows: Rows) -> None:
+        """Take rows out again: states add, so they subtract."""
+        counted: Bank = {}
+        self._add(counted, site, rows)
+        for accumulator, state in counted[site].items():
+            negative = {name: -value for name, value in state.items()}
+            bank[site][accumulator] = merge([bank[site][accumulator], negative])
+
+    def _add_stream(self, bank: Bank, stream: Stream) -> None:
+        """Add what a stream holds beyond what a reading has reported and forgotten."""
+        if stream.reordered:
+            self._note(
+                "texts of a beam search were left out: its beams change rows as they grow. Generate with num_beams=1, or run "
+                "the finished text through the model under the probe"
+            )
+            return
+        for site in stream.sites:
+            with exact_arithmetic(stream.device.type):
+                self._add(bank, site, stream.rows(site))
+                if stream.reported:
+                    self._subtract(bank, site, stream.rows(site, stream.reported))
+
+    def _note(self, text: str) -> None:
+        """Warn once, and say it in every reading."""
+        if text not in self._remarks:
+            self._remarks.append(text)
+            warnings.warn(f"geomprobe: {text}", RuntimeWarning, stacklevel=2)

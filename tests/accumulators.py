@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from geomprobe.core import spectrum
-from geomprobe.core.cholesky import InformationGainSum
 from geomprobe.core.covariance import Covariance, eigenvalues, mean_cosine
+from geomprobe.core.gain import InformationGainSum
 from geomprobe.core.rows import Rows
 from geomprobe.core.state import Accumulator, State, Tally, pad_to
 from geomprobe.core.text_entropy import TextEntropySum

@@ -27,7 +27,8 @@ LOWER = {
     "schedule": {"errors"},
     "reading": {"metrics", "errors"},
     "distributed": {"core", "errors"},
-    "probe": {"capture", "core", "distributed", "errors", "metrics", "reading", "schedule"},
+    "live": {"capture", "core"},
+    "probe": {"capture", "core", "distributed", "errors", "live", "metrics", "reading", "schedule"},
 }
 
 
@@ -68,7 +69,7 @@ def test_imports_point_one_way(path: Path) -> None:
 
 
 def test_the_parts_that_imports_are_held_to_exist() -> None:
-    assert {path.name.removesuffix(".py") for path in (ROOT / "geomprobe").iterdir()} >= set(LOWER) - {"theory", "distributed"}
+    assert {path.name.removesuffix(".py") for path in (ROOT / "geomprobe").iterdir()} >= set(LOWER) - {"theory"}
 
 
 @pytest.mark.parametrize("path", sources("integrations"), ids=lambda path: path.name)
@@ -92,6 +93,7 @@ def test_only_capture_registers_hooks() -> None:
     calls = {
         path.relative_to(ROOT).parts[:2]
         for path in sources("geomprobe", "integrations")
+        if path.name != "bench.py"  # one of its peers is a set of hooks that keep everything
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Attribute) and node.attr.startswith("register_") and "hook" in node.attr
     }

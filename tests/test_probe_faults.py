@@ -60,7 +60,7 @@ def test_a_probe_that_failed_at_once_says_so_when_read() -> None:
         probe.reset()
         with pytest.warns(RuntimeWarning, match="KV cache"):
             model(token_batch(), past_key_values=cache)
-    message = "nothing to read: the probe met GeomprobeError: this forward continues a KV cache"
+    message = "nothing to read: the probe met GeomprobeError: this forward goes on from 12 tokens of a KV cache"
     with pytest.raises(GeomprobeError, match=message):
         probe.read()
 

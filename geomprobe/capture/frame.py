@@ -1,4 +1,4 @@
-"""One forward pass of the decoder: which rows are tokens, and where they stand."""
+"""One forward pass of the decoder: which rows are tokens, which text each belongs to, and what came before it."""
 
 import inspect
 from collections.abc import Callable
@@ -9,10 +9,62 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from geomprobe.capture.stream import Stream
 from geomprobe.core.rows import Rows
 from geomprobe.errors import GeomprobeError
 
-__all__ = ["Frame", "read_frame"]
+__all__ = ["Call", "Frame", "padding_mask", "text_starts"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call of a decoder, by name: families differ in what they pass by position."""
+
+    arguments: dict[str, Any]
+    training: bool
+
+    @classmethod
+    def bind(cls, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call":
+        """Bind by the signature of ``base.forward``."""
+        names = _parameters(type(base).forward) if args else ()
+        return cls(dict(zip(names, args, strict=False)) | kwargs, base.training)
+
+    @property
+    def ids(self) -> Tensor | None:
+        """Token ids ``(batch, length)``, if the model was given any."""
+        ids = self.arguments.get("input_ids")
+        return ids if isinstance(ids, Tensor) else None
+
+    @property
+    def cache(self) -> Any:
+        """The KV cache, if the model was given one."""
+        return self.arguments.get("past_key_values")
+
+    @property
+    def past(self) -> int:
+        """How many columns the cache holds."""
+        return 0 if self.cache is None else int(self.cache.get_seq_length())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Batch and length.
+
+        Raises:
+            GeomprobeError: neither ids nor embeddings were given.
+        """
+        tokens = self.ids if self.ids is not None else self.arguments.get("inputs_embeds")
+        if not isinstance(tokens, Tensor):
+            raise GeomprobeError("the decoder was called without input_ids or inputs_embeds, so its texts are unknown")
+        return tokens.shape[0], tokens.shape[1]
+
+    def mask(self) -> Tensor | None:
+        """Where there is a token, ``(batch, length)`` bool; ``None`` for everywhere."""
+        return padding_mask(self.arguments.get("attention_mask"), *self.shape, past=self.past)
+
+    def starts(self) -> Tensor | None:
+        """Where a text starts within packed rows, ``(batch, length)`` bool; ``None`` when each row is one text."""
+        batch, length = self.shape
+        return text_starts(self.arguments, batch, length)
 
 
 @dataclass(frozen=True)
@@ -20,50 +72,88 @@ class Frame:
     """What blocks never see and a probe must know.
 
     Attributes:
-        mask: ``(batch, length)`` bool, True where there is a token; ``None`` when every place is one.
         training: the decoder's ``training`` flag; evaluation inside a training run goes through the same hooks.
+        mask: ``(batch, length)`` bool, True where there is a token; ``None`` when every place is one.
+        starts: where texts start in packed rows; ``None`` when each row is one text.
+        stream: the stream this forward adds to, when it runs on a KV cache.
+        refed: mask of the leading columns that the forward before has counted already (generation without a cache feeds the
+            whole text again at every step); ``None`` when this is a text of its own.
     """
 
-    mask: Tensor | None
     training: bool
+    mask: Tensor | None = None
+    starts: Tensor | None = None
+    stream: Stream | None = None
+    refed: Tensor | None = None
 
     def rows(self, hidden: Tensor) -> Rows:
-        """``hidden`` ``(batch, length, width)`` with this frame's mask, on a device that has float64."""
+        """``hidden`` ``(batch, length, width)`` with this frame's mask and texts, on a device that has float64."""
         device = torch.device("cpu") if hidden.device.type == "mps" else hidden.device  # MPS has no float64
-        return Rows(hidden.to(device), None if self.mask is None else self.mask.to(device))
+        mask = None if self.mask is None else self.mask.to(device)
+        if self.starts is None:
+            return Rows(hidden.to(device), mask)
+        return Rows(hidden.to(device), mask, **_texts(self.starts.to(device), mask))
+
+    def counted_rows(self, hidden: Tensor) -> Rows | None:
+        """The part of ``hidden`` that was counted before, if any."""
+        if self.refed is None:
+            return None
+        return Frame(self.training, self.refed).rows(hidden[:, : self.refed.shape[1]])
 
 
-def read_frame(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Frame:
-    """The frame of one call of ``base``. Families differ in what they pass by position, so arguments are bound by name.
+def padding_mask(mask: Any, batch: int, length: int, *, past: int = 0) -> Tensor | None:
+    """Which of the ``length`` new columns are tokens, from any mask a decoder of Transformers takes.
+
+    A 2-D mask covers cached columns too, and is cut. In a 4-D mask (or a dict of them, one per kind of layer) a token is a
+    place that attends to itself: causality and windows allow that, padding does not.
 
     Raises:
-        GeomprobeError: a padding mask or a cache that cannot be followed exactly.
+        GeomprobeError: any other shape.
     """
-    call = dict(zip(_parameters(type(base).forward), args, strict=False)) | kwargs
-    tokens = call.get("input_ids")
-    if tokens is None:
-        tokens = call.get("inputs_embeds")
-    if tokens is None:
-        raise GeomprobeError(f"{type(base).__name__} was called without input_ids or inputs_embeds, so its texts are unknown")
-    cache = call.get("past_key_values")
-    if cache is not None and int(cache.get_seq_length()) > 0:
-        raise GeomprobeError(
-            "this forward continues a KV cache, which a probe cannot follow yet: "
-            "run the whole text without past_key_values, or generate with use_cache=False outside the probe"
-        )
-    return Frame(mask=_padding_mask(call.get("attention_mask"), tokens.shape[1]), training=base.training)
-
-
-def _padding_mask(mask: Any, length: int) -> Tensor | None:
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention", next((value for value in mask.values() if value is not None), None))
     if mask is None:
         return None
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise GeomprobeError(
-            f"expected a padding mask of shape (batch, length), and got {shape}: which rows are tokens cannot be read off it. "
-            "Pass the 2-D mask that the tokenizer gives"
-        )
-    return mask[:, -length:].bool()
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] in (length, past + length):
+        return mask[:, -length:].bool()
+    if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[2] == length and mask.shape[3] >= past + length:
+        own = mask[:, 0, :, past : past + length].diagonal(dim1=-2, dim2=-1)
+        return (own if own.dtype == torch.bool else own > -1).expand(batch, length)
+    shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+    raise GeomprobeError(
+        f"cannot read which rows are tokens off an attention mask of {shape}: expected (batch, length), as the tokenizer "
+        f"gives, or (batch, heads, {length}, {past + length} or more)"
+    )
+
+
+def text_starts(arguments: dict[str, Any], batch: int, length: int) -> Tensor | None:
+    """Where a document starts in packed rows: where position ids do not go on, or where ``cu_seq_lens`` cuts."""
+    positions, cuts, mask = (arguments.get(name) for name in ("position_ids", "cu_seq_lens_q", "attention_mask"))
+    starts: Tensor | None = None
+    if isinstance(cuts, Tensor) and batch == 1:
+        starts = torch.zeros((1, length + 1), dtype=torch.bool, device=cuts.device)
+        starts[0, cuts.long()] = True
+        starts = starts[:, :length]
+    elif isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[1] == length > 1:
+        starts = torch.ones_like(positions, dtype=torch.bool)
+        starts[:, 1:] = positions.diff(dim=1) != 1
+        starts = starts.expand(batch, length)
+    elif isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[2] == length > 1:
+        before = mask[:, 0].diagonal(offset=-1, dim1=-2, dim2=-1)[:, : length - 1]
+        starts = torch.ones((batch, length), dtype=torch.bool, device=mask.device)
+        starts[:, 1:] = ~(before if before.dtype == torch.bool else before > -1)
+    return starts
+
+
+def _texts(starts: Tensor, mask: Tensor | None) -> dict[str, Any]:
+    """Text index, position in the text and number of texts, as :class:`Rows` takes them. Counts nothing on the host."""
+    batch, length = starts.shape
+    tokens = (mask if mask is not None else torch.ones_like(starts)).long()
+    rows = torch.arange(batch, device=starts.device).unsqueeze(1) * length
+    seen = tokens.cumsum(1)
+    before = torch.where(starts, seen - tokens, 0).cummax(1).values
+    text = rows + (starts.long().cumsum(1) - 1).clamp_min(0)
+    return {"text": text, "position": (seen - 1 - before).clamp_min(0), "texts": batch * length}
 
 
 @lru_cache(maxsize=64)

@@ -1,14 +1,19 @@
 """The hooks: a frame opened before the decoder runs, a call per site while it runs, a close whatever happens."""
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from geomprobe.capture.anatomy import Anatomy
-from geomprobe.capture.frame import Frame, read_frame
+from geomprobe.capture.frame import Call, Frame
+from geomprobe.capture.stream import Endings, Stream, still_running
+from geomprobe.errors import GeomprobeError
 
 __all__ = ["Capture", "Listener"]
 
@@ -16,21 +21,35 @@ __all__ = ["Capture", "Listener"]
 class Listener(Protocol):
     """What a capture reports to. Exceptions that these raise go through the model's forward to its caller."""
 
-    def wants(self, base: nn.Module) -> bool:
-        """Whether the forward that is about to run is to be captured. Called once per forward."""
-        ...
-
-    def opened(self, read: Callable[[], Frame]) -> Frame | None:
-        """Read the frame of a wanted forward; ``None`` to let it pass."""
+    def wants(self, continues: bool) -> bool:
+        """Whether the forward that is about to run is to be captured; ``continues``: it adds to texts that are."""
         ...
 
     def captured(self, frame: Frame, site: str, hidden: Tensor) -> None:
         """One site's hidden states ``(batch, length, width)``, while the forward runs."""
         ...
 
+    def ended(self, stream: Stream) -> None:
+        """Nothing can come after what this stream holds."""
+        ...
+
     def closed(self, frame: Frame | None, completed: bool) -> None:
         """The decoder returned (``completed``) or raised; called for every forward, ``frame`` only for captured ones."""
         ...
+
+    def failed(self, error: Exception) -> None:
+        """Something inside the capture went wrong; raise it, or let the model go on."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Previous:
+    """The last forward in evaluation without a cache: the next may feed its texts again, one token longer."""
+
+    ids: Tensor
+    mask: Tensor | None
+    prompt: int
+    measured: bool
 
 
 class Capture:
@@ -40,12 +59,21 @@ class Capture:
     run layers again during backward, and it is why nothing here needs to know about checkpointing.
     """
 
-    def __init__(self, anatomy: Anatomy, sites: tuple[str, ...], listener: Listener) -> None:
+    def __init__(self, anatomy: Anatomy, sites: tuple[str, ...], listener: Listener, endings: Endings) -> None:
         self._anatomy = anatomy
         self._sites = sites
         self._listener = listener
+        self._endings = endings
         self._frame: Frame | None = None
         self._handles: list[RemovableHandle] = []
+        self._streams: list[Stream] = []
+        self._passed: weakref.WeakSet[Any] = weakref.WeakSet()  # caches whose texts are not measured
+        self._previous: _Previous | None = None
+
+    @property
+    def streams(self) -> Iterable[Stream]:
+        """Streams whose texts may still go on."""
+        return tuple(self._streams)
 
     def attach(self) -> None:
         """Register the hooks. Each costs an off-step one attribute look-up."""
@@ -60,16 +88,75 @@ class Capture:
         add(base.register_forward_hook(self._close, always_call=True))
 
     def detach(self) -> None:
-        """Remove every hook. Safe to call twice, and from inside a hook of a forward that did not raise."""
-        self._frame = None
+        """Remove every hook and end every stream. Safe to call twice, and inside a hook of a forward that did not raise."""
+        self._frame = self._previous = None
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._end(self._streams)
 
     def _open(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._frame = None  # left open only by a BaseException (Ctrl-C), which always_call hooks do not see
-        if self._listener.wants(base):
-            self._frame = self._listener.opened(partial(read_frame, base, args, kwargs))
+        try:
+            if self._streams:
+                self._end([stream for stream in self._streams if stream.ended])
+            call = Call.bind(base, args, kwargs)
+            self._frame = self._on_cache(call) if call.cache is not None else self._without_cache(call)
+        except Exception as error:
+            self._listener.failed(error)
+
+    def _on_cache(self, call: Call) -> Frame | None:
+        """A frame that adds to the cache's stream, opened when the cache is empty."""
+        cache, past = call.cache, call.past
+        stream = next((stream for stream in self._streams if stream.follows(cache)), None)
+        if stream is not None and past > stream.columns:  # it ran somewhere this probe did not see
+            self._end([stream])
+            self._passed.add(cache)
+        if cache in self._passed and past:
+            return None
+        if not self._listener.wants(continues=stream is not None):
+            self._passed.add(cache)
+            self._end([] if stream is None else [stream])
+            return None
+        if stream is None:
+            if past:
+                raise GeomprobeError(
+                    f"this forward goes on from {past} tokens of a KV cache that the probe has not seen: what they tell is "
+                    "unknown: attach the probe before the cache is filled, and begin with an empty cache of your own "
+                    "(past_key_values=DynamicCache(config=model.config)), as generate() does"
+                )
+            self._passed.discard(cache)
+            stream = Stream(cache, self._endings, call.training)
+            self._streams.append(stream)
+        mask = call.mask()
+        if mask is None:
+            ids_or_rows = call.ids if call.ids is not None else call.arguments["inputs_embeds"]
+            mask = torch.ones(call.shape, dtype=torch.bool, device=ids_or_rows.device)
+        stream.extend(call.ids, mask, past)
+        return Frame(stream.training, stream=stream)
+
+    def _without_cache(self, call: Call) -> Frame | None:
+        """A frame of whole texts; in evaluation perhaps those of the forward before, one token longer."""
+        ids, previous, self._previous = call.ids, self._previous, None
+        if call.training or ids is None:
+            return Frame(call.training, call.mask(), call.starts()) if self._listener.wants(continues=False) else None
+        grown = previous if previous is not None and _grew(previous.ids, ids) else None
+        if grown is not None:  # the same texts again: in or out as they were
+            wanted = grown.measured and self._listener.wants(continues=True)
+        else:
+            wanted = self._listener.wants(continues=False)
+        mask = call.mask() if wanted else None
+        prompt = ids.shape[1] if grown is None else grown.prompt
+        self._previous = _Previous(ids, mask, prompt, wanted)
+        if not wanted:
+            return None
+        if grown is None:
+            return Frame(False, mask, call.starts())
+        return Frame(False, self._running(self._previous), refed=self._running(grown))
+
+    def _running(self, texts: _Previous) -> Tensor:
+        mask = texts.mask if texts.mask is not None else torch.ones_like(texts.ids, dtype=torch.bool)
+        return still_running(texts.ids, mask, texts.prompt, self._endings)
 
     def _before_layers(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._frame is not None:
@@ -84,4 +171,16 @@ class Capture:
         completed = output is not None  # always_call: after an exception there is no output
         if frame is not None and completed and "final_norm" in self._sites:
             self._listener.captured(frame, "final_norm", output if isinstance(output, Tensor) else output[0])
+        if frame is not None and frame.stream is not None and completed:
+            frame.stream.sign()
         self._listener.closed(frame, completed)
+
+    def _end(self, streams: list[Stream]) -> None:
+        self._streams, streams = [stream for stream in self._streams if stream not in streams], list(streams)
+        for stream in streams:
+            self._listener.ended(stream)
+
+
+def _grew(before: Tensor, now: Tensor) -> bool:
+    """Whether ``now`` is ``before`` with one more column. Waits for the device only when the shapes say it may be."""
+    return now.shape == (before.shape[0], before.shape[1] + 1) and torch.equal(now[:, :-1], before.to(now.device))

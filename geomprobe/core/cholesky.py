@@ -9,17 +9,11 @@ With unit rows Z ``(T, d)``, K = ZZᵀ and noise σ², let ``K + σ²I = LLᵀ``
 σ⁻² is 1e4 at the default noise, so a float32 factor is not safe: factors are float64 here, whatever the rows are.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from geomprobe.core.rows import Rows
-from geomprobe.core.state import State, add_at
-
 __all__ = [
     "GrowingCholesky",
-    "InformationGainSum",
     "exact_increment",
     "gains",
     "information_gain",
@@ -160,36 +154,3 @@ class GrowingCholesky:
         rows[..., : self.length, :] = self.rows
         factor[..., : self.length, : self.length] = self.factor
         self._rows, self._factor = rows, factor
-
-
-@dataclass(frozen=True)
-class InformationGainSum:
-    """Sums of information gain by position in the text, and per text.
-
-    State (float64): curves ``gain``, ``gain_sq``, ``variance`` (posterior variance) and ``count`` by position; ``texts``,
-    ``total`` and ``total_sq`` over texts; ``failed``: texts whose Gram matrix could not be factored, which count nowhere else.
-
-    Args:
-        sigma: noise σ, 0.01 in the paper.
-    """
-
-    sigma: float = 0.01
-
-    def zero(self, width: int, device: torch.device) -> State:
-        curves = {name: torch.zeros(0, dtype=torch.float64, device=device) for name in ("gain", "gain_sq", "variance", "count")}
-        sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("texts", "total", "total_sq", "failed")}
-        return curves | sums
-
-    def update(self, state: State, rows: Rows) -> None:
-        factor, bad_pivot = scaled_factor(rows.gram(), self.sigma)
-        good = (bad_pivot == 0).unsqueeze(-1) & rows.valid
-        gain = torch.where(good, gains(factor), 0)
-        variance = torch.where(good, posterior_variance(factor, self.sigma), 0)
-        length = rows.mask.shape[1]
-        for name, values in (("gain", gain), ("gain_sq", gain.square()), ("variance", variance), ("count", good)):
-            add_at(state, name, rows.position, values, length)
-        totals, seen = rows.per_text(gain), rows.per_text(good) > 0
-        state["texts"] += seen.sum()
-        state["total"] += totals.sum()
-        state["total_sq"] += totals.square().sum()
-        state["failed"] += (rows.per_text(rows.valid) > 0).sum() - seen.sum()

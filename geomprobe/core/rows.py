@@ -87,6 +87,22 @@ class Rows:
             return values.sum(1)
         return values.new_zeros((self.texts, *values.shape[2:])).index_add_(0, self.text.flatten(), values.flatten(0, 1))
 
+    def split(self, entries: int = 1 << 24) -> Iterator["Rows"]:
+        """The same rows in batches whose Gram matrices hold at most about ``entries`` numbers (128 MiB); states add."""
+        batch, length = self.mask.shape
+        step = max(1, entries // max(1, length * length))
+        if step >= batch:
+            yield self
+            return
+        for start in range(0, batch, step):
+            part = slice(start, start + step)
+            if self.packed:
+                yield Rows(
+                    self.hidden[part], self.mask[part], text=self.text[part], position=self.position[part], texts=self.texts
+                )
+            else:
+                yield Rows(self.hidden[part], self.mask[part])
+
     def unit(self, center: bool = False) -> Tensor:
         """Rows scaled to length one, zero where not valid: ``(batch, length, width)``.
 
@@ -97,11 +113,12 @@ class Rows:
             if center:
                 rows = torch.where(self.valid.unsqueeze(-1), rows, 0)
                 # In float64: rounding of the mean, scaled to length one, would pass for a direction.
-                means = self.per_text(rows.double()) / self.per_text(self.valid).clamp_min(1).unsqueeze(-1)
+                counts = self.per_text(self.valid)
+                means = self.per_text(rows.double()) / counts.clamp_min(1).unsqueeze(-1)
                 rows = rows - means.to(rows.dtype)[self.text]
                 norms = torch.linalg.vector_norm(rows, dim=-1)
                 # What is left of a row equal to the mean is rounding, and has no direction: let it divide to zero.
-                rounding = 8 * torch.finfo(rows.dtype).eps * self.norms
+                rounding = (8 + counts[self.text]) * torch.finfo(rows.dtype).eps * self.norms
                 norms = torch.where(norms > rounding, norms, torch.inf)
             self._unit[center] = torch.where(self.valid.unsqueeze(-1), unit_rows(rows, norms), 0)
         return self._unit[center]

@@ -1,8 +1,8 @@
 """Pure functions of the eigenvalues of a covariance. Natural logarithms throughout.
 
-Every function takes eigenvalues ``(…, d)``, non-negative and in any order, and returns ``(…,)``. None of them looks at how many
-rows the covariance was estimated from, except where ``n`` is an argument: with n < d rows the rank is at most n, whatever the
-model, so compare only numbers measured on equally many tokens.
+Every function takes eigenvalues ``(…, d)`` in any order, non-negative to rounding, and returns ``(…,)``. None of them looks at
+how many rows the covariance was estimated from, except where ``n`` is an argument: with n < d rows the rank is at most n,
+whatever the model, so compare only numbers measured on equally many tokens.
 """
 
 import math
@@ -25,7 +25,10 @@ __all__ = [
 
 
 def log_volume(eigenvalues: Tensor, epsilon: float = 0.1) -> Tensor:
-    """``logdet(I + d/ε² Σ)``, in nats: the part of the rate-distortion entropy that depends on the spectrum."""
+    """``logdet(I + d/ε² Σ)``, in nats: the part of the rate-distortion entropy that depends on the spectrum.
+
+    Rounding of either sign in a null space is not clipped: it cancels in the sum, and its positive half alone would not.
+    """
     width = eigenvalues.shape[-1]
     return torch.log1p(width / epsilon**2 * eigenvalues).sum(-1)
 
@@ -66,6 +69,7 @@ def matrix_entropy(eigenvalues: Tensor) -> Tensor:
     >>> float(matrix_entropy(torch.tensor([1.0, 1.0, 0.0])))  # log 2
     0.6931471824645996
     """
+    eigenvalues = eigenvalues.clamp_min(0)
     shares = eigenvalues / eigenvalues.sum(-1, keepdim=True)
     entropy: Tensor = -torch.special.xlogy(shares, shares).sum(-1)
     return entropy

@@ -55,7 +55,7 @@ class RepresentationEntropy(Metric):
 
     @property
     def _stream(self) -> Covariance:
-        return Covariance(center=self.center)
+        return Covariance(center=self.center, exact=self.epsilon < 0.05)
 
     @property
     def _texts(self) -> TextEntropySum:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from geomprobe.core.cholesky import InformationGainSum, information_gain
+from geomprobe.core.cholesky import information_gain
 from geomprobe.core.covariance import Covariance
+from geomprobe.core.gain import InformationGainSum
 from geomprobe.core.state import Accumulator, State
 from geomprobe.errors import GeomprobeError
 from geomprobe.metrics.metric import Curve, Metric
@@ -46,15 +47,19 @@ class InformationGain(Metric):
             raise GeomprobeError(f"InformationGain(sigma={self.sigma!r}): expected a number from 1e-5 to 1e3, such as 0.01")
 
     @property
+    def _stream(self) -> Covariance:
+        return Covariance(exact=self.sigma < 0.005)
+
+    @property
     def needs(self) -> tuple[Accumulator, ...]:
-        return (self._texts, Covariance())
+        return (self._texts, self._stream)
 
     @property
     def _texts(self) -> InformationGainSum:
         return InformationGainSum(sigma=self.sigma)
 
     def scalars(self, states: Mapping[Accumulator, State]) -> Mapping[str, Tensor | float]:
-        state, stream = states[self._texts], states[Covariance()]
+        state, stream = states[self._texts], states[self._stream]
         width = stream["sum"].shape[0]
         mean = state["total"] / state["texts"]
         return {

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from geomprobe import GeomprobeError, Probe, Reading
+from geomprobe.capture.frame import padding_mask
 from tests.models import HandMade, padded, tiny, token_batch
 
 
@@ -105,13 +106,22 @@ def test_the_error_of_a_model_that_cannot_take_an_empty_text_is_its_own() -> Non
         probe.read()
 
 
+def test_a_4d_mask_tells_tokens_by_the_places_that_attend_to_themselves() -> None:
+    model, texts = tiny(), [token_batch(1, length, seed=length)[0] for length in (9, 4)]
+    batch = padded(texts, "left")
+    expected = read(model, **batch).values
+    allowed = torch.ones(9, 9, dtype=torch.bool).tril() & batch["attention_mask"].bool()[:, None, None, :]
+    added = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    for mask in (allowed, added, {"full_attention": allowed}):
+        if not isinstance(mask, dict):  # GPT-NeoX takes no dict; a probe reads the one that generate() makes
+            assert read(model, **(batch | {"attention_mask": mask})).values == pytest.approx(expected, rel=1e-5)
+        assert padding_mask(mask, 2, 9).equal(batch["attention_mask"].bool())  # type: ignore[union-attr]
+
+
 def test_a_mask_that_does_not_say_which_rows_are_tokens() -> None:
-    model, ids = tiny(), token_batch()
-    causal = torch.ones(2, 1, 12, 12, dtype=torch.bool).tril()
-    with Probe(model, on_error="raise"), pytest.raises(GeomprobeError, match=r"expected a padding mask.*got \(2, 1, 12, 12\)"):
-        model(ids, attention_mask=causal)
-    with Probe(model, on_error="raise"), pytest.raises(GeomprobeError, match=r"expected a padding mask.*got dict"):
-        model(ids, attention_mask={"full_attention": causal})
+    for mask in (torch.ones(2, 12, 12), torch.ones(2, 5), torch.ones(2, 1, 3, 12), "mask"):
+        with pytest.raises(GeomprobeError, match=r"cannot read which rows are tokens.*expected \(batch, length\)"):
+            padding_mask(mask, 2, 12)
 
 
 def test_a_forward_without_texts() -> None:
@@ -124,6 +134,6 @@ def test_continuing_a_cache_is_refused_and_starting_one_is_not() -> None:
     model, ids = tiny(), token_batch()
     with Probe(model, on_error="raise") as probe, torch.no_grad():
         cache = model(ids, use_cache=True).past_key_values
-        with pytest.raises(GeomprobeError, match=r"continues a KV cache.*use_cache=False"):
+        with pytest.raises(GeomprobeError, match=r"KV cache that the probe has not seen.*DynamicCache"):
             model(ids[:, :1], past_key_values=cache)
     assert probe.read()["tokens/final_norm"] == 24

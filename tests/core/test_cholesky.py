@@ -12,7 +12,6 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from geomprobe.core.cholesky import (
-    InformationGainSum,
     exact_increment,
     gains,
     information_gain,
@@ -21,6 +20,7 @@ from geomprobe.core.cholesky import (
     scaled_factor,
     theorem_4_1_as_printed,
 )
+from geomprobe.core.gain import InformationGainSum
 from geomprobe.core.rows import Rows
 from tests.accumulators import padded, texts
 
@@ -156,14 +156,14 @@ def test_more_rows_tell_more_each_less_in_any_order(n: int, seed: int, sigma: fl
 def test_factor_that_fails_is_told_and_left_out() -> None:
     indefinite = torch.tensor([[1.0, 2.0], [2.0, 1.0]])
     assert int(scaled_factor(indefinite, 0.01)[1]) > 0
-    rows = padded(texts(), "right")
+    rows = Rows(padded(texts(), "right").hidden[:, :8], padded(texts(), "right").mask[:, :8])  # longer than d: no Gram matrix
     broken = rows.gram().clone()
-    broken[2, :12, :12] = -1
+    broken[2] = -1
     rows._gram[False] = broken
     accumulator = InformationGainSum()
     state, others = accumulator.zero(8, torch.device("cpu")), accumulator.zero(8, torch.device("cpu"))
     accumulator.update(state, rows)
-    accumulator.update(others, padded([text for i, text in enumerate(texts()) if i != 2], "right", length=14))
+    accumulator.update(others, padded([text[:8] for i, text in enumerate(texts()) if i != 2], "right", length=8))
     assert float(state.pop("failed")) == 1
     assert float(others.pop("failed")) == 0
     for name, value in others.items():

@@ -68,10 +68,10 @@ def test_nothing_seen_is_nan_and_no_exception() -> None:
 
 @pytest.mark.parametrize(("n", "width"), [(20, 576), (600, 256)])
 def test_float32_rows_give_the_entropy_of_float64_rows(n: int, width: int) -> None:
-    """Products in float32 put the entropy of 20 rows at d = 576 2e-4 off: noise in the null space, times d/ε² = 6e4."""
+    """Noise of float32 products in the null space, times d/ε² = 6e4, cancels where nothing clips it; clipped it is 2e-4."""
     hidden = torch.randn(1, n, width, generator=torch.Generator().manual_seed(0)) + 1
     low, high = (log_volume(eigenvalues(state_of(Rows(rows)))) for rows in (hidden, hidden.double()))
-    assert float(low) == pytest.approx(float(high), rel=5e-8)  # float32 norms alone
+    assert float(low) == pytest.approx(float(high), rel=2e-6)
 
 
 def test_a_long_stream_does_not_drift() -> None:

@@ -77,9 +77,11 @@ def test_equal_rows_are_one_direction_at_any_epsilon(epsilon: float, tolerance: 
     assert float(state["entropy_nats"]) == pytest.approx(expected, rel=tolerance)
 
 
-def test_equal_rows_less_their_mean_are_a_point() -> None:
-    row = texts()[0][:1].float()
-    for n in (2, 300):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_equal_rows_less_their_mean_are_a_point(dtype: torch.dtype) -> None:
+    """What rounding leaves of them has a length of 1e-7 or 1e-16, and is not a direction."""
+    row = texts()[0][:1].to(dtype)
+    for n in (2, 3, 300):
         for place in (None, torch.zeros(1, n, dtype=torch.long)):
             rows = Rows(row.expand(1, n, WIDTH), text=place, texts=1)
             state = state_of(TextEntropySum(center=True, spectrum=True), rows)

@@ -10,7 +10,7 @@ import wandb
 from transformers import TrainerCallback
 
 from geomprobe import GeomprobeError, InformationGain, Metric, Probe, Reading, RepresentationEntropy, every
-from geomprobe.core.cholesky import InformationGainSum
+from geomprobe.core.gain import InformationGainSum
 from geomprobe.integrations import ProbeCallback
 from tests.integrations.training import ACCUMULATION, BATCH, LENGTH, losses, trainer
 from tests.integrations.wandb_file import read_run

@@ -1,0 +1,246 @@
+"""``geomprobe bench``: what the probe costs, as ratios to the bare model from one interleaved run."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from geomprobe.capture.anatomy import find_anatomy
+from geomprobe.errors import GeomprobeError
+from geomprobe.live import GainUpdate
+from geomprobe.probe import Probe
+
+__all__ = ["Ratio", "bench_decode", "bench_memory", "bench_overhead", "table"]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Time of a variant over the bare run beside it: median and quartiles over rounds."""
+
+    median: float
+    low: float
+    high: float
+    seconds: float
+
+    @classmethod
+    def of(cls, times: list[float], bare: list[float]) -> "Ratio":
+        """Round by round, so that a slow moment of the machine counts for both."""
+        ratios = [t / b for t, b in zip(times, bare, strict=True)]
+        low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        return cls(median, low, high, statistics.median(times))
+
+
+def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, Ratio]:
+    """Run all variants in turn, ``rounds`` times after one to warm up, each round starting with another one.
+
+    The first variant is the bare run that the others are divided by.
+    """
+    from tqdm import tqdm
+
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    names = list(variants)
+    for i in tqdm(range(-1, rounds), desc="rounds", leave=False):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            gc.collect()
+            _wait(device)
+            start = time.perf_counter()
+            variants[name]()
+            _wait(device)
+            if i >= 0:
+                times[name].append(time.perf_counter() - start)
+    bare = times[names[0]]
+    return {name: Ratio.of(times[name], bare) for name in names}
+
+
+def bench_overhead(model: nn.Module, *, batch: int = 2, length: int = 256, rounds: int = 9) -> dict[str, Any]:
+    """A forward and a training step with every site measured, against the bare ones, two peers and the arithmetic floor.
+
+    The peers do the same work: ``numpy`` asks for ``output_hidden_states`` and computes in NumPy, ``store`` keeps every hidden
+    state with hooks and computes at the end.
+    """
+    device = next(model.parameters()).device
+    ids = torch.randint(0, model.config.vocab_size, (batch, length), device=device)  # type: ignore[union-attr,arg-type]
+    probe = Probe(model, on_error="raise")
+    resting = Probe(model, when=lambda step: False, on_error="raise")
+
+    @torch.no_grad()
+    def forward() -> None:
+        model(input_ids=ids, use_cache=False)
+
+    def watched() -> None:
+        with _hooks(probe):
+            forward()
+
+    def off() -> None:
+        with _hooks(resting):
+            forward()
+
+    @torch.no_grad()
+    def with_numpy() -> None:
+        for hidden in model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states:
+            _numpy_sums(hidden)
+
+    @torch.no_grad()
+    def stored() -> None:
+        kept: list[Tensor] = []
+        layers = find_anatomy(model).layers
+        handles = [
+            layer.register_forward_hook(lambda m, a, out: kept.append((out if isinstance(out, Tensor) else out[0]).cpu()))
+            for layer in layers
+        ]
+        try:
+            forward()
+        finally:
+            for handle in handles:
+                handle.remove()
+        for hidden in kept:
+            _numpy_sums(hidden)
+
+    model.eval()
+    inference = interleaved(
+        {"bare": forward, "probe": watched, "off": off, "numpy": with_numpy, "store": stored}, rounds, device
+    )
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+
+    def step() -> None:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def watched_step() -> None:
+        with _hooks(probe):
+            step()
+
+    model.train()
+    training = interleaved({"bare": step, "probe": watched_step}, max(3, rounds // 2), device)
+    model.eval()
+    flops = _flops(model, forward)
+    added = _probe_flops(model, batch, length)
+    return {
+        "forward": {name: vars(ratio) for name, ratio in inference.items()},
+        "training_step": {name: vars(ratio) for name, ratio in training.items()},
+        "arithmetic_floor": 1 + added / flops,
+        "numpy_added_over_probe_added": _added(inference["numpy"]) / _added(inference["probe"]),
+        "shape": {"batch": batch, "length": length, "sites": len(probe.sites), "threads": torch.get_num_threads()},
+    }
+
+
+def bench_decode(model: nn.Module, *, tokens: int = 256, rounds: int = 5) -> dict[str, Any]:
+    """``generate`` with the information gain of every new token at every site handed over live, against the bare one."""
+    device = next(model.parameters()).device
+    ids = torch.randint(0, model.config.vocab_size, (1, 8), device=device)  # type: ignore[union-attr,arg-type]
+    updates: list[GainUpdate] = []
+
+    def bare() -> None:
+        model.generate(input_ids=ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)  # type: ignore[operator]
+
+    def live() -> None:
+        updates.clear()
+        with Probe(model, on_error="raise", on_gain=updates.append):
+            bare()
+
+    def watched() -> None:
+        with Probe(model, on_error="raise"):
+            bare()
+
+    model.eval()
+    ratios = interleaved({"bare": bare, "live": live, "probe": watched}, rounds, device)
+    if len(updates) != tokens:
+        raise GeomprobeError(f"expected {tokens} live updates while generating, and got {len(updates)}")
+    return {"generate": {name: vars(ratio) for name, ratio in ratios.items()}, "shape": {"tokens": tokens}}
+
+
+def bench_memory(
+    model: nn.Module, *, batch: int = 16, length: int = 128, few: int = 20_000, many: int = 1_000_000
+) -> dict[str, Any]:
+    """Growth of the process between ``few`` and ``many`` tokens streamed through a probe of every site, in bytes."""
+    from tqdm import tqdm
+
+    device = next(model.parameters()).device
+    ids = torch.randint(0, model.config.vocab_size, (batch, length), device=device)  # type: ignore[union-attr,arg-type]
+    base = find_anatomy(model).base
+    model.eval()
+    at_few = seen = 0
+    with torch.no_grad(), Probe(model, on_error="raise"), tqdm(total=many, unit="tok", unit_scale=True, leave=False) as bar:
+        while seen < many:
+            base(input_ids=ids, use_cache=False)
+            seen += ids.numel()
+            bar.update(ids.numel())
+            if not at_few and seen >= few:
+                at_few = _peak(device)
+    return {"growth_bytes": _peak(device) - at_few, "few": few, "many": seen}
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """What a benchmark gave, for a terminal."""
+    lines = [f"{'':<30}{'median':>9}{'quartiles':>18}{'seconds':>10}"]
+    for title, ratios in results.items():
+        if isinstance(ratios, Mapping) and "bare" in ratios:
+            for name, ratio in ratios.items():
+                spread = f"{ratio['low']:.3f} to {ratio['high']:.3f}"
+                lines.append(f"{title + ' ' + name:<30}{ratio['median']:>8.3f}×{spread:>18}{ratio['seconds']:>10.3f}")
+    for name, value in results.items():
+        if isinstance(value, float | int):
+            lines.append(f"{name:<30}{value:>9,.3f}" if isinstance(value, float) else f"{name:<30}{value:>9,}")
+    return "\n".join(lines)
+
+
+@contextmanager
+def _hooks(probe: Probe) -> Iterator[None]:
+    """One probe on its model for one run; its sums stay with it, so that none is started anew."""
+    probe._status = "new"
+    with probe:
+        yield
+
+
+def _numpy_sums(hidden: Tensor) -> None:
+    """What the default metrics need of one site, in NumPy: covariance, Gram matrix, two factors per text."""
+    rows = hidden.float().cpu().numpy()
+    unit = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    flat = unit.reshape(-1, unit.shape[-1])
+    flat.T @ flat
+    for text in unit.astype(np.float64):
+        gram = text @ text.T
+        identity = np.eye(len(gram))
+        np.log(np.diagonal(np.linalg.cholesky(identity + 1e4 * gram)))
+        np.log(np.diagonal(np.linalg.cholesky(identity + text.shape[1] / 0.01 / len(text) * gram)))
+
+
+def _added(ratio: Ratio) -> float:
+    return ratio.median - 1
+
+
+def _flops(model: nn.Module, forward: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        forward()
+    return int(counter.get_total_flops())
+
+
+def _probe_flops(model: nn.Module, batch: int, length: int) -> float:
+    """Covariance, Gram matrix and two Cholesky factors at every site, symmetric halves not saved."""
+    width = int(model.config.hidden_size)  # type: ignore[union-attr,arg-type]
+    sites = len(find_anatomy(model).sites)
+    return sites * batch * (2 * length * width**2 + 2 * length**2 * width + 2 * length**3 / 3)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak(device: torch.device) -> int:
+    """Most memory the process has held, on the host and on the device."""
+    import resource
+    import sys
+
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return host + (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0)

@@ -1,0 +1,173 @@
+"""Texts that arrive over several forwards on one KV cache."""
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geomprobe.core.rows import Rows
+
+__all__ = ["Endings", "Stream", "still_running"]
+
+
+@dataclass(frozen=True)
+class Endings:
+    """How ``generate`` ends a row of a batch: the tokens that end it, and the one it is filled with while others go on."""
+
+    eos: tuple[int, ...] = ()
+    pad: int | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Endings":
+        """From the generation config of the model, or of the module inside it that has one."""
+        configs = (getattr(module, "generation_config", None) for module in model.modules())
+        config = next((config for config in configs if config is not None), None)
+        eos = getattr(config, "eos_token_id", None)
+        eos = () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
+        pad = getattr(config, "pad_token_id", None)
+        return cls(eos, pad if pad is not None else next(iter(eos), None))
+
+
+def still_running(ids: Tensor, mask: Tensor, prompt: int, endings: Endings) -> Tensor:
+    """``mask`` less what ``generate`` feeds to rows that have ended while others of the batch go on.
+
+    Alone, a row that ends feeds nothing more: neither the token that ended it nor padding. In a batch it feeds both until the
+    last row ends. That tail is cut, so that a text counts the same in any company. Tokens of the prompt are never cut.
+
+    Args:
+        ids: ``(batch, length)`` tokens fed.
+        mask: ``(batch, length)`` bool.
+        prompt: how many columns came before the first generated one.
+        endings: the end and padding tokens.
+    """
+    if ids.shape[0] == 1 or endings.pad is None:
+        return mask
+    generated = torch.arange(ids.shape[1], device=ids.device) >= prompt
+    ends = torch.isin(ids, torch.tensor(endings.eos, device=ids.device, dtype=ids.dtype)) & generated
+    filler = (ids == endings.pad) & generated
+    tail = filler.flip(1).cumprod(1).flip(1).bool()  # the run of padding at the end of each row
+    before = torch.cat([tail[:, 1:], torch.ones_like(tail[:, :1])], 1) & ~tail  # the token right before that run
+    # It ended the row: surely when it is an end token, and else when padding follows that is not an end token itself.
+    ended = ends if endings.pad in endings.eos else ends | tail[:, -1:]
+    return mask & ~tail & ~(before & ended & generated)
+
+
+class Stream:
+    """Hidden states of texts that are still arriving, kept until they end, with memory like the KV cache's own.
+
+    Made for a cache that was empty when first seen. The rows become the same :class:`Rows` as if the texts had come in one
+    forward, so nothing downstream knows about generation.
+
+    Attributes:
+        columns: tokens fed so far per row, padding included.
+        reported: columns that a reading has already taken and forgotten.
+        training: mode of the forward that opened the stream.
+    """
+
+    def __init__(self, cache: Any, endings: Endings, training: bool) -> None:
+        self.training = training
+        self.columns = 0
+        self.reported = 0
+        self._cache = weakref.ref(cache)
+        self._endings = endings
+        self._prompt = 0
+        self._before = 0
+        self._ids: Tensor | None = None
+        self._mask: Tensor | None = None
+        self._hidden: dict[str, list[Tensor]] = {}
+        self._signature: Tensor | None = None
+        self._reordered: Tensor | None = None
+
+    @property
+    def reordered(self) -> bool:
+        """Whether rows of the cache changed places, as in beam search, so that what is kept here belongs to no one text."""
+        return self._reordered is not None and bool(self._reordered)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the cache is gone, so that nothing can come after."""
+        return self._cache() is None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tokens are."""
+        assert self._mask is not None
+        return self._mask.device
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Sites seen so far."""
+        return tuple(self._hidden)
+
+    def follows(self, cache: Any) -> bool:
+        """Whether ``cache`` is this stream's."""
+        return self._cache() is cache
+
+    def extend(self, ids: Tensor | None, mask: Tensor, past: int) -> None:
+        """A forward of ``mask.shape[1]`` new columns after ``past`` cached ones is about to run.
+
+        The cache may have been cropped since (assisted decoding drops rejected drafts): then so are the rows.
+        """
+        if past < self.columns:
+            self._hidden = {site: [torch.cat(parts, 1)[:, :past]] for site, parts in self._hidden.items()}
+            self._mask = None if self._mask is None else self._mask[:, :past]
+            self._ids = None if self._ids is None else self._ids[:, :past]
+            self.reported = min(self.reported, past)
+        if past == 0 or mask.shape[1] > 1:  # a prompt, a chunk of one, or the next turn of a chat
+            self._prompt = past + mask.shape[1]
+        elif self._signature is not None and past == self.columns:
+            keys = self._keys(past)
+            moved = torch.ne(keys, self._signature).any() if keys is not None else torch.tensor(False)
+            self._reordered = moved if self._reordered is None else self._reordered | moved
+        known = self._ids is not None or past == 0
+        self._ids = _append(self._ids, ids) if ids is not None and known else None
+        self._mask = _append(self._mask, mask)
+        self._before, self.columns = past, past + mask.shape[1]
+
+    def sign(self) -> None:
+        """The forward is done: remember each row's newest key, to see at the next one whether the rows are still in place."""
+        self._signature = self._keys(self.columns)
+
+    def _keys(self, columns: int) -> Tensor | None:
+        """The newest cached key of every row in the first layer, where the cache has such a thing; needless for one row."""
+        layers = getattr(self._cache(), "layers", None)
+        keys = getattr(layers[0], "keys", None) if layers else None
+        if not isinstance(keys, Tensor) or keys.dim() != 4 or keys.shape[0] == 1 or not keys.shape[2]:
+            return None
+        return keys[:, 0, min(columns, keys.shape[2]) - 1].clone()
+
+    def add(self, site: str, hidden: Tensor) -> None:
+        """The new columns' hidden states at one site. Copied: the model may go on to change them in place."""
+        self._hidden.setdefault(site, []).append(hidden.detach().clone())
+
+    def latest(self, site: str) -> Tensor:
+        """What :meth:`add` got last for ``site``."""
+        return self._hidden[site][-1]
+
+    def latest_mask(self) -> Tensor:
+        """Mask of the columns that the last forward added, ``(batch, new)``."""
+        assert self._mask is not None
+        return self._mask[:, self._before :]
+
+    def latest_ids(self) -> Tensor | None:
+        """Tokens that the last forward was fed, ``(batch, new)``."""
+        return None if self._ids is None else self._ids[:, self._before :]
+
+    def rows(self, site: str, columns: int | None = None) -> Rows:
+        """All rows of a site so far, or the first ``columns`` of each text."""
+        parts = self._hidden[site] = [torch.cat(self._hidden[site], 1)]
+        length = parts[0].shape[1] if columns is None else columns
+        return Rows(parts[0][:, :length], self.mask()[:, :length].to(parts[0].device))
+
+    def mask(self) -> Tensor:
+        """``(batch, columns)`` bool: real tokens, without what ended rows were fed."""
+        assert self._mask is not None
+        if self._ids is None:
+            return self._mask
+        return still_running(self._ids, self._mask, self._prompt, self._endings)
+
+
+def _append(old: Tensor | None, new: Tensor) -> Tensor:
+    return new if old is None else torch.cat([old.to(new.device), new], 1)

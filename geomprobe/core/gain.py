@@ -1,0 +1,58 @@
+"""Information gain of texts, summed."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geomprobe.core.cholesky import gains, scaled_factor
+from geomprobe.core.gain_stream import GainStream
+from geomprobe.core.rows import Rows
+from geomprobe.core.state import State, add_at
+
+__all__ = ["InformationGainSum"]
+
+
+@dataclass(frozen=True)
+class InformationGainSum:
+    """Sums of information gain by position in the text, and per text.
+
+    State (float64): curves ``gain``, ``gain_sq``, ``variance`` (posterior variance) and ``count`` by position; ``texts``,
+    ``total`` and ``total_sq`` over texts; ``failed``: texts whose Gram matrix could not be factored, which count nowhere else.
+
+    Args:
+        sigma: noise σ, 0.01 in the paper.
+    """
+
+    sigma: float = 0.01
+
+    def zero(self, width: int, device: torch.device) -> State:
+        curves = {name: torch.zeros(0, dtype=torch.float64, device=device) for name in ("gain", "gain_sq", "variance", "count")}
+        sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("texts", "total", "total_sq", "failed")}
+        return curves | sums
+
+    def update(self, state: State, rows: Rows) -> None:
+        gain, good = _text_gains(rows, self.sigma)
+        variance = self.sigma**2 * torch.expm1(2 * gain)  # the exact increment, the other way round
+        length = rows.mask.shape[1]
+        for name, values in (("gain", gain), ("gain_sq", gain.square()), ("variance", variance), ("count", good)):
+            add_at(state, name, rows.position, values, length)
+        totals, seen = rows.per_text(gain), rows.per_text(good) > 0
+        state["texts"] += seen.sum()
+        state["total"] += totals.sum()
+        state["total_sq"] += totals.square().sum()
+        state["failed"] += (rows.per_text(rows.valid) > 0).sum() - seen.sum()
+
+
+def _text_gains(rows: Rows, sigma: float) -> tuple[Tensor, Tensor]:
+    """Gain of every row on the earlier rows of its text, zero where there is none, and where there is one: ``(batch, length)``.
+
+    Texts longer than d go through the d×d form, whose memory does not grow with them; packed ones need their Gram matrix.
+    """
+    if rows.packed or rows.mask.shape[1] <= rows.width:
+        factor, bad_pivot = scaled_factor(rows.gram(), sigma)
+        gain, good = gains(factor), rows.valid & (bad_pivot == 0).unsqueeze(-1)
+    else:
+        gain = GainStream(rows.width, sigma, batch=rows.mask.shape[:1], device=rows.hidden.device).append(rows.unit())
+        good = rows.valid & gain.isfinite().all(-1, keepdim=True)
+    return torch.where(good, gain, 0), good
