@@ -118,8 +118,9 @@ class Rows:
                 rows = rows - means.to(rows.dtype)[self.text]
                 norms = torch.linalg.vector_norm(rows, dim=-1)
                 # What is left of a row equal to the mean is rounding, and has no direction: let it divide to zero.
-                rounding = (8 + counts[self.text]) * torch.finfo(rows.dtype).eps * self.norms
-                norms = torch.where(norms > rounding, norms, torch.inf)
+                # A sum of n rows in float64 rounds by up to n·eps of float64, the mean and the difference by eps of the rows.
+                rounding = 8 * torch.finfo(rows.dtype).eps + counts[self.text] * torch.finfo(torch.float64).eps
+                norms = torch.where(norms > rounding * self.norms, norms, torch.inf)
             self._unit[center] = torch.where(self.valid.unsqueeze(-1), unit_rows(rows, norms), 0)
         return self._unit[center]
 
