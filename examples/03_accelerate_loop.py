@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from geomprobe import Probe
-from geomprobe.integrations import log_reading
-from geomprobe.integrations.wandb_sink import offline_without_login
+from geomprobe.integrations import log_reading, offline_without_login
 
 # Bytes are the tokens: no tokenizer, no download.
 text = "\n".join(topics[name] for name in sorted(topics)).encode()

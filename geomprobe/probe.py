@@ -15,6 +15,7 @@ from geomprobe.capture.hooks import Capture
 from geomprobe.capture.stream import Endings, Stream
 from geomprobe.core.rows import Rows, exact_arithmetic
 from geomprobe.core.state import Accumulator, State, Tally, copy_state, merge
+from geomprobe.distributed import is_distributed, sum_over_ranks
 from geomprobe.errors import GeomprobeError
 from geomprobe.live import GainUpdate, LiveGains
 from geomprobe.metrics.entropy import RepresentationEntropy
@@ -144,6 +145,9 @@ class Probe:
     def read(self, mode: Mode | None = None, *, reset: bool = False) -> Reading:
         """The numbers so far, as plain floats. Measuring goes on.
 
+        With several processes (``accelerate launch``, ``torchrun``) the numbers are those of all together, and this is a
+        collective: call it on every rank, also on one that saw nothing; each gets the same reading.
+
         Args:
             mode: what was seen while the model was in training or in evaluation mode. Not needed when only one was seen.
             reset: forget what was seen in this mode afterwards, so that the next reading starts anew.
@@ -151,7 +155,7 @@ class Probe:
         Raises:
             GeomprobeError: nothing was seen, or both modes were and ``mode`` does not say which.
         """
-        banks = self._seen()
+        banks = self._over_ranks(self._seen())
         seen = [name for name, sites in banks.items() if sites]
         if mode is None and len(seen) == 2:
             raise GeomprobeError("this probe saw the model in training and in evaluation: read('train') or read('eval')")
@@ -225,6 +229,24 @@ class Probe:
                 known = bank.get(site, {})
                 bank[site] = {a: merge([known[a], state] if a in known else [state]) for a, state in states.items()}
         return banks
+
+    def _over_ranks(self, banks: dict[Mode, Bank]) -> dict[Mode, Bank]:
+        """The sum over all processes that run together; as it is in one alone."""
+        if not is_distributed():
+            return banks
+        named = {
+            f"{mode}/{site}/{accumulator!r}": state
+            for mode, sites in banks.items()
+            for site, states in sites.items()
+            for accumulator, state in states.items()
+        }
+        accumulators = {repr(accumulator): accumulator for accumulator in self._accumulators}
+        total: dict[Mode, Bank] = {"train": {}, "eval": {}}
+        for key, state in sum_over_ranks(named).items():
+            mode, site, name = key.split("/")
+            total["train" if mode == "train" else "eval"].setdefault(site, {})[accumulators[name]] = state
+        # In the model's order: a rank that saw nothing learns the sites from the others.
+        return {mode: {site: bank[site] for site in self.sites if site in bank} for mode, bank in total.items()}
 
     def _compute(self, reading: Reading, site: str, states: Mapping[Accumulator, State]) -> None:
         tally = {name: float(value) for name, value in states[Tally()].items()}

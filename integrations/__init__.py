@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from geomprobe.integrations.accelerate_loop import log_reading
     from geomprobe.integrations.hf_trainer import ProbeCallback
-    from geomprobe.integrations.wandb_sink import WandbSink
+    from geomprobe.integrations.wandb_sink import WandbSink, offline_without_login
 
-__all__ = ["ProbeCallback", "WandbSink", "log_reading"]
+__all__ = ["ProbeCallback", "WandbSink", "log_reading", "offline_without_login"]
 
 _HOME = {
     "ProbeCallback": "geomprobe.integrations.hf_trainer",
     "WandbSink": "geomprobe.integrations.wandb_sink",
     "log_reading": "geomprobe.integrations.accelerate_loop",
+    "offline_without_login": "geomprobe.integrations.wandb_sink",
 }
 
 
