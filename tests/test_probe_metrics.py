@@ -99,12 +99,18 @@ def test_text_spectrum_is_measured_only_when_asked_for() -> None:
 WIDE: dict[str, Any] = {"width": 256, "layers": 1}
 
 
+def matmul_settings() -> list[str]:
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+    return [torch.get_float32_matmul_precision(), *(backend.fp32_precision for backend in backends)]
+
+
 @contextlib.contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
+    settings = matmul_settings()
     yield
-    assert torch.get_float32_matmul_precision() == precision, "the probe put the setting back"
+    assert matmul_settings() == settings, "the probe put the settings back"
     torch.set_float32_matmul_precision(before)
 
 
@@ -136,8 +142,7 @@ class Surroundings(NormSum):
     """Sees under what settings accumulators compute."""
 
     def update(self, state: State, rows: Rows) -> None:
-        backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
-        assert [backend.fp32_precision for backend in backends] == ["ieee", "ieee"]
+        assert matmul_settings()[1:] == ["ieee", "ieee"]
         assert not torch.is_autocast_enabled("cpu")
         assert not torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()

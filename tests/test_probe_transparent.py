@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from geomprobe import GeomprobeError, Metric, Probe, RepresentationEntropy
 from geomprobe.core.rows import Rows
 from geomprobe.core.state import Accumulator, State
-from tests.models import FAMILIES, padded, snapshot, tiny, token_batch
+from tests.models import FAMILIES, HandMade, padded, snapshot, tiny, token_batch
 
 DROPOUT: dict[str, dict[str, Any]] = {
     "gpt_neox": {"hidden_dropout": 0.1, "attention_dropout": 0.1},
@@ -136,6 +136,21 @@ def test_a_forward_that_broke_off_does_not_disturb_the_next(error: BaseException
         assert probe.read()["tokens/final_norm"] == 24
 
 
+def test_a_forward_that_broke_off_is_over() -> None:
+    """What runs after it, outside a forward or in one that is not to be measured, is not taken for a part of it."""
+    model = HandMade()
+    with Probe(model, on_error="raise") as probe:
+        with failing(model.blocks[1], RuntimeError()), pytest.raises(RuntimeError):
+            model(token_batch())
+        model.blocks[0](torch.zeros(2, 12, 8))
+        assert probe.read()["tokens/layer_00"] == 24
+        with failing(model.blocks[1], KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+            model(token_batch())
+        probe.paused = True
+        model(token_batch())
+        assert probe.read()["tokens/layer_00"] == 48
+
+
 @pytest.mark.parametrize("on_error", ["warn", "raise"])
 @pytest.mark.parametrize("layers", [None, [1], ["final_norm"]], ids=["all", "layer", "final_norm"])
 @pytest.mark.filterwarnings("ignore:geomprobe stopped watching")
@@ -156,7 +171,7 @@ def test_nothing_is_left_after_an_exception_in_the_probe(on_error: Any, layers: 
 def test_a_model_dropped_with_its_probe_on_is_freed() -> None:
     model = tiny()
     Probe(model).attach()
-    gone = weakref.ref(model)
+    gone = weakref.ref(model.model)
     del model
     gc.collect()
     assert gone() is None
