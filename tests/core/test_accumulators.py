@@ -66,6 +66,9 @@ def test_merging_is_addition(case: Case) -> None:
     for name, value in merged.items():
         assert torch.equal(value, pad_to(short[name], value.shape) + pad_to(long[name], value.shape)), name
     assert_same(merge([case.of(), short]), short)  # a rank that saw nothing changes nothing
+    before = copy_state(short)
+    case.of(padded(texts(), "left"), into=merge([short]))
+    assert_same(short, before)  # what is merged goes on alone
 
 
 @every_accumulator
