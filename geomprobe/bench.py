@@ -16,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from geomprobe.capture.anatomy import find_anatomy
 from geomprobe.errors import GeomprobeError
 from geomprobe.live import GainUpdate
+from geomprobe.loading import load
 from geomprobe.probe import Probe
 
-__all__ = ["Ratio", "bench_decode", "bench_memory", "bench_overhead", "table"]
+__all__ = ["Ratio", "bench_decode", "bench_memory", "bench_overhead", "subject", "table"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,29 @@ class Ratio:
         ratios = [t / b for t, b in zip(times, bare, strict=True)]
         low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         return cls(median, low, high, statistics.median(times))
+
+
+def subject(what: str, *, model: str | None, device: str | None, dtype: str) -> nn.Module:
+    """The model to measure: a checkpoint, or random weights in the shape of SmolLM2-135M (``memory``: of one narrow layer)."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if model is not None:
+        return load(model, device=device, dtype=dtype).model
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 256}
+    smollm2 = {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    }
+    torch.manual_seed(0)
+    config = LlamaConfig(**(small if what == "memory" else smollm2), max_position_embeddings=8192)
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    random: nn.Module = LlamaForCausalLM(config).eval()
+    return random.to(place, getattr(torch, dtype))
 
 
 def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, Ratio]:

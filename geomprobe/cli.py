@@ -2,6 +2,7 @@
 
 import json
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -59,6 +60,38 @@ def inspect(
     )
     inspection = inspect_text(loaded, content or "")
     print(json.dumps(inspection.to_dict(), allow_nan=False) if as_json else inspection)
+
+
+class Bench(StrEnum):
+    """What ``geomprobe bench`` can measure."""
+
+    overhead = "overhead"
+    decode = "decode"
+    memory = "memory"
+
+
+@app.command()
+def bench(
+    what: Annotated[Bench, typer.Argument(help="A forward and a training step; generation; growth of memory.")],
+    model: Annotated[str | None, typer.Option(help="Hub id, directory or .gguf file; by default random weights.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda …; CUDA when there is one.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
+    batch: Annotated[int, typer.Option(help="Rows per forward.", min=1)] = 2,
+    length: Annotated[int, typer.Option(help="Tokens per row.", min=1)] = 256,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 9,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What the probe costs, as ratios to the bare model from one interleaved run."""
+    from geomprobe import bench as benchmarks
+
+    subject = benchmarks.subject(what, model=model, device=device, dtype=dtype)
+    if what is Bench.overhead:
+        results = benchmarks.bench_overhead(subject, batch=batch, length=length, rounds=rounds)
+    elif what is Bench.decode:
+        results = benchmarks.bench_decode(subject, rounds=rounds)
+    else:
+        results = benchmarks.bench_memory(subject)
+    print(json.dumps(results) if as_json else benchmarks.table(results))
 
 
 def main() -> None:

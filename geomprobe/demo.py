@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    PreTrainedTokenizerFast,
     ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    default_data_collator,
     set_seed,
 )
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
@@ -61,6 +67,18 @@ def byte_blocks() -> tuple[torch.Tensor, torch.Tensor]:
     return blocks[:-64], blocks[-64:]
 
 
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are the bytes of a text, so that checkpoints of the demo can be inspected like any model."""
+    # ByteLevel writes bytes that print nothing as letters after U+0100, in order; all others as themselves.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = {byte: chr(byte) for byte in printable}
+    letters |= {byte: chr(256 + i) for i, byte in enumerate(byte for byte in range(256) if byte not in letters)}
+    tokenizer = Tokenizer(BPE({letter: byte for byte, letter in letters.items()}, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
 def train(out: Path, *, steps: int = 400, probe: bool = True, quiet: bool = False) -> Demo:
     """Train, with the probe on the held-out text at log-spaced steps; checkpoints of the same steps stay in ``out``."""
     set_seed(0)
@@ -97,6 +115,8 @@ def train(out: Path, *, steps: int = 400, probe: bool = True, quiet: bool = Fals
             disable_tqdm=quiet,
             dataloader_pin_memory=False,
         ),
+        processing_class=byte_tokenizer(),
+        data_collator=default_data_collator,
         train_dataset=training,
         eval_dataset=held_out,
         callbacks=[record, *([watcher] if probe else [])],
@@ -116,7 +136,7 @@ def run(out: Path, *, steps: int = 400) -> None:
     os.environ.setdefault("WANDB_PROJECT", "geomprobe-demo")
     os.environ.setdefault("WANDB_SILENT", "true")
     out.mkdir(parents=True, exist_ok=True)
-    print("Training a byte-level GPT-NeoX of 0.9 million parameters on Python's own help pages, every layer probed.")
+    print("Training a byte-level GPT-NeoX of 0.9 million parameters, every layer probed.")
     disable_progress_bar()  # of shards being written; the training bar stays
     try:
         demo = train(out, steps=steps)
@@ -125,9 +145,10 @@ def run(out: Path, *, steps: int = 400) -> None:
     print()
     print(summary(demo))
     print()
-    print(f"checkpoints   {out}/checkpoint-*")
+    print(f"look inside:  geomprobe inspect {out}/checkpoint-{steps} 'def f(x): return x'")
     if os.environ["WANDB_MODE"] == "offline":
-        print(f"W&B, offline  wandb leet {out}/wandb/latest-run     (or: wandb sync {out}/wandb/latest-run)")
+        print(f"see curves:   wandb leet {out}/wandb/latest-run")
+        print(f"upload them:  wandb login && wandb sync {out}/wandb/latest-run")
 
 
 def summary(demo: Demo) -> str:
@@ -136,7 +157,7 @@ def summary(demo: Demo) -> str:
     sites = demo.readings[last].sites
     tokens = demo.readings[last][f"tokens/{sites[0]}"]
     parts = [
-        f"What {tokens:,.0f} held-out bytes look like inside, by step (64 texts of {BLOCK} bytes, model in evaluation mode)",
+        f"How {tokens:,.0f} held-out bytes look from inside, by training step",
         _table(demo, "entropy", "representation entropy, of its maximum (Def. 3.1)", "{:.3f}"),
         _table(demo, "effective_rank", "effective rank, of 128 dimensions", "{:.1f}"),
         _table(demo, "gain_per_token", "information gain, nats per token (Def. 4.1)", "{:.2f}"),

@@ -2,11 +2,15 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.models import smollm2, train_byte_model
+from tests.models import smollm2
 
 _SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -41,7 +45,27 @@ def smollm2_model() -> Path:
         pytest.skip(str(error))
 
 
+@dataclass(frozen=True)
+class DemoRun:
+    """A run of ``geomprobe demo``, as a user starts it."""
+
+    out: Path
+    steps: int
+    printed: str
+
+
 @pytest.fixture(scope="session")
-def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level GPT-NeoX trained on the text the demo trains on."""
-    return train_byte_model(tmp_path_factory.mktemp("demo_model"))
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
+    """The demo, for a tenth of its steps."""
+    out, steps = tmp_path_factory.mktemp("demo") / "out", 40
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    command = [sys.executable, "-m", "geomprobe", "demo", "--out", str(out), "--steps", str(steps)]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    assert run.returncode == 0, run.stderr
+    return DemoRun(out, steps, run.stdout)
+
+
+@pytest.fixture(scope="session")
+def demo_model(demo_run: DemoRun) -> Path:
+    """The byte-level GPT-NeoX that the demo trained."""
+    return demo_run.out / f"checkpoint-{demo_run.steps}"

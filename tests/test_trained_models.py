@@ -22,6 +22,7 @@ ENTROPIES: tuple[Metric, ...] = (
 )
 RELATIVE = 1e-4  # entropies
 NATS = 1e-3  # information gain, every token
+STREAM = 1e-3  # the whole stream's information gain, relative: σ⁻² multiplies what float32 products round
 
 
 @dataclass
@@ -89,6 +90,10 @@ def test_entropies_agree_with_float64_at_every_site(case: Case, one_by_one: Read
     assert one_by_one.sites == case.sites
     assert [one_by_one[f"tokens/{site}"] for site in case.sites] == [sum(LENGTHS)] * len(case.sites)
     print("worst relative error of an entropy:", case.check_entropies(one_by_one))
+    for site in case.sites:
+        stream = np.concatenate([reference.unit(hidden[site][0]) for hidden in case.hidden])
+        expected = np.linalg.slogdet(np.eye(stream.shape[1]) + 1e4 * stream.T @ stream)[1] / 2
+        assert one_by_one[f"stream_information_gain/{site}"] == pytest.approx(expected, rel=STREAM), site
 
 
 def test_every_token_gain_agrees_with_float64_at_every_site(case: Case) -> None:
@@ -117,7 +122,8 @@ def test_padded_batch_gives_the_numbers_of_the_texts_one_by_one(case: Case, one_
     assert set(batched) == set(one_by_one)
     for key in one_by_one:
         near_zero = key.startswith("centered_anisotropy")
-        assert batched[key] == pytest.approx(one_by_one[key], rel=RELATIVE, abs=RELATIVE if near_zero else None), key
+        relative = STREAM if key.startswith("stream_information_gain") else RELATIVE
+        assert batched[key] == pytest.approx(one_by_one[key], rel=relative, abs=RELATIVE if near_zero else None), key
     case.check_entropies(batched)
     for site in case.sites:
         for name in ("gain", "posterior_variance"):

@@ -42,7 +42,7 @@ def still_running(ids: Tensor, mask: Tensor, prompt: int, endings: Endings) -> T
         prompt: how many columns came before the first generated one.
         endings: the end and padding tokens.
     """
-    if ids.shape[0] == 1 or endings.pad is None:
+    if ids.shape[0] == 1 or not endings.eos or endings.pad is None:
         return mask
     generated = torch.arange(ids.shape[1], device=ids.device) >= prompt
     ends = torch.isin(ids, torch.tensor(endings.eos, device=ids.device, dtype=ids.dtype)) & generated

@@ -1,0 +1,169 @@
+"""Texts that arrive over several forwards: every way to generate gives the numbers of the finished texts, one by one."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from geomprobe import GeomprobeError, InformationGain, Probe, Reading, RepresentationEntropy
+from geomprobe.live import GainUpdate
+from tests.models import tiny, token_batch
+
+PAD = 0
+METRICS = (RepresentationEntropy(text_spectrum=True), InformationGain())
+
+
+@pytest.fixture(params=["llama", "gpt_neox"])
+def model(request: pytest.FixtureRequest) -> Any:
+    return tiny(request.param)
+
+
+def prompts() -> dict[str, torch.Tensor]:
+    """Two prompts of 4 and 6 tokens, padded on the left."""
+    ids = token_batch(2, 6, seed=3).clamp_min(1)
+    mask = torch.ones_like(ids)
+    ids[0, :2], mask[0, :2] = PAD, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def alone(model: Any, texts: list[torch.Tensor]) -> Reading:
+    """The reading of texts run one by one, in one forward each."""
+    with torch.no_grad(), Probe(model, METRICS, on_error="raise") as probe:
+        for text in texts:
+            model(input_ids=text.unsqueeze(0), use_cache=False)
+    return probe.read()
+
+
+def fed(output: torch.Tensor, eos: int | None) -> list[torch.Tensor]:
+    """What generation alone would have fed: without padding, and without the token that ended the text."""
+    texts = []
+    for row, prompt in zip(output, (4, 6), strict=True):
+        tokens = row[6 - prompt :].tolist()
+        answer = tokens[prompt:]
+        answer = answer[: answer.index(eos)] if eos in answer else answer[:-1]
+        texts.append(torch.tensor(tokens[:prompt] + answer))
+    return texts
+
+
+def assert_same(reading: Reading, expected: Reading) -> None:
+    assert reading.values == pytest.approx(expected.values, rel=2e-4, abs=1e-5, nan_ok=True)
+    for site in expected.sites:
+        assert reading.curve("gain", site).count == expected.curve("gain", site).count
+        assert reading.curve("gain", site).mean == pytest.approx(expected.curve("gain", site).mean, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"do_sample": True, "top_k": 8},
+        {"cache_implementation": "static", "disable_compile": True},
+        {"prefill_chunk_size": 4},
+        {"use_cache": False},
+        {"prompt_lookup_num_tokens": 3, "rows": 1},
+    ],
+    ids=["greedy", "sample", "static", "chunked", "no_cache", "assisted"],
+)
+@pytest.mark.parametrize("ending", [False, True], ids=["to_the_limit", "rows_end_apart"])
+def test_generation_counts_each_token_once(model: Any, how: dict[str, Any], ending: bool) -> None:
+    if ending and "rows" in how:
+        pytest.skip("assisted decoding itself goes on after an end token that a draft holds")
+    how = dict(how)
+    rows = slice(1, 2) if how.pop("rows", 2) == 1 else slice(0, 2)
+    batch = {name: value[rows] for name, value in prompts().items()}
+    arguments = {**batch, "max_new_tokens": 20, "pad_token_id": PAD, "suppress_tokens": [PAD], **how}
+    torch.manual_seed(1)
+    free = model.generate(**arguments, eos_token_id=None)
+    eos = int(free[0, 12]) if ending else None  # the first row meets it half way
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = eos, PAD
+    torch.manual_seed(1)
+    bare = model.generate(**arguments)
+    torch.manual_seed(1)
+    with Probe(model, METRICS, on_error="raise") as probe:
+        output = model.generate(**arguments)
+    assert torch.equal(output, bare)
+    whole = torch.cat([torch.zeros_like(output), output])[-2:] if len(output) == 1 else output
+    texts = fed(whole, eos)[-len(output) :]
+    assert_same(probe.read(), alone(model, texts))
+
+
+def test_live_gains_are_those_of_the_finished_text(model: Any) -> None:
+    updates: list[GainUpdate] = []
+    batch = prompts()
+    with Probe(model, on_error="raise", on_gain=updates.append) as probe:
+        output = model.generate(**batch, max_new_tokens=70, pad_token_id=PAD, eos_token_id=None)  # far beyond d = 32
+    assert [update.start for update in updates] == [0, *range(6, 6 + 69)]
+    assert torch.cat([update.ids for update in updates if update.ids is not None], 1).equal(output[:, :-1])
+    row = alone(model, [output[1, :-1]])
+    for site in probe.sites:
+        live = torch.cat([update.nats[site] for update in updates], 1)
+        assert live[0, :2].tolist() == [0, 0]  # padding
+        assert live[1].tolist() == pytest.approx(row.curve("gain", site).mean, abs=1e-3)
+
+
+def test_several_texts_and_a_chat_in_one_probe(model: Any) -> None:
+    chat, single = token_batch(1, 30, seed=5), token_batch(1, 9, seed=6)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad(), Probe(model, METRICS, on_error="raise") as probe:
+        model(input_ids=chat[:, :10], past_key_values=cache)
+        first = probe.read()
+        model(input_ids=single, use_cache=False)
+        model(input_ids=chat[:, 10:25], past_key_values=cache)
+        model(input_ids=chat[:, 25:], past_key_values=cache)
+        assert probe.read()["tokens/embed"] == 39
+    assert_same(first, alone(model, [chat[0, :10]]))
+    assert_same(probe.read(), alone(model, [chat[0], single[0]]))
+
+
+def test_what_was_reported_and_forgotten_is_not_reported_again(model: Any) -> None:
+    chat = token_batch(1, 20, seed=5)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+        model(input_ids=chat[:, :8], past_key_values=cache)
+        assert probe.read(reset=True)["tokens/embed"] == 8
+        model(input_ids=chat[:, 8:], past_key_values=cache)
+        reading = probe.read()
+    assert reading["tokens/embed"] == 12
+    expected = alone(model, [chat[0]]).curve("gain", "layer_01").mean[8:]
+    assert reading.curve("gain", "layer_01").count == (0,) * 8 + (1,) * 12
+    assert reading.curve("gain", "layer_01").mean[8:] == pytest.approx(expected, abs=1e-3)
+
+
+def test_beam_search_is_left_out_and_said(model: Any) -> None:
+    single = token_batch(1, 9, seed=6)
+    with Probe(model, on_error="raise") as probe:
+        with torch.no_grad():
+            model(input_ids=single, use_cache=False)
+        model.generate(**prompts(), max_new_tokens=12, num_beams=3, pad_token_id=PAD)
+        with pytest.warns(RuntimeWarning, match="beam search were left out"):
+            reading = probe.read()
+    assert reading["tokens/embed"] == 9
+    assert "beam search" in reading.notes[0]
+
+
+def test_a_schedule_takes_texts_whole(model: Any) -> None:
+    with Probe(model, when=lambda step: step == 1, on_error="raise") as probe:
+        for length in (5, 9, 4):
+            model.generate(input_ids=token_batch(1, 3, seed=length), max_new_tokens=length, pad_token_id=PAD, eos_token_id=None)
+    assert probe.read()["tokens/embed"] == 3 + 9 - 1
+
+
+def test_on_gain_needs_information_gain() -> None:
+    with pytest.raises(GeomprobeError, match="on_gain follows InformationGain"):
+        Probe(tiny(), [RepresentationEntropy()], on_gain=print)
+
+
+@pytest.mark.parametrize("how", ["position_ids", "mask"])
+def test_packed_documents_do_not_mix(how: str) -> None:
+    model = tiny("llama")
+    documents = [token_batch(1, n, seed=n)[0] for n in (7, 1, 40)]
+    row = torch.cat(documents).unsqueeze(0)
+    index = torch.cat([torch.full((len(text),), i) for i, text in enumerate(documents)])
+    positions = torch.cat([torch.arange(len(text)) for text in documents]).unsqueeze(0)
+    packed: dict[str, Any] = {"position_ids": positions}
+    if how == "mask":
+        packed["attention_mask"] = ((index[:, None] == index) & torch.ones(48, 48).tril().bool())[None, None]
+    with torch.no_grad(), Probe(model, METRICS, on_error="raise") as probe:
+        model(input_ids=row, use_cache=False, **packed)
+    assert_same(probe.read(), alone(model, documents))
