@@ -44,7 +44,8 @@ def subject(what: str, *, model: str | None, device: str | None, dtype: str) -> 
     from transformers import LlamaConfig, LlamaForCausalLM
 
     if model is not None:
-        return load(model, device=device, dtype=dtype).model
+        loaded: nn.Module = load(model, device=device, dtype=dtype).model
+        return loaded
     small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 256}
     smollm2 = {
         "hidden_size": 576,

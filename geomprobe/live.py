@@ -9,6 +9,7 @@ from torch import Tensor
 from geomprobe.capture.stream import Stream
 from geomprobe.core.gain_stream import GainStream
 from geomprobe.core.rows import Rows
+from geomprobe.errors import GeomprobeError
 
 __all__ = ["GainUpdate", "LiveGains"]
 
@@ -39,6 +40,8 @@ class LiveGains:
 
     def step(self, stream: Stream) -> GainUpdate:
         """The gains of the columns that the last forward added to ``stream``."""
+        if stream.rearranged:
+            raise GeomprobeError("live gains cannot follow beam search or assisted decoding: rows move, drafts are dropped")
         groups: dict[tuple[torch.device, int], list[str]] = {}
         for site in stream.sites:
             latest = stream.latest(site)
@@ -48,7 +51,7 @@ class LiveGains:
         for key, sites in groups.items():
             new = stream.latest(sites[0]).shape[1]
             factor = factors.get(key)
-            if factor is None or factor.length != stream.columns - new:  # new, or cropped: take up everything there is
+            if factor is None:  # the stream is new: take up everything there is
                 factor = factors[key] = GainStream(
                     key[1], self._sigma, batch=(len(sites), stream.latest(sites[0]).shape[0]), device=key[0]
                 )

@@ -370,10 +370,10 @@ class Probe:
 
     def _add_stream(self, bank: Bank, stream: Stream) -> None:
         """Add what a stream holds beyond what a reading has reported and forgotten."""
-        if stream.reordered:
+        if stream.rearranged:
             self._note(
-                "texts of a beam search were left out: its beams change rows as they grow. Generate with num_beams=1, or run "
-                "the finished text through the model under the probe"
+                "texts of beam search or assisted decoding were left out: rows move, drafts are dropped. Generate with "
+                "num_beams=1 and no assistant, or run the finished text through the model under the probe"
             )
             return
         for site in stream.sites:

@@ -61,18 +61,12 @@ def assert_same(reading: Reading, expected: Reading) -> None:
         {"cache_implementation": "static", "disable_compile": True},
         {"prefill_chunk_size": 4},
         {"use_cache": False},
-        {"prompt_lookup_num_tokens": 3, "rows": 1},
     ],
-    ids=["greedy", "sample", "static", "chunked", "no_cache", "assisted"],
+    ids=["greedy", "sample", "static", "chunked", "no_cache"],
 )
 @pytest.mark.parametrize("ending", [False, True], ids=["to_the_limit", "rows_end_apart"])
 def test_generation_counts_each_token_once(model: Any, how: dict[str, Any], ending: bool) -> None:
-    if ending and "rows" in how:
-        pytest.skip("assisted decoding itself goes on after an end token that a draft holds")
-    how = dict(how)
-    rows = slice(1, 2) if how.pop("rows", 2) == 1 else slice(0, 2)
-    batch = {name: value[rows] for name, value in prompts().items()}
-    arguments = {**batch, "max_new_tokens": 20, "pad_token_id": PAD, "suppress_tokens": [PAD], **how}
+    arguments = {**prompts(), "max_new_tokens": 20, "pad_token_id": PAD, "suppress_tokens": [PAD], **how}
     torch.manual_seed(1)
     free = model.generate(**arguments, eos_token_id=None)
     eos = int(free[0, 12]) if ending else None  # the first row meets it half way
@@ -83,9 +77,7 @@ def test_generation_counts_each_token_once(model: Any, how: dict[str, Any], endi
     with Probe(model, METRICS, on_error="raise") as probe:
         output = model.generate(**arguments)
     assert torch.equal(output, bare)
-    whole = torch.cat([torch.zeros_like(output), output])[-2:] if len(output) == 1 else output
-    texts = fed(whole, eos)[-len(output) :]
-    assert_same(probe.read(), alone(model, texts))
+    assert_same(probe.read(), alone(model, fed(output, eos)))
 
 
 def test_live_gains_are_those_of_the_finished_text(model: Any) -> None:
@@ -130,16 +122,26 @@ def test_what_was_reported_and_forgotten_is_not_reported_again(model: Any) -> No
     assert reading.curve("gain", "layer_01").mean[8:] == pytest.approx(expected, abs=1e-3)
 
 
-def test_beam_search_is_left_out_and_said(model: Any) -> None:
+@pytest.mark.parametrize("how", [{"num_beams": 3}, {"prompt_lookup_num_tokens": 3}], ids=["beams", "assisted"])
+def test_texts_whose_cache_is_rearranged_are_left_out(model: Any, how: dict[str, Any]) -> None:
+    batch = {name: value[1:] for name, value in prompts().items()}
     single = token_batch(1, 9, seed=6)
     with Probe(model, on_error="raise") as probe:
         with torch.no_grad():
             model(input_ids=single, use_cache=False)
-        model.generate(**prompts(), max_new_tokens=12, num_beams=3, pad_token_id=PAD)
-        with pytest.warns(RuntimeWarning, match="beam search were left out"):
+        model.generate(**batch, max_new_tokens=30, pad_token_id=PAD, **how)
+        with pytest.warns(RuntimeWarning, match="beam search or assisted decoding were left out"):
             reading = probe.read()
     assert reading["tokens/embed"] == 9
     assert "beam search" in reading.notes[0]
+
+
+@pytest.mark.parametrize("how", [{"num_beams": 3}, {"prompt_lookup_num_tokens": 3}], ids=["beams", "assisted"])
+def test_live_gains_refuse_a_cache_that_is_rearranged(model: Any, how: dict[str, Any]) -> None:
+    batch = {name: value[1:] for name, value in prompts().items()}
+    with Probe(model, on_error="raise", on_gain=lambda update: None):
+        with pytest.raises(GeomprobeError, match="live gains cannot follow beam search or assisted decoding"):
+            model.generate(**batch, max_new_tokens=30, pad_token_id=PAD, **how)
 
 
 def test_a_schedule_takes_texts_whole(model: Any) -> None:

@@ -27,7 +27,7 @@ LOWER = {
     "schedule": {"errors"},
     "reading": {"metrics", "errors"},
     "distributed": {"core", "errors"},
-    "live": {"capture", "core"},
+    "live": {"capture", "core", "errors"},
     "probe": {"capture", "core", "distributed", "errors", "live", "metrics", "reading", "schedule"},
 }
 

@@ -78,12 +78,15 @@ class Stream:
         self._mask: Tensor | None = None
         self._hidden: dict[str, list[Tensor]] = {}
         self._signature: Tensor | None = None
-        self._reordered: Tensor | None = None
+        self._rearranged: Tensor | None = None
 
     @property
-    def reordered(self) -> bool:
-        """Whether rows of the cache changed places, as in beam search, so that what is kept here belongs to no one text."""
-        return self._reordered is not None and bool(self._reordered)
+    def rearranged(self) -> bool:
+        """Whether the cache was changed between forwards, so that what is kept here belongs to no one text.
+
+        Beam search moves rows; assisted decoding feeds drafts and drops those that are rejected, the last ones unseen.
+        """
+        return self._rearranged is not None and bool(self._rearranged)
 
     @property
     def ended(self) -> bool:
@@ -106,21 +109,15 @@ class Stream:
         return self._cache() is cache
 
     def extend(self, ids: Tensor | None, mask: Tensor, past: int) -> None:
-        """A forward of ``mask.shape[1]`` new columns after ``past`` cached ones is about to run.
-
-        The cache may have been cropped since (assisted decoding drops rejected drafts): then so are the rows.
-        """
-        if past < self.columns:
-            self._hidden = {site: [torch.cat(parts, 1)[:, :past]] for site, parts in self._hidden.items()}
-            self._mask = None if self._mask is None else self._mask[:, :past]
-            self._ids = None if self._ids is None else self._ids[:, :past]
-            self.reported = min(self.reported, past)
+        """A forward of ``mask.shape[1]`` new columns after ``past`` cached ones is about to run."""
+        if past < self.columns:  # cropped
+            self._rearranged = torch.tensor(True)
         if past == 0 or mask.shape[1] > 1:  # a prompt, a chunk of one, or the next turn of a chat
             self._prompt = past + mask.shape[1]
-        elif self._signature is not None and past == self.columns:
+        elif self._signature is not None:
             keys = self._keys(past)
             moved = torch.ne(keys, self._signature).any() if keys is not None else torch.tensor(False)
-            self._reordered = moved if self._reordered is None else self._reordered | moved
+            self._rearranged = moved if self._rearranged is None else self._rearranged | moved
         known = self._ids is not None or past == 0
         self._ids = _append(self._ids, ids) if ids is not None and known else None
         self._mask = _append(self._mask, mask)
