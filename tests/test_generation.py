@@ -139,9 +139,9 @@ def test_texts_whose_cache_is_rearranged_are_left_out(model: Any, how: dict[str,
 @pytest.mark.parametrize("how", [{"num_beams": 3}, {"prompt_lookup_num_tokens": 3}], ids=["beams", "assisted"])
 def test_live_gains_refuse_a_cache_that_is_rearranged(model: Any, how: dict[str, Any]) -> None:
     batch = {name: value[1:] for name, value in prompts().items()}
-    with Probe(model, on_error="raise", on_gain=lambda update: None):
-        with pytest.raises(GeomprobeError, match="live gains cannot follow beam search or assisted decoding"):
-            model.generate(**batch, max_new_tokens=30, pad_token_id=PAD, **how)
+    refused = pytest.raises(GeomprobeError, match="live gains cannot follow beam search or assisted decoding")
+    with Probe(model, on_error="raise", on_gain=lambda update: None), refused:
+        model.generate(**batch, max_new_tokens=30, pad_token_id=PAD, **how)
 
 
 def test_a_schedule_takes_texts_whole(model: Any) -> None:
