@@ -337,9 +337,10 @@ class Probe:
 
     def failed(self, error: Exception) -> None:
         """:meta private:"""
-        self.fault = error
         if self.on_error == "raise":
+            self.fault = error
             raise error
+        self.fault = error.with_traceback(None)  # its frames hold activations
         warnings.warn(
             f"geomprobe stopped watching, the model goes on: {type(error).__name__}: {error}. What was measured so far "
             "is kept; use Probe(on_error='raise') to see where it happened",

@@ -96,10 +96,11 @@ class Capture:
         self._end(self._streams)
 
     def _open(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._frame = None  # left open only by a BaseException (Ctrl-C), which always_call hooks do not see
         try:
+            if self._frame is not None:  # left open only by a BaseException (Ctrl-C), which always_call hooks do not see
+                self._abandon(self._frame)
             if self._streams:
-                self._end([stream for stream in self._streams if stream.ended])
+                self._end([stream for stream in self._streams if stream.cache is None])
             call = Call.bind(base, args, kwargs)
             self._frame = self._on_cache(call) if call.cache is not None else self._without_cache(call)
         except Exception as error:
@@ -108,7 +109,7 @@ class Capture:
     def _on_cache(self, call: Call) -> Frame | None:
         """A frame that adds to the cache's stream, opened when the cache is empty."""
         cache, past = call.cache, call.past
-        stream = next((stream for stream in self._streams if stream.follows(cache)), None)
+        stream = next((stream for stream in self._streams if stream.cache is cache), None)
         if stream is not None and past > stream.columns:  # it ran somewhere this probe did not see
             self._end([stream])
             self._passed.add(cache)
@@ -171,9 +172,19 @@ class Capture:
         completed = output is not None  # always_call: after an exception there is no output
         if frame is not None and completed and "final_norm" in self._sites:
             self._listener.captured(frame, "final_norm", output if isinstance(output, Tensor) else output[0])
-        if frame is not None and frame.stream is not None and completed:
+        if frame is not None and not completed:
+            self._abandon(frame)
+        elif frame is not None and frame.stream is not None:
             frame.stream.sign()
         self._listener.closed(frame, completed)
+
+    def _abandon(self, frame: Frame) -> None:
+        """A forward that broke off: its stream ends with it, since cache and sites no longer agree on what there was."""
+        self._frame = None
+        if frame.stream is not None:
+            if (cache := frame.stream.cache) is not None:
+                self._passed.add(cache)
+            self._end([frame.stream])
 
     def _end(self, streams: list[Stream]) -> None:
         self._streams, streams = [stream for stream in self._streams if stream not in streams], list(streams)

@@ -89,9 +89,9 @@ class Stream:
         return self._rearranged is not None and bool(self._rearranged)
 
     @property
-    def ended(self) -> bool:
-        """Whether the cache is gone, so that nothing can come after."""
-        return self._cache() is None
+    def cache(self) -> Any:
+        """The cache, or ``None`` when it is gone, so that nothing can come after."""
+        return self._cache()
 
     @property
     def device(self) -> torch.device:
@@ -103,10 +103,6 @@ class Stream:
     def sites(self) -> tuple[str, ...]:
         """Sites seen so far."""
         return tuple(self._hidden)
-
-    def follows(self, cache: Any) -> bool:
-        """Whether ``cache`` is this stream's."""
-        return self._cache() is cache
 
     def extend(self, ids: Tensor | None, mask: Tensor, past: int) -> None:
         """A forward of ``mask.shape[1]`` new columns after ``past`` cached ones is about to run."""
@@ -129,7 +125,7 @@ class Stream:
 
     def _keys(self, columns: int) -> Tensor | None:
         """The newest cached key of every row in the first layer, where the cache has such a thing; needless for one row."""
-        layers = getattr(self._cache(), "layers", None)
+        layers = getattr(self.cache, "layers", None)
         keys = getattr(layers[0], "keys", None) if layers else None
         if not isinstance(keys, Tensor) or keys.dim() != 4 or keys.shape[0] == 1 or not keys.shape[2]:
             return None
