@@ -58,7 +58,7 @@ class Probe:
         fault: the exception that took this probe off its model, or None.
 
     Raises:
-        GeomprobeError: no decoder found, an unknown layer, or metrics that claim one name.
+        GeomprobeError: no decoder found, an unknown layer, or something that is not a metric.
     """
 
     def __init__(
@@ -66,13 +66,15 @@ class Probe:
         model: nn.Module,
         metrics: Sequence[Metric] | None = None,
         *,
-        layers: list[int | str] | None = None,
+        layers: Sequence[int | str] | None = None,
         when: Schedule | None = None,
         on_error: Literal["warn", "raise"] = "warn",
         on_gain: Callable[[GainUpdate], object] | None = None,
     ) -> None:
         if on_error not in ("warn", "raise"):
             raise GeomprobeError(f"Probe(on_error={on_error!r}): expected 'warn' or 'raise'")
+        if isinstance(metrics, Metric):
+            raise GeomprobeError(f"Probe(model, {metrics!r}): expected a list of metrics, such as [{metrics!r}]")
         self.metrics = tuple(metrics) if metrics is not None else (RepresentationEntropy(), InformationGain())
         for metric in self.metrics:
             if not isinstance(metric, Metric):
@@ -153,7 +155,7 @@ class Probe:
             reset: forget what was seen in this mode afterwards, so that the next reading starts anew.
 
         Raises:
-            GeomprobeError: nothing was seen, or both modes were and ``mode`` does not say which.
+            GeomprobeError: nothing was seen, or both modes were and ``mode`` does not say which; two metrics claim one name.
         """
         banks = self._over_ranks(self._seen())
         seen = [name for name, sites in banks.items() if sites]

@@ -77,7 +77,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self,
         metrics: Sequence[Metric] | None = None,
         *,
-        layers: list[int | str] | None = None,
+        layers: Sequence[int | str] | None = None,
         when: Callable[[int], bool] | None = None,
         evaluate: bool = True,
         jsonl: str | os.PathLike[str] | None = None,

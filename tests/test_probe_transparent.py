@@ -1,10 +1,12 @@
 """A probe changes nothing that the model computes, and leaves nothing on it."""
 
 import contextlib
+import copy
 import gc
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -213,3 +215,16 @@ def test_a_closed_probe_reads_but_does_not_watch() -> None:
     assert probe.read()["tokens/embed"] == 24
     with pytest.raises(GeomprobeError, match=r"this probe is closed: its readings stay.*new Probe\(model\)"), probe:
         pass
+
+
+def test_copies_of_a_watched_model_are_not_watched(tmp_path: Path) -> None:
+    model, ids = tiny(), token_batch()
+    with Probe(model, on_error="raise") as probe, torch.no_grad():
+        expected = model(ids).logits
+        copied = copy.deepcopy(model)
+        torch.save(model, tmp_path / "model.pt")
+        loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+        assert torch.equal(copied(ids).logits, expected)
+        assert torch.equal(loaded(ids).logits, expected)
+        assert Probe.on(copied) is None
+    assert probe.read()["tokens/final_norm"] == ids.numel()

@@ -1,5 +1,6 @@
 """Which module is the decoder, and which modules are its layers, in any model that Transformers describes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ class Anatomy:
         """``embed``, ``layer_00`` …, ``final_norm``."""
         return ("embed", *(f"layer_{i:02d}" for i in range(len(self.layers))), "final_norm")
 
-    def select(self, layers: list[int | str] | None) -> tuple[str, ...]:
+    def select(self, layers: Sequence[int | str] | None) -> tuple[str, ...]:
         """The sites that ``layers`` names, in the model's order; all for ``None``.
 
         Raises:
@@ -36,6 +37,8 @@ class Anatomy:
         """
         if layers is None:
             return self.sites
+        if isinstance(layers, str | int):
+            raise GeomprobeError(f"layers={layers!r}: expected a list, such as [{layers!r}]")
         if not layers:
             raise GeomprobeError("layers=[] watches nothing: name a layer, or leave it out to watch all")
         chosen = set()

@@ -70,6 +70,10 @@ class Capture:
         self._passed: weakref.WeakSet[Any] = weakref.WeakSet()  # caches whose texts are not measured
         self._previous: _Previous | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of the model (``copy.deepcopy``, ``torch.save``) gets hooks that do nothing: it is not the one watched."""
+        return _deaf_capture, ()
+
     @property
     def streams(self) -> Iterable[Stream]:
         """Streams whose texts may still go on."""
@@ -195,3 +199,22 @@ class Capture:
 def _grew(before: Tensor, now: Tensor) -> bool:
     """Whether ``now`` is ``before`` with one more column. Waits for the device only when the shapes say it may be."""
     return now.shape == (before.shape[0], before.shape[1] + 1) and torch.equal(now[:, :-1], before.to(now.device))
+
+
+class _Deaf:
+    """A listener that wants nothing."""
+
+    def wants(self, continues: bool) -> bool:
+        return False
+
+    def captured(self, frame: Frame, site: str, hidden: Tensor) -> None: ...
+
+    def ended(self, stream: Stream) -> None: ...
+
+    def closed(self, frame: Frame | None, completed: bool) -> None: ...
+
+    def failed(self, error: Exception) -> None: ...
+
+
+def _deaf_capture() -> Capture:
+    return Capture(Anatomy(nn.Identity(), ()), (), _Deaf(), Endings())

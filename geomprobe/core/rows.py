@@ -27,7 +27,9 @@ def exact_arithmetic(device_type: str) -> Iterator[None]:
             yield
     finally:
         for backend, precision in lowered:
-            backend.fp32_precision = precision
+            # What was inherited from the general setting is left to it again.
+            general = torch.backends.fp32_precision  # type: ignore[attr-defined]
+            backend.fp32_precision = "none" if precision == general else precision
 
 
 def unit_rows(rows: Tensor, norms: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from geomprobe import GeomprobeError, Probe
+from geomprobe import GeomprobeError, Probe, RepresentationEntropy
 from geomprobe.capture.anatomy import find_anatomy
 from tests import reference
 from tests.models import FAMILIES, HandMade, tiny, token_batch
@@ -135,3 +135,14 @@ def test_unknown_layer(layer: Any) -> None:
 def test_no_layer() -> None:
     with pytest.raises(GeomprobeError, match="watches nothing"):
         Probe(tiny(), layers=[])
+
+
+@pytest.mark.parametrize("layers", ["final_norm", 2])
+def test_one_layer_is_given_in_a_list(layers: Any) -> None:
+    with pytest.raises(GeomprobeError, match=rf"layers={layers!r}: expected a list, such as \[{layers!r}\]"):
+        Probe(tiny(), layers=layers)
+
+
+def test_one_metric_is_given_in_a_list() -> None:
+    with pytest.raises(GeomprobeError, match="expected a list of metrics, such as"):
+        Probe(tiny(), RepresentationEntropy())  # type: ignore[arg-type]
