@@ -9,7 +9,7 @@ import geomprobe.integrations
 
 
 def test_names_are_there_and_others_are_not() -> None:
-    assert dir(geomprobe.integrations) == ["ProbeCallback", "WandbSink", "log_reading"]
+    assert dir(geomprobe.integrations) == ["ProbeCallback", "WandbSink", "log_reading", "offline_without_login"]
     for name in dir(geomprobe.integrations):
         assert getattr(geomprobe.integrations, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'Callback'"):
