@@ -190,18 +190,15 @@ def _course(values: list[float]) -> str:
 
 def _moral(demo: Demo) -> str:
     """One sentence on what to look for, with this run's own numbers."""
-    first, last = min(demo.readings), max(demo.readings)
-    before, after = (
-        {metric: demo.readings[step][f"{metric}/final_norm"] for metric in ("effective_rank", "gain_per_token")}
-        for step in (first, last)
-    )
-    ranks = {site: demo.readings[last][f"effective_rank/{site}"] for site in demo.readings[last].sites}
-    widest = max(ranks, key=lambda site: ranks[site])
+    first, *_, last = sorted(demo.readings)
+    rank = {step: reading["effective_rank/final_norm"] for step, reading in demo.readings.items()}
+    gain = {step: reading["gain_per_token/final_norm"] for step, reading in demo.readings.items()}
+    lowest = min(rank, key=lambda step: rank[step])
+    dip = f" by way of {rank[lowest]:.1f} at step {lowest}" if lowest not in (first, last) else ""
     return textwrap.fill(
-        f"Look for the last column: while the held-out loss went from {demo.held_out[first]:.2f} to {demo.held_out[last]:.2f}, "
-        f"the effective rank of final_norm went from {before['effective_rank']:.1f} to {after['effective_rank']:.1f} and the "
-        f"gain of each of its tokens from {before['gain_per_token']:.2f} to {after['gain_per_token']:.2f} nats; "
-        f"the widest site is now {widest} ({ranks[widest]:.1f}).",
+        f"Look for the turn in the last column: while the held-out loss went from {demo.held_out[first]:.2f} to "
+        f"{demo.held_out[last]:.2f}, the effective rank of final_norm went from {rank[first]:.1f} to {rank[last]:.1f}{dip}, "
+        f"and the information gain of each token from {gain[first]:.2f} to {gain[last]:.2f} nats.",
         80,
     )
 

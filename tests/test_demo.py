@@ -25,7 +25,7 @@ def test_it_says_what_happened(demo_run: DemoRun) -> None:
         assert losses[0] == pytest.approx(math.log(256), abs=0.1)
         assert losses[-1] < losses[0] - 1  # it learns
         assert all(len(row) == 2 + len(SITES) for row in rows)
-    assert "Look for the last column" in demo_run.printed
+    assert "Look for the turn in the last column" in demo_run.printed
     assert "wandb leet" in demo_run.printed
     assert "wandb sync" in demo_run.printed
 
