@@ -1,5 +1,6 @@
 """``geomprobe …``: each command imports what it needs when it runs, so that help answers at once."""
 
+import io
 import json
 import sys
 from enum import StrEnum
@@ -96,6 +97,9 @@ def bench(
 
 def main() -> None:
     """The console script: a :class:`GeomprobeError` is one line and exit code 1, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # bars and signs on a terminal that knows only ASCII become question marks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app(prog_name="geomprobe")
     except GeomprobeError as error:

@@ -1,5 +1,7 @@
 """One text through one model: every site's numbers, and what each token adds."""
 
+import math
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,18 +32,24 @@ class Inspection:
 
     def _gains(self, site: str = "final_norm", width: int = 80) -> str:
         """The text in lines, a bar under every token as high as its information gain."""
-        gain = self.reading.curve("gain", site).mean
+        if f"gain_per_token/{site}" not in self.reading:
+            return f"no token had a finite row at {site}, so there are no gains to show"
+        gain = [*self.reading.curve("gain", site).mean]
+        gain += [math.nan] * (len(self.tokens) - len(gain))  # a curve ends with its last finite row
         lines, words, bars, used = [], "", "", 0
-        least, most = min(gain), max(gain)
+        finite = [value for value in gain if math.isfinite(value)]
+        least, most = min(finite), max(finite)
         span = (most - least) or 1.0
         for token, value in zip(self.tokens, gain, strict=True):
             cell = _visible(token)
-            if used + len(cell) + 1 > width:
+            cells = _columns(cell)
+            if used and used + cells + 1 > width:
                 lines += [words, bars.rstrip()]
                 words, bars, used = "", "", 0
             words += cell + " "
-            bars += "▁▂▃▄▅▆▇█"[min(7, int(8 * (value - least) / span))] * len(cell) + " "
-            used += len(cell) + 1
+            bar = "▁▂▃▄▅▆▇█"[min(7, int(8 * (value - least) / span))] if math.isfinite(value) else "?"
+            bars += bar * cells + " "
+            used += cells + 1
         title = f"information gain of each token at {site}, {least:.2f} (▁) to {most:.2f} nats (█)"
         return "\n".join([title, "", *lines, words, bars.rstrip()])
 
@@ -57,6 +65,11 @@ def inspect_text(loaded: Loaded, text: str) -> Inspection:
         find_anatomy(loaded.model).base(input_ids=ids, use_cache=False)  # the head is not needed
     tokens = tuple(loaded.tokenizer.decode([token]) for token in ids[0].tolist())
     return Inspection(probe.read(), tokens)
+
+
+def _columns(text: str) -> int:
+    """How many places of a terminal a text takes."""
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
 def _visible(token: str) -> str:

@@ -49,6 +49,8 @@ def load(
     path = Path(model)
     if gguf_file is None and path.suffix == ".gguf":
         model, gguf_file = str(path.parent), path.name
+    if not path.exists() and (path.is_absolute() or model.startswith((".", "~"))):
+        raise GeomprobeError(f"{model}: no such directory; expected one that save_pretrained() wrote, or a hub id")
     if gguf_file is None and path.is_dir() and not (path / "config.json").exists():
         raise GeomprobeError(f"{model}: a directory without a config.json; expected one that save_pretrained() wrote")
     source = {"revision": revision, "gguf_file": gguf_file, "trust_remote_code": trust_remote_code}

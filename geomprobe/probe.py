@@ -13,10 +13,10 @@ from geomprobe.capture.anatomy import find_anatomy
 from geomprobe.capture.frame import Frame
 from geomprobe.capture.hooks import Capture
 from geomprobe.capture.stream import Endings, Stream
-from geomprobe.core.rows import Rows, exact_arithmetic
-from geomprobe.core.state import Accumulator, State, Tally, copy_state, merge
-from geomprobe.distributed import is_distributed, sum_over_ranks
+from geomprobe.core.rows import exact_arithmetic
+from geomprobe.core.state import Accumulator, State, Tally
 from geomprobe.errors import GeomprobeError
+from geomprobe.ledger import Ledger, Mode
 from geomprobe.live import GainUpdate, LiveGains
 from geomprobe.metrics.entropy import RepresentationEntropy
 from geomprobe.metrics.gain import InformationGain
@@ -25,10 +25,6 @@ from geomprobe.reading import Reading
 from geomprobe.schedule import Schedule
 
 __all__ = ["Mode", "Probe"]
-
-Mode = Literal["train", "eval"]
-Bank = dict[str, dict[Accumulator, State]]
-"""States by site and accumulator."""
 
 _attached: "weakref.WeakSet[Probe]" = weakref.WeakSet()  # weak: a model dropped with its probe on is freed with it
 
@@ -93,8 +89,8 @@ class Probe:
         self._status: Literal["new", "attached", "closed"] = "new"
         self._forwards = 0
         # dict.fromkeys keeps order and drops equal ones: that is all the sharing there is.
-        self._accumulators = tuple(dict.fromkeys([Tally(), *(need for metric in self.metrics for need in metric.needs)]))
-        self._states: dict[Mode, Bank] = {"train": {}, "eval": {}}
+        accumulators = dict.fromkeys([Tally(), *(need for metric in self.metrics for need in metric.needs)])
+        self._ledger = Ledger(tuple(accumulators), self.sites)
 
     # -- life ---------------------------------------------------------------------------------------------------------------
 
@@ -157,7 +153,8 @@ class Probe:
         Raises:
             GeomprobeError: nothing was seen, or both modes were and ``mode`` does not say which; two metrics claim one name.
         """
-        banks = self._over_ranks(self._seen())
+        self._capture.end_dead_streams()
+        banks = self._with_streams().over_ranks().banks
         seen = [name for name, sites in banks.items() if sites]
         if mode is None and len(seen) == 2:
             raise GeomprobeError("this probe saw the model in training and in evaluation: read('train') or read('eval')")
@@ -176,25 +173,17 @@ class Probe:
 
     def reset(self, mode: Mode | None = None) -> None:
         """Forget what was seen in ``mode``, or in both."""
-        for name, sites in self._states.items():
-            if mode in (None, name):
-                sites.clear()
+        self._ledger.reset(mode)
         for stream in self._capture.streams:
             if mode in (None, "train" if stream.training else "eval"):
-                stream.reported = stream.columns
+                stream.report()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything seen, as flat named tensors on the CPU: ``mode/site/accumulator/sum``. Two of them add.
 
         >>> # safetensors.torch.save_file(probe.state_dict(), "probe.safetensors")
         """
-        return {
-            f"{mode}/{site}/{accumulator!r}/{name}": value
-            for mode, sites in self._seen().items()
-            for site, states in sites.items()
-            for accumulator, state in states.items()
-            for name, value in copy_state(state, torch.device("cpu")).items()
-        }
+        return self._with_streams().to_tensors()
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from :meth:`state_dict`, in place of what was seen so far.
@@ -202,53 +191,22 @@ class Probe:
         Raises:
             GeomprobeError: it comes from a probe with other metrics or sites.
         """
-        accumulators = {repr(accumulator): accumulator for accumulator in self._accumulators}
-        states: dict[Mode, Bank] = {"train": {}, "eval": {}}
-        for key, value in tensors.items():
-            mode, site, name, entry = key.split("/") if key.count("/") == 3 else ("", "", "", "")
-            if mode not in states or site not in self.sites or name not in accumulators:
-                raise GeomprobeError(
-                    f"this state holds {key!r}, which a probe with these metrics and layers does not keep: "
-                    "make the probe with the arguments of the one that saved it"
-                )
-            states[mode].setdefault(site, {}).setdefault(accumulators[name], {})[entry] = value.clone()
-        for site, kept in [pair for sites in states.values() for pair in sites.items()]:
-            if missing := [name for name, accumulator in accumulators.items() if accumulator not in kept]:
-                raise GeomprobeError(
-                    f"this state holds no {missing[0]} for {site!r}, which a probe with these metrics keeps: "
-                    "make the probe with the arguments of the one that saved it"
-                )
-        self._states = states
+        self._ledger.load_tensors(tensors)
+        for stream in self._capture.streams:  # what they hold so far is in the saved state, or belongs to no one
+            stream.report()
 
-    def _seen(self) -> dict[Mode, Bank]:
-        """Everything seen by mode, texts that are still arriving included. Changes nothing."""
-        banks: dict[Mode, Bank] = {name: dict(sites) for name, sites in self._states.items()}
-        for stream in self._capture.streams:
-            so_far: Bank = {}
-            self._add_stream(so_far, stream)
-            bank = banks["train" if stream.training else "eval"]
-            for site, states in so_far.items():
-                known = bank.get(site, {})
-                bank[site] = {a: merge([known[a], state] if a in known else [state]) for a, state in states.items()}
-        return banks
+    def _with_streams(self) -> Ledger:
+        """What was seen, with the texts that are still arriving."""
+        return self._ledger.with_streams([stream for stream in self._capture.streams if self._can_be_told(stream)])
 
-    def _over_ranks(self, banks: dict[Mode, Bank]) -> dict[Mode, Bank]:
-        """The sum over all processes that run together; as it is in one alone."""
-        if not is_distributed():
-            return banks
-        named = {
-            f"{mode}/{site}/{accumulator!r}": state
-            for mode, sites in banks.items()
-            for site, states in sites.items()
-            for accumulator, state in states.items()
-        }
-        accumulators = {repr(accumulator): accumulator for accumulator in self._accumulators}
-        total: dict[Mode, Bank] = {"train": {}, "eval": {}}
-        for key, state in sum_over_ranks(named).items():
-            mode, site, name = key.split("/")
-            total["train" if mode == "train" else "eval"].setdefault(site, {})[accumulators[name]] = state
-        # In the model's order: a rank that saw nothing learns the sites from the others.
-        return {mode: {site: bank[site] for site in self.sites if site in bank} for mode, bank in total.items()}
+    def _can_be_told(self, stream: Stream) -> bool:
+        """Whether a stream holds texts; what beam search and assisted decoding leave in it is none."""
+        if stream.rearranged:
+            self._note(
+                "texts of beam search or assisted decoding were left out: rows move, drafts are dropped. Generate with "
+                "num_beams=1 and no assistant, or run the finished text through the model under the probe"
+            )
+        return not stream.rearranged
 
     def _compute(self, reading: Reading, site: str, states: Mapping[Accumulator, State]) -> None:
         tally = {name: float(value) for name, value in states[Tally()].items()}
@@ -306,10 +264,10 @@ class Probe:
                 frame.stream.add(site, hidden)
                 return
             with exact_arithmetic(hidden.device.type):
-                bank = self._states["train" if frame.training else "eval"]
-                self._add(bank, site, frame.rows(hidden))
+                mode: Mode = "train" if frame.training else "eval"
+                self._ledger.add(mode, site, frame.rows(hidden))
                 if (counted := frame.counted_rows(hidden)) is not None:
-                    self._subtract(bank, site, counted)
+                    self._ledger.subtract(mode, site, counted)
         except Exception as error:
             self.failed(error)
 
@@ -317,12 +275,15 @@ class Probe:
         """:meta private:"""
         if self.fault is None:
             try:
-                self._add_stream(self._states["train" if stream.training else "eval"], stream)
+                if self._can_be_told(stream):
+                    self._ledger.add_stream(stream)
             except Exception as error:
                 self.failed(error)
 
     def closed(self, frame: Frame | None, completed: bool) -> None:
         """:meta private:"""
+        if frame is not None and frame.stream is None and not completed:
+            self._note("a forward broke off: sites that it had passed count its tokens, later ones do not", warn=False)
         if self.fault is not None:
             if completed:  # not while the model's own exception walks through the hooks
                 self.close()
@@ -350,43 +311,10 @@ class Probe:
             stacklevel=2,
         )
 
-    # -- sums ---------------------------------------------------------------------------------------------------------------
-
-    def _add(self, bank: Bank, site: str, rows: Rows) -> None:
-        """Add rows into the states of one site."""
-        device = rows.hidden.device
-        if site not in bank:
-            bank[site] = {a: a.zero(rows.width, device) for a in self._accumulators}
-        elif bank[site][self._accumulators[0]]["tokens"].device != device:  # loaded, or the model has moved
-            bank[site] = {a: copy_state(state, device) for a, state in bank[site].items()}
-        for part in rows.split():
-            for accumulator, state in bank[site].items():
-                accumulator.update(state, part)
-
-    def _subtract(self, bank: Bank, site: str, rows: Rows) -> None:
-        """Take rows out again: states add, so they subtract."""
-        counted: Bank = {}
-        self._add(counted, site, rows)
-        for accumulator, state in counted[site].items():
-            negative = {name: -value for name, value in state.items()}
-            bank[site][accumulator] = merge([bank[site][accumulator], negative])
-
-    def _add_stream(self, bank: Bank, stream: Stream) -> None:
-        """Add what a stream holds beyond what a reading has reported and forgotten."""
-        if stream.rearranged:
-            self._note(
-                "texts of beam search or assisted decoding were left out: rows move, drafts are dropped. Generate with "
-                "num_beams=1 and no assistant, or run the finished text through the model under the probe"
-            )
+    def _note(self, text: str, *, warn: bool = True) -> None:
+        """Say it in every reading, and once in a warning, unless the model has raised something worse."""
+        if text in self._remarks:
             return
-        for site in stream.sites:
-            with exact_arithmetic(stream.device.type):
-                self._add(bank, site, stream.rows(site))
-                if stream.reported:
-                    self._subtract(bank, site, stream.rows(site, stream.reported))
-
-    def _note(self, text: str) -> None:
-        """Warn once, and say it in every reading."""
-        if text not in self._remarks:
-            self._remarks.append(text)
+        self._remarks.append(text)
+        if warn:
             warnings.warn(f"geomprobe: {text}", RuntimeWarning, stacklevel=2)

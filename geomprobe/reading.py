@@ -131,7 +131,7 @@ class Reading:
                 for metric, c in curves.items():
                     std = None if c["std"] is None else tuple(map(_number, c["std"]))
                     reading.add_curve(site, metric, Curve(tuple(map(_number, c["mean"])), std, tuple(c["count"])))
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise GeomprobeError(
                 f"this is not a reading: {type(error).__name__}: {error}; expected what to_dict() gives"
             ) from error

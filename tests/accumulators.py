@@ -100,6 +100,7 @@ def gain_case(sigma: float) -> Case:
 CASES = (
     Case(Tally(), bounds=lambda state: [(0, state["texts"], state["tokens"])], float32=0),
     Case(Covariance(), covariance_readings, covariance_bounds),
+    Case(Covariance(exact=True), covariance_readings, covariance_bounds),
     Case(Covariance(center=True), covariance_readings, covariance_bounds),
     Case(TextEntropySum(), bounds=entropy_bounds),
     Case(TextEntropySum(epsilon=1e-3, spectrum=True), bounds=entropy_bounds, float64=1e-11),  # rounding of K times d/ε²

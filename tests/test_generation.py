@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from geomprobe import GeomprobeError, InformationGain, Probe, Reading, RepresentationEntropy
 from geomprobe.live import GainUpdate
@@ -169,3 +169,112 @@ def test_packed_documents_do_not_mix(how: str) -> None:
     with torch.no_grad(), Probe(model, METRICS, on_error="raise") as probe:
         model(input_ids=row, use_cache=False, **packed)
     assert_same(probe.read(), alone(model, documents))
+
+
+def test_a_batched_chat_goes_on_without_the_first_turns_filler(model: Any) -> None:
+    batch = prompts()
+    cache = DynamicCache(config=model.config)
+    free = model.generate(**batch, max_new_tokens=20, pad_token_id=PAD, eos_token_id=None, suppress_tokens=[PAD])
+    eos = int(free[0, 12])
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = eos, PAD
+    with torch.no_grad(), Probe(model, METRICS, on_error="raise") as probe:
+        output = model.generate(**batch, max_new_tokens=20, suppress_tokens=[PAD], past_key_values=cache)
+        first = fed(output, eos)
+        assert probe.read()["tokens/embed"] == sum(map(len, first))
+        turn = token_batch(2, 4, seed=8)
+        told = torch.zeros(2, cache.get_seq_length() + 4, dtype=torch.long)
+        for row, (text, start) in enumerate(zip(first, (2, 0), strict=True)):
+            told[row, start : start + len(text)] = 1
+        told[:, -4:] = 1
+        model(input_ids=turn, attention_mask=told, past_key_values=cache)
+        assert probe.read()["tokens/embed"] == sum(map(len, first)) + 8
+
+
+def test_prompts_given_as_embeddings(model: Any) -> None:
+    batch = prompts()
+    free = model.generate(**batch, max_new_tokens=20, pad_token_id=PAD, eos_token_id=None, suppress_tokens=[PAD])
+    eos = int(free[0, 12])
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = eos, PAD
+    embedded = {"inputs_embeds": model.get_input_embeddings()(batch["input_ids"]), "attention_mask": batch["attention_mask"]}
+    with torch.no_grad(), Probe(model, METRICS, on_error="raise") as probe:
+        answers = model.generate(**embedded, max_new_tokens=20, suppress_tokens=[PAD])
+    assert_same(probe.read(), alone(model, fed(torch.cat([batch["input_ids"], answers], 1), eos)))
+
+
+def test_texts_that_grow_in_plain_forwards_are_texts_of_their_own(model: Any) -> None:
+    text, buffer = token_batch(1, 8, seed=5), torch.zeros(1, 8, dtype=torch.long)
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+        for length in range(5, 9):
+            model(text[:, :length])
+        for length in range(5, 8):  # one buffer, three texts
+            buffer[:] = token_batch(1, 8, seed=length)
+            model(buffer[:, :length], use_cache=False)
+    reading = probe.read()
+    assert (reading["tokens/embed"], reading["texts/embed"]) == (5 + 6 + 7 + 8 + 5 + 6 + 7, 7)
+
+
+def test_a_forward_that_broke_off_is_not_taken_out_again(model: Any) -> None:
+    text = token_batch(1, 6, seed=5)
+    layer = model.base_model.layers[1]
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+        handle = layer.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(text[:, :5], use_cache=False)
+        handle.remove()
+        model(text, use_cache=False)
+    assert probe.read()["tokens/final_norm"] == 6
+    assert probe.read()["tokens/embed"] == 5 + 6
+    assert "broke off" in probe.read().notes[0]
+
+
+def test_a_static_cache_that_is_emptied_holds_new_texts(model: Any) -> None:
+    cache = StaticCache(config=model.config, max_cache_len=32)
+    texts = [token_batch(1, n, seed=n) for n in (6, 7, 5)]
+    with torch.no_grad(), Probe(model, METRICS, on_error="raise") as probe:
+        for text in texts:
+            cache.reset()
+            model(text, past_key_values=cache)
+    assert_same(probe.read(), alone(model, [text[0] for text in texts]))
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_windows_that_fill_up(cache: str) -> None:
+    model = tiny("mistral", sliding_window=8)
+    with Probe(model, METRICS, on_error="raise") as probe:
+        output = model.generate(
+            **prompts(),
+            max_new_tokens=12,
+            pad_token_id=PAD,
+            eos_token_id=None,
+            cache_implementation=cache,
+            disable_compile=True,
+        )
+    assert_same(probe.read(), alone(model, fed(output, None)))
+
+
+def test_a_state_loaded_while_texts_arrive_counts_them_once(model: Any) -> None:
+    cache = DynamicCache(config=model.config)
+    text = token_batch(1, 9, seed=1)
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+        model(text[:, :6], past_key_values=cache)
+        probe.load_state_dict(probe.state_dict())
+        assert probe.read()["tokens/embed"] == 6
+        model(text[:, 6:], past_key_values=cache)
+        probe.read(reset=True)
+        model(text[:, :1], past_key_values=cache)
+        reading = probe.read()
+    assert reading["tokens/embed"] == 1
+    assert reading["information_gain/embed"] != reading["information_gain/embed"]  # no text began: not a number, not infinity
+
+
+def test_dict_masks_and_holes_in_masks() -> None:
+    model = tiny("llama")
+    row = token_batch(1, 7, seed=2)
+    mask = torch.tensor([[1, 1, 1, 0, 1, 1, 1]])
+    readings = []
+    for options in ({}, {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)}):
+        with torch.no_grad(), Probe(model, on_error="raise") as probe:
+            model(row, attention_mask=mask, use_cache=False, **options)
+        readings.append(probe.read())
+    assert [reading["texts/embed"] for reading in readings] == [1, 1]
+    assert readings[0]["information_gain/embed"] == pytest.approx(readings[1]["information_gain/embed"])

@@ -27,8 +27,9 @@ LOWER = {
     "schedule": {"errors"},
     "reading": {"metrics", "errors"},
     "distributed": {"core", "errors"},
+    "ledger": {"capture", "core", "distributed", "errors"},
     "live": {"capture", "core", "errors"},
-    "probe": {"capture", "core", "distributed", "errors", "live", "metrics", "reading", "schedule"},
+    "probe": {"capture", "core", "distributed", "errors", "ledger", "live", "metrics", "reading", "schedule"},
 }
 
 

@@ -210,7 +210,7 @@ def test_a_saved_state_is_a_copy() -> None:
         (
             [InformationGain()],
             [InformationGain(), RepresentationEntropy()],
-            r"this state holds no TextEntropySum.* for 'embed'",
+            r"this state holds no 'eval/embed/Covariance.*'",
         ),
     ],
 )

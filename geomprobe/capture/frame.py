@@ -61,10 +61,18 @@ class Call:
         """Where there is a token, ``(batch, length)`` bool; ``None`` for everywhere."""
         return padding_mask(self.arguments.get("attention_mask"), *self.shape, past=self.past)
 
+    def whole_mask(self) -> Tensor | None:
+        """A 2-D mask that says of the cached columns, too, where there is a token."""
+        mask = self.arguments.get("attention_mask")
+        whole = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == self.past + self.shape[1]
+        return mask.bool() if whole and isinstance(mask, Tensor) else None
+
     def starts(self) -> Tensor | None:
         """Where a text starts within packed rows, ``(batch, length)`` bool; ``None`` when each row is one text."""
-        batch, length = self.shape
-        return text_starts(self.arguments, batch, length)
+        starts = text_starts(self.arguments, *self.shape)
+        if starts is not None and starts.device.type == "cpu" and not starts[:, 1:].any():
+            return None  # one text a row after all; on a GPU, looking would wait for it
+        return starts
 
 
 @dataclass(frozen=True)
@@ -116,8 +124,9 @@ def padding_mask(mask: Any, batch: int, length: int, *, past: int = 0) -> Tensor
         return None
     if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] in (length, past + length):
         return mask[:, -length:].bool()
-    if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[2] == length and mask.shape[3] >= past + length:
-        own = mask[:, 0, :, past : past + length].diagonal(dim1=-2, dim2=-1)
+    if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[2] == length and mask.shape[3] >= length:
+        first = min(past, mask.shape[3] - length)  # a window's cache, once full, ends with the newest column
+        own = mask[:, 0, :, first : first + length].diagonal(dim1=-2, dim2=-1)
         return (own if own.dtype == torch.bool else own > -1).expand(batch, length)
     shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
     raise GeomprobeError(
@@ -129,6 +138,8 @@ def padding_mask(mask: Any, batch: int, length: int, *, past: int = 0) -> Tensor
 def text_starts(arguments: dict[str, Any], batch: int, length: int) -> Tensor | None:
     """Where a document starts in packed rows: where position ids do not go on, or where ``cu_seq_lens`` cuts."""
     positions, cuts, mask = (arguments.get(name) for name in ("position_ids", "cu_seq_lens_q", "attention_mask"))
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention", next((value for value in mask.values() if value is not None), None))
     starts: Tensor | None = None
     if isinstance(cuts, Tensor) and batch == 1:
         starts = torch.zeros((1, length + 1), dtype=torch.bool, device=cuts.device)
@@ -138,6 +149,13 @@ def text_starts(arguments: dict[str, Any], batch: int, length: int) -> Tensor | 
         starts = torch.ones_like(positions, dtype=torch.bool)
         starts[:, 1:] = positions.diff(dim=1) != 1
         starts = starts.expand(batch, length)
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == length:  # padding inside a text starts none
+            seen = torch.where(mask.bool(), torch.arange(length, device=mask.device), -1).cummax(1).values
+            last = seen[:, :-1].clamp_min(0)
+            before = positions.expand(batch, length).gather(1, last)
+            goes_on = (seen[:, :-1] >= 0) & (positions[:, 1:] == before + 1)
+            starts = starts.clone()
+            starts[:, 1:] &= ~goes_on & mask[:, 1:].bool()
     elif isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[2] == length > 1:
         before = mask[:, 0].diagonal(offset=-1, dim1=-2, dim2=-1)[:, : length - 1]
         starts = torch.ones((batch, length), dtype=torch.bool, device=mask.device)

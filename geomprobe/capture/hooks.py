@@ -103,8 +103,7 @@ class Capture:
         try:
             if self._frame is not None:  # left open only by a BaseException (Ctrl-C), which always_call hooks do not see
                 self._abandon(self._frame)
-            if self._streams:
-                self._end([stream for stream in self._streams if stream.cache is None])
+            self.end_dead_streams()
             call = Call.bind(base, args, kwargs)
             self._frame = self._on_cache(call) if call.cache is not None else self._without_cache(call)
         except Exception as error:
@@ -114,6 +113,9 @@ class Capture:
         """A frame that adds to the cache's stream, opened when the cache is empty."""
         cache, past = call.cache, call.past
         stream = next((stream for stream in self._streams if stream.cache is cache), None)
+        if stream is not None and past == 0:  # emptied, for texts of their own
+            self._end([stream])
+            stream = None
         if stream is not None and past > stream.columns:  # it ran somewhere this probe did not see
             self._end([stream])
             self._passed.add(cache)
@@ -137,27 +139,28 @@ class Capture:
         if mask is None:
             ids_or_rows = call.ids if call.ids is not None else call.arguments["inputs_embeds"]
             mask = torch.ones(call.shape, dtype=torch.bool, device=ids_or_rows.device)
-        stream.extend(call.ids, mask, past)
+        stream.extend(call.ids, mask, past, call.whole_mask())
         return Frame(stream.training, stream=stream)
 
     def _without_cache(self, call: Call) -> Frame | None:
         """A frame of whole texts; in evaluation perhaps those of the forward before, one token longer."""
         ids, previous, self._previous = call.ids, self._previous, None
-        if call.training or ids is None:
+        if ids is None or (call.training and torch.is_grad_enabled()):
             return Frame(call.training, call.mask(), call.starts()) if self._listener.wants(continues=False) else None
-        grown = previous if previous is not None and _grew(previous.ids, ids) else None
+        refeeds = call.arguments.get("use_cache") is False  # as generate() says it; another call is a text of its own
+        grown = previous if refeeds and previous is not None and _grew(previous.ids, ids) else None
         if grown is not None:  # the same texts again: in or out as they were
             wanted = grown.measured and self._listener.wants(continues=True)
         else:
             wanted = self._listener.wants(continues=False)
         mask = call.mask() if wanted else None
         prompt = ids.shape[1] if grown is None else grown.prompt
-        self._previous = _Previous(ids, mask, prompt, wanted)
+        self._previous = _Previous(ids.clone(), mask, prompt, wanted)
         if not wanted:
             return None
         if grown is None:
-            return Frame(False, mask, call.starts())
-        return Frame(False, self._running(self._previous), refed=self._running(grown))
+            return Frame(call.training, mask, call.starts())
+        return Frame(call.training, self._running(self._previous), refed=self._running(grown))
 
     def _running(self, texts: _Previous) -> Tensor:
         mask = texts.mask if texts.mask is not None else torch.ones_like(texts.ids, dtype=torch.bool)
@@ -176,11 +179,18 @@ class Capture:
         completed = output is not None  # always_call: after an exception there is no output
         if frame is not None and completed and "final_norm" in self._sites:
             self._listener.captured(frame, "final_norm", output if isinstance(output, Tensor) else output[0])
+        if not completed:
+            self._previous = None
         if frame is not None and not completed:
             self._abandon(frame)
         elif frame is not None and frame.stream is not None:
             frame.stream.sign()
         self._listener.closed(frame, completed)
+
+    def end_dead_streams(self) -> None:
+        """End the streams whose caches are gone: nothing can come after."""
+        if self._streams:
+            self._end([stream for stream in self._streams if stream.cache is None])
 
     def _abandon(self, frame: Frame) -> None:
         """A forward that broke off: its stream ends with it, since cache and sites no longer agree on what there was."""

@@ -23,7 +23,7 @@ class Endings:
     def of(cls, model: nn.Module) -> "Endings":
         """From the generation config of the model, or of the module inside it that has one."""
         configs = (getattr(module, "generation_config", None) for module in model.modules())
-        config = next((config for config in configs if config is not None), None)
+        config = next((config for config in configs if config is not None), getattr(model, "config", None))
         eos = getattr(config, "eos_token_id", None)
         eos = () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
         pad = getattr(config, "pad_token_id", None)
@@ -62,19 +62,19 @@ class Stream:
 
     Attributes:
         columns: tokens fed so far per row, padding included.
-        reported: columns that a reading has already taken and forgotten.
         training: mode of the forward that opened the stream.
     """
 
     def __init__(self, cache: Any, endings: Endings, training: bool) -> None:
         self.training = training
         self.columns = 0
-        self.reported = 0
+        self._reported: Tensor | None = None
         self._cache = weakref.ref(cache)
         self._endings = endings
         self._prompt = 0
         self._before = 0
         self._ids: Tensor | None = None
+        self._latest_ids: Tensor | None = None
         self._mask: Tensor | None = None
         self._hidden: dict[str, list[Tensor]] = {}
         self._signature: Tensor | None = None
@@ -104,7 +104,7 @@ class Stream:
         """Sites seen so far."""
         return tuple(self._hidden)
 
-    def extend(self, ids: Tensor | None, mask: Tensor, past: int) -> None:
+    def extend(self, ids: Tensor | None, mask: Tensor, past: int, whole: Tensor | None = None) -> None:
         """A forward of ``mask.shape[1]`` new columns after ``past`` cached ones is about to run."""
         if past < self.columns:  # cropped
             self._rearranged = torch.tensor(True)
@@ -112,10 +112,16 @@ class Stream:
             self._prompt = past + mask.shape[1]
         elif self._signature is not None:
             keys = self._keys(past)
-            moved = torch.ne(keys, self._signature).any() if keys is not None else torch.tensor(False)
+            moved = (
+                (torch.ne(keys, self._signature) & ~(keys.isnan() & self._signature.isnan())).any()
+                if keys is not None
+                else torch.tensor(False)
+            )
             self._rearranged = moved if self._rearranged is None else self._rearranged | moved
-        known = self._ids is not None or past == 0
-        self._ids = _append(self._ids, ids) if ids is not None and known else None
+        self._latest_ids = ids
+        self._ids = _append(self._ids, ids if ids is not None else torch.full_like(mask, -1, dtype=torch.long))
+        if self._mask is not None and whole is not None and mask.shape[1] > 1:  # the next turn: its mask knows of fillers
+            self._mask = self._mask & whole[:, :past].to(self._mask.device)
         self._mask = _append(self._mask, mask)
         self._before, self.columns = past, past + mask.shape[1]
 
@@ -145,14 +151,35 @@ class Stream:
         return self._mask[:, self._before :]
 
     def latest_ids(self) -> Tensor | None:
-        """Tokens that the last forward was fed, ``(batch, new)``."""
-        return None if self._ids is None else self._ids[:, self._before :]
+        """Tokens that the last forward was fed, ``(batch, new)``; ``None`` when it was fed embeddings."""
+        return self._latest_ids
 
-    def rows(self, site: str, columns: int | None = None) -> Rows:
-        """All rows of a site so far, or the first ``columns`` of each text."""
-        parts = self._hidden[site] = [torch.cat(self._hidden[site], 1)]
-        length = parts[0].shape[1] if columns is None else columns
-        return Rows(parts[0][:, :length], self.mask()[:, :length].to(parts[0].device))
+    def rows(self, site: str) -> Rows:
+        """All rows of a site so far."""
+        hidden = self._whole(site)
+        return Rows(hidden, self.mask()[:, : hidden.shape[1]].to(hidden.device))
+
+    def report(self) -> None:
+        """Everything so far has been told, and is not to be told again."""
+        self._reported = self.mask()
+
+    @property
+    def reported(self) -> bool:
+        """Whether :meth:`report` was called."""
+        return self._reported is not None
+
+    def reported_rows(self, site: str) -> Rows:
+        """The rows of a site that were there at :meth:`report`, with the mask they were told by."""
+        assert self._reported is not None
+        hidden = self._whole(site)[:, : self._reported.shape[1]]
+        return Rows(hidden, self._reported[:, : hidden.shape[1]].to(hidden.device))
+
+    def _whole(self, site: str) -> Tensor:
+        """Hidden states of a site, ``(batch, columns, width)``; parts are joined once."""
+        parts = self._hidden[site]
+        if len(parts) > 1:
+            parts[:] = [torch.cat(parts, 1)]
+        return parts[0]
 
     def mask(self) -> Tensor:
         """``(batch, columns)`` bool: real tokens, without what ended rows were fed."""

@@ -18,7 +18,8 @@ class InformationGainSum:
     """Sums of information gain by position in the text, and per text.
 
     State (float64): curves ``gain``, ``gain_sq``, ``variance`` (posterior variance) and ``count`` by position; ``texts``,
-    ``total`` and ``total_sq`` over texts; ``failed``: texts whose Gram matrix could not be factored, which count nowhere else.
+    ``total``, ``total_per_dim`` (over d) and ``total_sq`` over texts; ``failed``: texts whose Gram matrix could not be
+    factored, which count nowhere else.
 
     Args:
         sigma: noise σ, 0.01 in the paper.
@@ -28,7 +29,10 @@ class InformationGainSum:
 
     def zero(self, width: int, device: torch.device) -> State:
         curves = {name: torch.zeros(0, dtype=torch.float64, device=device) for name in ("gain", "gain_sq", "variance", "count")}
-        sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("texts", "total", "total_sq", "failed")}
+        sums = {
+            name: torch.zeros((), dtype=torch.float64, device=device)
+            for name in ("texts", "total", "total_per_dim", "total_sq", "failed")
+        }
         return curves | sums
 
     def update(self, state: State, rows: Rows) -> None:
@@ -40,6 +44,7 @@ class InformationGainSum:
         totals, seen = rows.per_text(gain), rows.per_text(good) > 0
         state["texts"] += seen.sum()
         state["total"] += totals.sum()
+        state["total_per_dim"] += totals.sum() / rows.width
         state["total_sq"] += totals.square().sum()
         state["failed"] += (rows.per_text(rows.valid) > 0).sum() - seen.sum()
 

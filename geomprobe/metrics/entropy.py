@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from geomprobe.core import spectrum
@@ -89,7 +90,8 @@ class RepresentationEntropy(Metric):
         }
 
     def _of_texts(self, state: State, stream: State) -> dict[str, Tensor | float]:
-        width, texts = stream["sum"].shape[0], state["texts"]
+        width = stream["sum"].shape[0]
+        texts = torch.where(state["texts"] > 0, state["texts"], torch.nan)  # none may have begun since the last reading
         measured: dict[str, Tensor | float] = {
             "text_entropy": state["entropy"] / texts,
             "text_entropy_nats": state["entropy_nats"] / texts,

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from geomprobe.core.cholesky import information_gain
@@ -16,6 +17,8 @@ from geomprobe.metrics.metric import Curve, Metric
 
 __all__ = ["InformationGain"]
 
+_EXACT = Covariance(exact=True)
+
 
 @dataclass(frozen=True, kw_only=True)
 class InformationGain(Metric):
@@ -25,8 +28,7 @@ class InformationGain(Metric):
 
     - ``information_gain``: nats per text, mean over texts; ``information_gain_per_dim``: the same over d, as the paper has it;
     - ``gain_per_token``: all nats over all tokens;
-    - ``stream_information_gain``: the whole stream as if it were one text, ``½ logdet(I + σ⁻²Σzzᵀ)``, from the float32
-      products of the running covariance: good to 1e-3 (below σ = 0.005 they are float64).
+    - with ``stream``, ``stream_information_gain``: the whole stream as if it were one text, ``½ logdet(I + σ⁻²Σzzᵀ)``.
 
     Curves by position in the text: ``gain`` (increments, with their spread over texts), ``information_gain`` (their running
     sum, the paper's Figure 3) and ``posterior_variance`` (0 to 1, the least value of the ridge objective).
@@ -36,39 +38,39 @@ class InformationGain(Metric):
 
     Args:
         sigma: noise σ, 0.01 in the paper. Gains depend on it: compare only equal σ.
+        stream: also the gain of the whole stream, from a covariance of its own with float64 products (σ⁻² would lift the
+            rounding of float32 ones above the identity).
 
     Raises:
         GeomprobeError: ``sigma`` is not a number from 1e-5 to 1e3, the range float64 holds.
     """
 
     sigma: float = 0.01
+    stream: bool = False
 
     def __post_init__(self) -> None:
         if not 1e-5 <= self.sigma <= 1e3:
             raise GeomprobeError(f"InformationGain(sigma={self.sigma!r}): expected a number from 1e-5 to 1e3, such as 0.01")
 
     @property
-    def _stream(self) -> Covariance:
-        return Covariance(exact=self.sigma < 0.005)
-
-    @property
     def needs(self) -> tuple[Accumulator, ...]:
-        return (self._texts, self._stream)
+        return (self._texts, *([_EXACT] if self.stream else []))
 
     @property
     def _texts(self) -> InformationGainSum:
         return InformationGainSum(sigma=self.sigma)
 
     def scalars(self, states: Mapping[Accumulator, State]) -> Mapping[str, Tensor | float]:
-        state, stream = states[self._texts], states[self._stream]
-        width = stream["sum"].shape[0]
-        mean = state["total"] / state["texts"]
-        return {
-            "information_gain": mean,
-            "information_gain_per_dim": mean / width,
+        state = states[self._texts]
+        texts = torch.where(state["texts"] > 0, state["texts"], torch.nan)  # none may have begun since the last reading
+        measured = {
+            "information_gain": state["total"] / texts,
+            "information_gain_per_dim": state["total_per_dim"] / texts,
             "gain_per_token": state["gain"].sum() / state["count"].sum(),
-            "stream_information_gain": information_gain(stream["outer"], self.sigma),
         }
+        if self.stream:
+            measured["stream_information_gain"] = information_gain(states[_EXACT]["outer"], self.sigma)
+        return measured
 
     def curves(self, states: Mapping[Accumulator, State]) -> Mapping[str, Curve]:
         state = states[self._texts]

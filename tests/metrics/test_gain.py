@@ -33,7 +33,7 @@ def increments(text: Tensor, sigma: float) -> NDArray[np.float64]:
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_every_number_is_numpys(sigma: float, side: str) -> None:
     stream = texts()
-    actual = scalars_of(InformationGain(sigma=sigma), padded(stream, side))
+    actual = scalars_of(InformationGain(sigma=sigma, stream=True), padded(stream, side))
     totals = [log_determinant(text.numpy(), sigma) for text in stream]
     expected = {
         "information_gain": np.mean(totals),
@@ -89,7 +89,8 @@ def test_the_curve_goes_on_after_a_row_of_nan() -> None:
 def test_first_token_gains_the_most_there_is() -> None:
     """``½ log(1 + σ⁻²)``, 4.61 nats, whatever the row; its posterior variance is 1."""
     rows = Rows(texts()[1].unsqueeze(0))
-    numbers, curves = scalars_of(InformationGain(), rows), curves_of(InformationGain(), rows)
+    metric = InformationGain(stream=True)
+    numbers, curves = scalars_of(metric, rows), curves_of(metric, rows)
     for name in ("information_gain", "gain_per_token", "stream_information_gain"):
         assert numbers[name] == pytest.approx(math.log1p(1e4) / 2, rel=1e-12)
     assert numbers["information_gain_per_dim"] == pytest.approx(math.log1p(1e4) / 2 / WIDTH, rel=1e-12)
@@ -115,7 +116,7 @@ def test_bad_sigma(sigma: float) -> None:
 def test_fewer_rows_than_dimensions_in_float32_at_the_ends_of_sigma(sigma: float) -> None:
     """The stream's ½ logdet(I + σ⁻²Σzzᵀ) was NaN from σ = 1e-3 on when Σzzᵀ was a float32 product."""
     hidden = torch.randn(1, 60, 64, generator=torch.Generator().manual_seed(0)) + 2
-    numbers = scalars_of(InformationGain(sigma=sigma), Rows(hidden))
+    numbers = scalars_of(InformationGain(sigma=sigma, stream=True), Rows(hidden))
     expected = log_determinant(hidden[0].double().numpy(), sigma)
     assert numbers["information_gain"] == pytest.approx(expected, rel=1e-6)
     assert numbers["stream_information_gain"] == pytest.approx(expected, rel=1e-6)
@@ -124,7 +125,10 @@ def test_fewer_rows_than_dimensions_in_float32_at_the_ends_of_sigma(sigma: float
 def test_equal_accumulators_are_shared() -> None:
     assert InformationGain() == InformationGain(sigma=0.01)
     assert InformationGain().needs == InformationGain().needs
-    assert len({*InformationGain().needs, *InformationGain(sigma=0.1).needs}) == 3
+    assert len({*InformationGain().needs, *InformationGain(sigma=0.1).needs}) == 2
+    both = {*InformationGain(stream=True).needs, *InformationGain(sigma=0.1, stream=True).needs}
+    assert len(both) == 3  # one covariance for every sigma
+    assert "stream_information_gain" not in scalars_of(InformationGain(), Rows(texts()[1].unsqueeze(0)))
 
 
 def test_curve_from_sums() -> None:
