@@ -1,0 +1,40 @@
+"""The benchmarks run and add up. What they measure is not asserted here: a figure belongs to a machine."""
+
+import json
+
+import pytest
+
+from geomprobe.bench import Ratio, bench_decode, bench_memory, bench_overhead, table
+from geomprobe.probe import Probe
+from tests.models import snapshot, tiny
+
+
+def test_overhead_gives_every_variant_and_leaves_nothing() -> None:
+    model = tiny()
+    before = snapshot(model)
+    results = bench_overhead(model, batch=2, length=16, rounds=3)
+    assert set(results["forward"]) == {"bare", "probe", "off", "numpy", "store"}
+    assert set(results["training_step"]) == {"bare", "probe"}
+    assert results["forward"]["bare"]["median"] == 1
+    assert results["arithmetic_floor"] > 1
+    assert json.loads(json.dumps(results)) == results
+    assert "forward probe" in table(results)
+    assert max(map(len, table(results).splitlines())) <= 80
+    assert Probe.on(model) is None
+    assert snapshot(model).keys() == before.keys()
+
+
+def test_decode_hands_over_every_token() -> None:
+    results = bench_decode(tiny(), tokens=8, rounds=3)
+    assert set(results["generate"]) == {"bare", "live", "probe"}
+
+
+def test_memory_counts_tokens() -> None:
+    results = bench_memory(tiny(), batch=4, length=16, few=200, many=1000)
+    assert results["many"] >= 1000
+    assert results["growth_bytes"] >= 0
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    ratio = Ratio.of([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    assert (ratio.median, ratio.low, ratio.high, ratio.seconds) == pytest.approx((2, 2, 2, 4))
