@@ -155,12 +155,13 @@ class Capture:
             wanted = self._listener.wants(continues=False)
         mask = call.mask() if wanted else None
         prompt = ids.shape[1] if grown is None else grown.prompt
-        self._previous = _Previous(ids.clone(), mask, prompt, wanted)
+        texts = _Previous(ids.clone(), mask, prompt, wanted) if refeeds else None
+        self._previous = texts
         if not wanted:
             return None
-        if grown is None:
+        if grown is None or texts is None:
             return Frame(call.training, mask, call.starts())
-        return Frame(call.training, self._running(self._previous), refed=self._running(grown))
+        return Frame(call.training, self._running(texts), refed=self._running(grown))
 
     def _running(self, texts: _Previous) -> Tensor:
         mask = texts.mask if texts.mask is not None else torch.ones_like(texts.ids, dtype=torch.bool)
