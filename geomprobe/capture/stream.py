@@ -120,7 +120,8 @@ class Stream:
             self._rearranged = moved if self._rearranged is None else self._rearranged | moved
         self._latest_ids = ids
         self._ids = _append(self._ids, ids if ids is not None else torch.full_like(mask, -1, dtype=torch.long))
-        if self._mask is not None and whole is not None and mask.shape[1] > 1:  # the next turn: its mask knows of fillers
+        if self._mask is not None and whole is not None and past == self.columns and mask.shape[1] > 1:
+            # The next turn: its mask knows of fillers.
             self._mask = self._mask & whole[:, :past].to(self._mask.device)
         self._mask = _append(self._mask, mask)
         self._before, self.columns = past, past + mask.shape[1]
@@ -183,9 +184,8 @@ class Stream:
 
     def mask(self) -> Tensor:
         """``(batch, columns)`` bool: real tokens, without what ended rows were fed."""
+        assert self._ids is not None
         assert self._mask is not None
-        if self._ids is None:
-            return self._mask
         return still_running(self._ids, self._mask, self._prompt, self._endings)
 
 
