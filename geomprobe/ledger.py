@@ -8,71 +8,88 @@ from torch import Tensor
 
 from geomprobe.capture.stream import Stream
 from geomprobe.core.rows import Rows, exact_arithmetic
-from geomprobe.core.state import Accumulator, State, Tally, copy_state, merge
+from geomprobe.core.state import Accumulator, State, Tally, add, copy_state, merge
 from geomprobe.distributed import is_distributed, sum_over_ranks
 from geomprobe.errors import GeomprobeError
 
-__all__ = ["Bank", "Ledger", "Mode"]
+__all__ = ["GROUP", "Bank", "Ledger", "Mode"]
 
 Mode = Literal["train", "eval"]
 Bank = dict[str, dict[Accumulator, State]]
 """States by site and accumulator."""
 
+GROUP = 4
+"""Sites that are measured together: enough to spread the cost of starting small kernels, few enough to stay in a cache."""
+
 
 class Ledger:
     """Sums over everything that was measured, by mode, site and accumulator.
 
+    The states of neighbouring sites lie stacked, so that they are added to at once. States add, so what was loaded, or was
+    measured on another device, lies beside them until it is read.
+
     Args:
         accumulators: what to sum; equal ones were dropped by the caller. The first is a :class:`Tally`.
         sites: the sites there may be, in the model's order.
-
-    Attributes:
-        banks: the states of each mode; a site appears when it is first seen.
     """
 
     def __init__(self, accumulators: Sequence[Accumulator], sites: Sequence[str]) -> None:
         self._accumulators = tuple(accumulators)
         self._sites = tuple(sites)
-        self.banks: dict[Mode, Bank] = {"train": {}, "eval": {}}
+        self._stacks: dict[_Stack, dict[Accumulator, State]] = {}
+        self._seen: dict[_Stack, set[int]] = {}
+        self._rest: dict[str, State] = {}
 
-    def add(self, mode: Mode, site: str, rows: Rows) -> None:
-        """Add rows into the states of one site."""
-        bank, device = self.banks[mode], rows.hidden.device
-        if site not in bank:
-            bank[site] = {a: a.zero(rows.width, device) for a in self._accumulators}
-        elif bank[site][Tally()]["tokens"].device != device:  # loaded, or the model has moved
-            bank[site] = {a: copy_state(state, device) for a, state in bank[site].items()}
+    def add(self, mode: Mode, sites: slice, rows: Rows, *, sign: int = 1) -> None:
+        """Add rows ``(sites, batch, length, width)`` into the states of ``sites``, or with ``sign=-1`` take them out again.
+
+        ``sites`` are positions among this ledger's sites, within one group of :data:`GROUP`.
+        """
+        group = sites.start // GROUP
+        stack = (mode, group, rows.hidden.device, rows.width)
+        if stack not in self._stacks:
+            held = len(self._sites[group * GROUP : (group + 1) * GROUP])
+            self._seen[stack] = set()
+            self._stacks[stack] = {
+                a: {name: value.expand(held, *value.shape).clone() for name, value in a.zero(rows.width, stack[2]).items()}
+                for a in self._accumulators
+            }
+        self._seen[stack].update(range(sites.start, sites.stop))
+        within = slice(sites.start - group * GROUP, sites.stop - group * GROUP)
         for part in rows.split():
-            for accumulator, state in bank[site].items():
-                accumulator.update(state, part)
-
-    def subtract(self, mode: Mode, site: str, rows: Rows) -> None:
-        """Take rows out again that were added before."""
-        counted = self._empty()
-        counted.add(mode, site, rows)
-        for state in counted.banks[mode][site].values():
-            for value in state.values():
-                value.neg_()
-        self._merge(counted)
+            measured = {accumulator: accumulator.measure(part) for accumulator in self._accumulators}
+            for accumulator, more in measured.items():  # only now: a fault in one leaves all as they were
+                signed = more if sign > 0 else {name: -value for name, value in more.items()}
+                add(self._stacks[stack][accumulator], signed, within)
 
     def add_stream(self, stream: Stream) -> None:
         """Add what a stream holds beyond what was reported and forgotten."""
         mode: Mode = "train" if stream.training else "eval"
-        for site in stream.sites:
+        for name in stream.sites:
+            i = self._sites.index(name)
             with exact_arithmetic(stream.device.type):
-                self.add(mode, site, stream.rows(site))
+                self.add(mode, slice(i, i + 1), stream.rows(name))
                 if stream.reported:
-                    self.subtract(mode, site, stream.reported_rows(site))
+                    self.add(mode, slice(i, i + 1), stream.reported_rows(name), sign=-1)
 
     def with_streams(self, streams: Iterable[Stream]) -> Self:
         """A ledger that also holds texts that are still arriving. Changes nothing here."""
-        total = self._empty()
-        total.banks = {mode: dict(bank) for mode, bank in self.banks.items()}
+        arriving = self._empty()
         for stream in streams:
-            so_far = self._empty()
-            so_far.add_stream(stream)
-            total._merge(so_far)
-        return total
+            arriving.add_stream(stream)
+        return self._of(self._named(), arriving._named())
+
+    @property
+    def banks(self) -> dict[Mode, Bank]:
+        """The states of each mode; a site appears when it is first seen."""
+        accumulators = {repr(accumulator): accumulator for accumulator in self._accumulators}
+        banks: dict[Mode, Bank] = {"train": {}, "eval": {}}
+        named = self._named()
+        for mode, bank in banks.items():
+            for site in self._sites:
+                if f"{mode}/{site}/{Tally()!r}" in named:
+                    bank[site] = {a: named[f"{mode}/{site}/{name}"] for name, a in accumulators.items()}
+        return banks
 
     def over_ranks(self) -> Self:
         """The sum over all processes that run together, a collective; itself in one alone."""
@@ -80,9 +97,9 @@ class Ledger:
 
     def reset(self, mode: Mode | None) -> None:
         """Forget what was seen in ``mode``, or in both."""
-        for name, bank in self.banks.items():
-            if mode in (None, name):
-                bank.clear()
+        for stack in [stack for stack in self._stacks if mode in (None, stack[0])]:
+            del self._stacks[stack], self._seen[stack]
+        self._rest = {place: state for place, state in self._rest.items() if mode not in (None, place.split("/")[0])}
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Everything as flat named tensors on the CPU: ``mode/site/accumulator/sum``."""
@@ -102,39 +119,38 @@ class Ledger:
         for key, value in tensors.items():
             place, _, name = key.rpartition("/")
             named.setdefault(place, {})[name] = value.clone()
-        self.banks = self._of(named).banks
+        loaded = self._of(named)
+        self.reset(None)
+        self._rest = loaded._rest
 
     def _named(self) -> dict[str, State]:
         """States by ``mode/site/accumulator``, which means the same in every process and in a file."""
-        return {
-            f"{mode}/{site}/{accumulator!r}": state
-            for mode, bank in self.banks.items()
-            for site, states in bank.items()
-            for accumulator, state in states.items()
-        }
+        parts: dict[str, list[State]] = {place: [state] for place, state in self._rest.items()}
+        for stack, states in self._stacks.items():
+            for i in sorted(self._seen[stack]):
+                for accumulator, state in states.items():
+                    place = f"{stack[0]}/{self._sites[i]}/{accumulator!r}"
+                    parts.setdefault(place, []).append({name: value[i % GROUP] for name, value in state.items()})
+        return {place: merge(states) for place, states in parts.items()}
 
-    def _of(self, named: Mapping[str, State]) -> Self:
-        """The ledger of :meth:`_named`, with sites in the model's order whoever saw them first."""
-        accumulators = {repr(accumulator): accumulator for accumulator in self._accumulators}
-        places = {
-            (mode, site, name): f"{mode}/{site}/{name}" for mode in self.banks for site in self._sites for name in accumulators
-        }
+    def _of(self, *parts: Mapping[str, State]) -> Self:
+        """The ledger of several :meth:`_named`, added."""
+        places = {f"{mode}/{site}/{a!r}" for mode in ("train", "eval") for site in self._sites for a in self._accumulators}
         advice = "make the probe with the arguments of the one that saved it"
-        if unknown := set(named) - set(places.values()):
-            raise GeomprobeError(f"this state holds {min(unknown)!r}, which a probe like this one does not keep: {advice}")
         ledger = self._empty()
-        for (mode, site, name), place in places.items():
-            if place in named:
-                ledger.banks[mode].setdefault(site, {})[accumulators[name]] = named[place]
-            elif f"{mode}/{site}/{Tally()!r}" in named:
-                raise GeomprobeError(f"this state holds no {place!r}, which a probe like this one keeps: {advice}")
+        for named in parts:
+            if unknown := set(named) - places:
+                raise GeomprobeError(f"this state holds {min(unknown)!r}, which a probe like this one does not keep: {advice}")
+            seen = {place.rsplit("/", 1)[0] for place in named}
+            if missing := {place for place in places if place.rsplit("/", 1)[0] in seen} - set(named):
+                raise GeomprobeError(f"this state holds no {min(missing)!r}, which a probe like this one keeps: {advice}")
+            for place, state in named.items():
+                ledger._rest[place] = merge([ledger._rest[place], state]) if place in ledger._rest else state
         return ledger
-
-    def _merge(self, other: Self) -> None:
-        for mode, bank in other.banks.items():
-            for site, states in bank.items():
-                known = self.banks[mode].get(site, {})
-                self.banks[mode][site] = {a: merge([known[a], s] if a in known else [s]) for a, s in states.items()}
 
     def _empty(self) -> Self:
         return type(self)(self._accumulators, self._sites)
+
+
+_Stack = tuple[Mode, int, torch.device, int]
+"""Where states lie stacked: mode, number of the group, device and width."""

@@ -55,7 +55,7 @@ class LiveGains:
                 factor = factors[key] = GainStream(
                     key[1], self._sigma, batch=(len(sites), stream.latest(sites[0]).shape[0]), device=key[0]
                 )
-                rows = torch.stack([stream.rows(site).unit() for site in sites])
+                rows = torch.cat([stream.rows(site).unit() for site in sites])
             else:
                 stacked = torch.cat([stream.latest(site) for site in sites])
                 mask = stream.latest_mask().to(key[0]).repeat(len(sites), 1)

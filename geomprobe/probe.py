@@ -16,6 +16,7 @@ from geomprobe.capture.stream import Endings, Stream
 from geomprobe.core.rows import exact_arithmetic
 from geomprobe.core.state import Accumulator, State, Tally
 from geomprobe.errors import GeomprobeError
+from geomprobe.gather import Gather
 from geomprobe.ledger import Ledger, Mode
 from geomprobe.live import GainUpdate, LiveGains
 from geomprobe.metrics.entropy import RepresentationEntropy
@@ -91,6 +92,7 @@ class Probe:
         # dict.fromkeys keeps order and drops equal ones: that is all the sharing there is.
         accumulators = dict.fromkeys([Tally(), *(need for metric in self.metrics for need in metric.needs)])
         self._ledger = Ledger(tuple(accumulators), self.sites)
+        self._gather = Gather(self._ledger, self.sites)
 
     # -- life ---------------------------------------------------------------------------------------------------------------
 
@@ -116,6 +118,7 @@ class Probe:
     def close(self) -> None:
         """Take every hook off; numbers stay readable. Safe to call twice."""
         self._capture.detach()
+        self._gather.drop()
         _attached.discard(self)
         self._status = "closed"
 
@@ -227,7 +230,7 @@ class Probe:
         if self.fault is None:
             return list(self._remarks)
         stopped = f"the probe stopped in forward {self._forwards}: {type(self.fault).__name__}: {self.fault}"
-        return [*self._remarks, f"{stopped} (sites that this forward had passed by then count it)"]
+        return [*self._remarks, f"{stopped} (some of the sites that this forward had passed may count it)"]
 
     def _why_empty(self, seen: list[Mode]) -> str:
         if self.fault is not None:
@@ -263,11 +266,7 @@ class Probe:
             if frame.stream is not None:
                 frame.stream.add(site, hidden)
                 return
-            with exact_arithmetic(hidden.device.type):
-                mode: Mode = "train" if frame.training else "eval"
-                self._ledger.add(mode, site, frame.rows(hidden))
-                if (counted := frame.counted_rows(hidden)) is not None:
-                    self._ledger.subtract(mode, site, counted)
+            self._gather.put(frame, site, hidden)
         except Exception as error:
             self.failed(error)
 
@@ -282,8 +281,15 @@ class Probe:
 
     def closed(self, frame: Frame | None, completed: bool) -> None:
         """:meta private:"""
-        if frame is not None and frame.stream is None and not completed:
-            self._note("a forward broke off: sites that it had passed count its tokens, later ones do not", warn=False)
+        if not completed or self.fault is not None:
+            self._gather.drop()
+            if self.fault is None and frame is not None and frame.stream is None:
+                self._note("a forward broke off: some of the sites that it had passed may count its tokens", warn=False)
+        else:
+            try:
+                self._gather.flush()
+            except Exception as error:
+                self.failed(error)
         if self.fault is not None:
             if completed:  # not while the model's own exception walks through the hooks
                 self.close()

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from geomprobe.core import spectrum
-from geomprobe.core.covariance import Covariance, eigenvalues, mean_cosine
+from geomprobe.core.covariance import Covariance, eigenvalues, mean_cosine, outer
 from geomprobe.core.gain import InformationGainSum
 from geomprobe.core.rows import Rows
-from geomprobe.core.state import Accumulator, State, Tally, pad_to
+from geomprobe.core.state import Accumulator, State, Tally, add, pad_to
 from geomprobe.core.text_entropy import TextEntropySum
 
 WIDTH = 8
@@ -45,7 +45,7 @@ class Case:
         """The state after ``stream``."""
         state = self.accumulator.zero(WIDTH, torch.device("cpu")) if into is None else into
         for rows in stream:
-            self.accumulator.update(state, rows)
+            add(state, self.accumulator.measure(rows))
         return state
 
     def one_by_one(self, texts: Iterable[Tensor]) -> State:
@@ -63,7 +63,7 @@ def covariance_bounds(state: State) -> list[Chain]:
     n, values = state["n"], eigenvalues(state)
     chains: list[Chain] = [
         (0, state["texts"], n),
-        (0, state["outer"].trace(), n),
+        (0, outer(state).trace(), n),
         (state["norm"].square(), n * state["norm_sq"]),
     ]
     if values.sum() > 0:

@@ -28,8 +28,9 @@ LOWER = {
     "reading": {"metrics", "errors"},
     "distributed": {"core", "errors"},
     "ledger": {"capture", "core", "distributed", "errors"},
+    "gather": {"capture", "core", "ledger"},
     "live": {"capture", "core", "errors"},
-    "probe": {"capture", "core", "distributed", "errors", "ledger", "live", "metrics", "reading", "schedule"},
+    "probe": {"capture", "core", "distributed", "errors", "gather", "ledger", "live", "metrics", "reading", "schedule"},
 }
 
 

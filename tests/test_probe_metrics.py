@@ -26,8 +26,8 @@ class NormSum:
     def zero(self, width: int, device: torch.device) -> State:
         return {"norm": torch.zeros((), dtype=torch.float64, device=device)}
 
-    def update(self, state: State, rows: Rows) -> None:
-        state["norm"] += rows.norms[rows.valid].double().sum()
+    def measure(self, rows: Rows) -> State:
+        return {"norm": torch.where(rows.valid, rows.norms, 0).sum((-2, -1))}
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ def test_equal_accumulators_are_shared_and_updated_once(monkeypatch: pytest.Monk
     model = tiny()
     calls: list[Accumulator] = []
     for kind in (Covariance, TextEntropySum):
-        update: Callable[..., None] = kind.update
+        measure: Callable[..., State] = kind.measure
 
-        def counting(self: Accumulator, state: State, rows: Rows, update: Callable[..., None] = update) -> None:
+        def counting(self: Accumulator, rows: Rows, measure: Callable[..., State] = measure) -> State:
             calls.append(self)
-            update(self, state, rows)
+            return measure(self, rows)
 
-        monkeypatch.setattr(kind, "update", counting)
+        monkeypatch.setattr(kind, "measure", counting)
     metrics = [RepresentationEntropy(), InformationGain(), MeanNorm(), RepresentationEntropy(center=True)]
     with Probe(model, metrics, layers=[0], on_error="raise") as probe:
         model(token_batch())
@@ -141,14 +141,14 @@ def test_no_setting_of_the_user_changes_the_numbers(context: Callable[[], Any]) 
 class Surroundings(NormSum):
     """Sees under what settings accumulators compute."""
 
-    def update(self, state: State, rows: Rows) -> None:
+    def measure(self, rows: Rows) -> State:
         assert matmul_settings()[1:] == ["ieee", "ieee"]
         assert not torch.is_autocast_enabled("cpu")
         assert not torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
         assert rows.hidden.dtype == torch.float32
         assert not rows.hidden.requires_grad
-        state["norm"] += 1
+        return {"norm": torch.ones(rows.hidden.shape[:-3])}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import copy
 import gc
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,19 @@ DROPOUT: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Broken(Metric):
-    """Counts rows, and raises on the forward after ``good`` of them."""
+    """Counts forwards, and raises on the group of sites after ``good`` of them; five sites are two groups."""
 
     good: int = 0
+    measured: list[torch.Size] = field(default_factory=list, repr=False, compare=False)
 
     def zero(self, width: int, device: torch.device) -> State:
         return {"forwards": torch.zeros((), dtype=torch.float64, device=device)}
 
-    def update(self, state: State, rows: Rows) -> None:
-        if state["forwards"] >= self.good:
+    def measure(self, rows: Rows) -> State:
+        if len(self.measured) == self.good:
             raise ZeroDivisionError("broken on purpose")
-        state["forwards"] += 1
+        self.measured.append(rows.hidden.shape)
+        return {"forwards": rows.hidden.new_ones(rows.hidden.shape[:-3])}
 
     @property
     def needs(self) -> tuple[Accumulator, ...]:
@@ -132,16 +134,17 @@ def test_a_forward_that_broke_off_does_not_disturb_the_next(error: BaseException
     with Probe(model, on_error="raise") as probe, torch.no_grad():
         with failing(model.model.layers[1], error), pytest.raises(type(error)):
             model(token_batch())
-        seen = probe.read()["tokens/layer_00"]
         model(token_batch())
-        assert probe.read()["tokens/layer_00"] == seen + 24
-        assert probe.read()["tokens/final_norm"] == 24
+    reading = probe.read()
+    assert {reading[f"tokens/{site}"] for site in probe.sites} == {24}
+    assert "broke off" in reading.notes[0]
 
 
 def test_a_forward_that_broke_off_is_over() -> None:
     """What runs after it, outside a forward or in one that is not to be measured, is not taken for a part of it."""
     model = HandMade()
     with Probe(model, on_error="raise") as probe:
+        model(token_batch())
         with failing(model.blocks[1], RuntimeError()), pytest.raises(RuntimeError):
             model(token_batch())
         model.blocks[0](torch.zeros(2, 12, 8))
@@ -149,6 +152,8 @@ def test_a_forward_that_broke_off_is_over() -> None:
         with failing(model.blocks[1], KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
             model(token_batch())
         probe.paused = True
+        model(token_batch())
+        probe.paused = False
         model(token_batch())
         assert probe.read()["tokens/layer_00"] == 48
 

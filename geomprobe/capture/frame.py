@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,15 @@ __all__ = ["Call", "Frame", "padding_mask", "text_starts"]
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one call of a decoder, by name: families differ in what they pass by position."""
+    """The arguments of one call of a decoder, by name: families differ in what they pass by position.
+
+    Attributes:
+        seen: how many columns the cache was seen to take in, for a cache that does not count them itself.
+    """
 
     arguments: dict[str, Any]
     training: bool
+    seen: int = 1
 
     @classmethod
     def bind(cls, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call":
@@ -37,13 +42,19 @@ class Call:
 
     @property
     def cache(self) -> Any:
-        """The KV cache, if the model was given one."""
-        return self.arguments.get("past_key_values")
+        """The KV cache, or the recurrent states of a state-space model, if the model was given one."""
+        cache = self.arguments.get("past_key_values")
+        return cache if cache is not None else self.arguments.get("cache_params")
 
     @property
     def past(self) -> int:
         """How many columns the cache holds."""
-        return 0 if self.cache is None else int(self.cache.get_seq_length())
+        if self.cache is None:
+            return 0
+        try:
+            return int(self.cache.get_seq_length())
+        except ValueError:  # nothing but recurrent states (Mamba): they know no more than whether anything came before
+            return self.seen if self.cache.has_previous_state() else 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -94,19 +105,23 @@ class Frame:
     stream: Stream | None = None
     refed: Tensor | None = None
 
+    @property
+    def mode(self) -> Literal["train", "eval"]:
+        """Which sums this forward adds to."""
+        return "train" if self.training else "eval"
+
     def rows(self, hidden: Tensor) -> Rows:
-        """``hidden`` ``(batch, length, width)`` with this frame's mask and texts, on a device that has float64."""
-        device = torch.device("cpu") if hidden.device.type == "mps" else hidden.device  # MPS has no float64
-        mask = None if self.mask is None else self.mask.to(device)
+        """``hidden`` ``(sites, batch, length, width)`` with this frame's mask and texts."""
+        mask = None if self.mask is None else self.mask.to(hidden.device)
         if self.starts is None:
-            return Rows(hidden.to(device), mask)
-        return Rows(hidden.to(device), mask, **_texts(self.starts.to(device), mask))
+            return Rows(hidden, mask)
+        return Rows(hidden, mask, **_texts(self.starts.to(hidden.device), mask))
 
     def counted_rows(self, hidden: Tensor) -> Rows | None:
         """The part of ``hidden`` that was counted before, if any."""
         if self.refed is None:
             return None
-        return Frame(self.training, self.refed).rows(hidden[:, : self.refed.shape[1]])
+        return Frame(self.training, self.refed).rows(hidden[..., : self.refed.shape[1], :])
 
 
 def padding_mask(mask: Any, batch: int, length: int, *, past: int = 0) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -102,7 +102,9 @@ class Capture:
     def _open(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
             if self._frame is not None:  # left open only by a BaseException (Ctrl-C), which always_call hooks do not see
-                self._abandon(self._frame)
+                frame = self._frame
+                self._abandon(frame)
+                self._listener.closed(frame, completed=False)
             self.end_dead_streams()
             call = Call.bind(base, args, kwargs)
             self._frame = self._on_cache(call) if call.cache is not None else self._without_cache(call)
@@ -111,8 +113,10 @@ class Capture:
 
     def _on_cache(self, call: Call) -> Frame | None:
         """A frame that adds to the cache's stream, opened when the cache is empty."""
-        cache, past = call.cache, call.past
+        cache = call.cache
         stream = next((stream for stream in self._streams if stream.cache is cache), None)
+        call = call if stream is None else replace(call, seen=stream.columns)
+        past = call.past
         if stream is not None and past == 0:  # emptied, for texts of their own
             self._end([stream])
             stream = None

@@ -131,9 +131,11 @@ class Stream:
         self._signature = self._keys(self.columns)
 
     def _keys(self, columns: int) -> Tensor | None:
-        """The newest cached key of every row in the first layer, where the cache has such a thing; needless for one row."""
+        """The newest cached key, or the recurrent state, of every row in the first layer; needless for one row."""
         layers = getattr(self.cache, "layers", None)
         keys = getattr(layers[0], "keys", None) if layers else None
+        if keys is None and layers and isinstance(state := getattr(layers[0], "recurrent_states", {}).get(0), Tensor):
+            return None if state.shape[0] == 1 else state.clone()
         if not isinstance(keys, Tensor) or keys.dim() != 4 or keys.shape[0] == 1 or not keys.shape[2]:
             return None
         return keys[:, 0, min(columns, keys.shape[2]) - 1].clone()
@@ -156,9 +158,9 @@ class Stream:
         return self._latest_ids
 
     def rows(self, site: str) -> Rows:
-        """All rows of a site so far."""
+        """All rows of a site so far, as of a stack of one site."""
         hidden = self._whole(site)
-        return Rows(hidden, self.mask()[:, : hidden.shape[1]].to(hidden.device))
+        return Rows(hidden.unsqueeze(0), self.mask()[:, : hidden.shape[1]].to(hidden.device))
 
     def report(self) -> None:
         """Everything so far has been told, and is not to be told again."""
@@ -173,7 +175,7 @@ class Stream:
         """The rows of a site that were there at :meth:`report`, with the mask they were told by."""
         assert self._reported is not None
         hidden = self._whole(site)[:, : self._reported.shape[1]]
-        return Rows(hidden, self._reported[:, : hidden.shape[1]].to(hidden.device))
+        return Rows(hidden.unsqueeze(0), self._reported[:, : hidden.shape[1]].to(hidden.device))
 
     def _whole(self, site: str) -> Tensor:
         """Hidden states of a site, ``(batch, columns, width)``; parts are joined once."""

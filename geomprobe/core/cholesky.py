@@ -9,12 +9,17 @@ With unit rows Z ``(T, d)``, K = ZZᵀ and noise σ², let ``K + σ²I = LLᵀ``
 σ⁻² is 1e4 at the default noise, so a float32 factor is not safe: factors are float64 here, whatever the rows are.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from geomprobe.core.symmetric import scaled
 
 __all__ = [
     "GrowingCholesky",
     "exact_increment",
+    "factor_of_identity_plus",
     "gains",
     "information_gain",
     "posterior_variance",
@@ -24,16 +29,25 @@ __all__ = [
 ]
 
 
-def scaled_factor(gram: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+def scaled_factor(gram: Tensor | Sequence[Tensor], sigma: float) -> tuple[Tensor, Tensor]:
     """Lower Cholesky factor of ``I + σ⁻²K`` in float64, and the index of the first bad pivot (0 where it succeeded).
 
-    ``gram`` is ``(…, T, T)``; the factor is ``L/σ`` of the module's ``L``. Never synchronises and never raises on a matrix
-    that is not positive definite: look at the second value.
+    ``gram`` is ``(…, T, T)`` or its panels; the factor is ``L/σ`` of the module's ``L``. Never synchronises and never raises on
+    a matrix that is not positive definite: look at the second value.
     """
-    scaled = gram.double() * sigma**-2
-    scaled.diagonal(dim1=-2, dim2=-1).add_(1)
-    factor, info = torch.linalg.cholesky_ex(scaled)
-    return factor, info
+    parts = [gram.double()] if isinstance(gram, Tensor) else gram
+    return factor_of_identity_plus(scaled(parts, sigma**-2))
+
+
+def factor_of_identity_plus(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower Cholesky factor of ``I + matrix`` ``(…, n, n)``, and the index of the first bad pivot, 0 where there is none.
+
+    Reads the lower triangle only, and overwrites it.
+    """
+    matrix.diagonal(dim1=-2, dim2=-1).add_(1)
+    # The lower triangle by rows is the upper one by columns, LAPACK's order: no transposing copy, and its faster routine.
+    factor, info = torch.linalg.cholesky_ex(matrix.mT, upper=True)
+    return factor.mT, info
 
 
 def gains(factor: Tensor) -> Tensor:

@@ -7,16 +7,17 @@ from torch import Tensor
 
 from geomprobe.core.rows import Rows
 from geomprobe.core.state import State
+from geomprobe.core.symmetric import assemble, panel_starts, panels
 
-__all__ = ["Covariance", "covariance", "eigenvalues", "mean_cosine"]
+__all__ = ["Covariance", "covariance", "eigenvalues", "mean_cosine", "outer"]
 
 
 @dataclass(frozen=True)
 class Covariance:
     """Sums over unit rows z, enough for ``Σ = ZᵀZ/n`` and everything spectral.
 
-    State (float64): ``n`` rows, ``texts``, ``sum`` Σz ``(d,)``, ``outer`` Σzzᵀ ``(d, d)``, ``norm`` Σ‖h‖ and ``norm_sq`` Σ‖h‖²
-    of the rows before scaling.
+    State (float64): ``n`` rows, ``texts``, ``sum`` Σz ``(d,)``, ``norm`` Σ‖h‖ and ``norm_sq`` Σ‖h‖² of the rows before
+    scaling, and ``outer_0`` …: Σzzᵀ ``(d, d)`` as panels of its lower triangle (:mod:`geomprobe.core.symmetric`).
 
     Products are float32 over one forward and are added in float64: a running covariance kept in bf16 was measured 6.5% off,
     one kept so 1e-6. What float32 leaves in the null space of n < d rows is noise of both signs, which cancels in a log
@@ -35,27 +36,35 @@ class Covariance:
             "n": (),
             "texts": (),
             "sum": (width,),
-            "outer": (width, width),
             "norm": (),
             "norm_sq": (),
         }
+        starts = panel_starts(width)
+        shapes |= {f"outer_{k}": (width - i, min(starts.step, width - i)) for k, i in enumerate(starts)}
         return {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}
 
-    def update(self, state: State, rows: Rows) -> None:
-        z = rows.unit(self.center).flatten(0, 1)
+    def measure(self, rows: Rows) -> State:
+        z = rows.unit(self.center).flatten(-3, -2)
         z = z.double() if self.exact else z
-        norms = torch.where(rows.valid, rows.norms, 0).double()
-        state["n"] += rows.valid.sum()
-        state["texts"] += (rows.per_text(rows.valid) > 0).sum()
-        state["sum"] += z.sum(0)
-        state["outer"] += z.mT @ z
-        state["norm"] += norms.sum()
-        state["norm_sq"] += norms.square().sum()
+        norms = torch.where(rows.valid, rows.norms, 0).double().flatten(-2)
+        return {
+            "n": rows.used,
+            "texts": rows.seen,
+            "sum": z.sum(-2),
+            "norm": norms.sum(-1),
+            "norm_sq": norms.square().sum(-1),
+            **{f"outer_{i}": part for i, part in enumerate(panels(z.mT))},
+        }
+
+
+def outer(state: State) -> Tensor:
+    """``Σzzᵀ`` ``(d, d)``."""
+    return assemble([value for name, value in sorted(state.items()) if name.startswith("outer_")])
 
 
 def covariance(state: State) -> Tensor:
     """``Σ = Σzzᵀ / n`` ``(d, d)``: the second moment of unit rows, not centred by a global mean. NaN when n = 0."""
-    return state["outer"] / state["n"]
+    return outer(state) / state["n"]
 
 
 def eigenvalues(state: State) -> Tensor:
@@ -74,5 +83,5 @@ def mean_cosine(state: State) -> Tensor:
     of any two texts; it does not say whether a few dimensions carry it.
     """
     n = state["n"]
-    squared = state["outer"].trace()  # n, unless some rows are zero
+    squared = outer(state).trace()  # n, unless some rows are zero
     return torch.where(n > 1, (state["sum"].square().sum() - squared) / (n * (n - 1)), torch.nan)

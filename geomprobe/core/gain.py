@@ -8,7 +8,7 @@ from torch import Tensor
 from geomprobe.core.cholesky import gains, scaled_factor
 from geomprobe.core.gain_stream import GainStream
 from geomprobe.core.rows import Rows
-from geomprobe.core.state import State, add_at
+from geomprobe.core.state import State
 
 __all__ = ["InformationGainSum"]
 
@@ -35,22 +35,25 @@ class InformationGainSum:
         }
         return curves | sums
 
-    def update(self, state: State, rows: Rows) -> None:
+    def measure(self, rows: Rows) -> State:
         gain, good = _text_gains(rows, self.sigma)
         variance = self.sigma**2 * torch.expm1(2 * gain)  # the exact increment, the other way round
-        length = rows.mask.shape[1]
-        for name, values in (("gain", gain), ("gain_sq", gain.square()), ("variance", variance), ("count", good)):
-            add_at(state, name, rows.position, values, length)
-        totals, seen = rows.per_text(gain), rows.per_text(good) > 0
-        state["texts"] += seen.sum()
-        state["total"] += totals.sum()
-        state["total_per_dim"] += totals.sum() / rows.width
-        state["total_sq"] += totals.square().sum()
-        state["failed"] += (rows.per_text(rows.valid) > 0).sum() - seen.sum()
+        totals, texts = rows.per_text(gain), (rows.per_text(good.double()) > 0).sum(-1)
+        return {
+            "gain": rows.at_positions(gain),
+            "gain_sq": rows.at_positions(gain.square()),
+            "variance": rows.at_positions(variance),
+            "count": rows.at_positions(good.double()),
+            "texts": texts,
+            "total": totals.sum(-1),
+            "total_per_dim": totals.sum(-1) / rows.width,
+            "total_sq": totals.square().sum(-1),
+            "failed": rows.seen - texts,
+        }
 
 
 def _text_gains(rows: Rows, sigma: float) -> tuple[Tensor, Tensor]:
-    """Gain of every row on the earlier rows of its text, zero where there is none, and where there is one: ``(batch, length)``.
+    """Gain of every row on the earlier rows of its text, zero where there is none, and where there is one: ``(…, batch, T)``.
 
     Texts longer than d go through the d×d form, whose memory does not grow with them; packed ones need their Gram matrix.
     """
@@ -58,6 +61,6 @@ def _text_gains(rows: Rows, sigma: float) -> tuple[Tensor, Tensor]:
         factor, bad_pivot = scaled_factor(rows.gram(), sigma)
         gain, good = gains(factor), rows.valid & (bad_pivot == 0).unsqueeze(-1)
     else:
-        gain = GainStream(rows.width, sigma, batch=rows.mask.shape[:1], device=rows.hidden.device).append(rows.unit())
+        gain = GainStream(rows.width, sigma, batch=rows.hidden.shape[:-2], device=rows.hidden.device).append(rows.unit())
         good = rows.valid & gain.isfinite().all(-1, keepdim=True)
     return torch.where(good, gain, 0), good

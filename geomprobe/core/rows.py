@@ -1,5 +1,6 @@
-"""What one site of a model shows of one forward pass: rows, which of them are real, and which text each belongs to."""
+"""What a site of a model shows of one forward pass: rows, which of them are real, and which text each belongs to."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -7,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from geomprobe.core.symmetric import panel_starts, panels
 
 __all__ = ["Rows", "exact_arithmetic", "unit_rows"]
 
@@ -39,10 +42,13 @@ def unit_rows(rows: Tensor, norms: Tensor) -> Tensor:
 
 
 class Rows:
-    """Hidden states of one site in one forward, with what is shared between accumulators computed once.
+    """Hidden states of one forward at one site, or at several of one width, with what accumulators share computed once.
+
+    Several sites are measured together because their numbers are many small tensors: what is small is done once for all.
 
     Args:
-        hidden: ``(batch, length, width)``, any floating dtype. Half precisions are upcast; float64 stays.
+        hidden: ``(batch, length, width)`` or ``(sites, batch, length, width)``, any floating dtype. Half precisions are upcast;
+            float64 stays. Below, ``…`` stands for ``sites`` or nothing.
         mask: ``(batch, length)`` bool, True where there is a token. ``None`` means everywhere.
         text: ``(batch, length)`` int64, the text each row belongs to, in ``[0, texts)``. ``None``: one text per batch row.
         position: ``(batch, length)`` int64, the row's position in its text. ``None``: counted from the mask.
@@ -62,80 +68,111 @@ class Rows:
     ) -> None:
         hidden = hidden.detach()
         self.hidden = hidden if hidden.dtype in (torch.float32, torch.float64) else hidden.float()
-        batch, length, self.width = hidden.shape
+        *self._lead, batch, length, self.width = hidden.shape
         self.mask = mask if mask is not None else hidden.new_ones((batch, length), dtype=torch.bool)
         self.packed = text is not None
         self.text = text if text is not None else torch.arange(batch, device=hidden.device).unsqueeze(1).expand(batch, length)
         self.texts = texts if texts is not None else batch
         self.position = position if position is not None else (self.mask.cumsum(1) - 1).clamp_min(0)
         self._unit: dict[bool, Tensor] = {}
-        self._gram: dict[bool, Tensor] = {}
+        self._gram: dict[bool, list[Tensor]] = {}
 
     @cached_property
     def norms(self) -> Tensor:
-        """Euclidean norm of every row, ``(batch, length)``."""
+        """Euclidean norm of every row, ``(…, batch, length)``."""
         norms: Tensor = torch.linalg.vector_norm(self.hidden, dim=-1)
         return norms
 
     @cached_property
     def valid(self) -> Tensor:
-        """Where there is a token and its row is finite, ``(batch, length)`` bool."""
+        """Where there is a token and its row is finite, ``(…, batch, length)`` bool."""
         return self.mask & self.norms.isfinite()
 
+    @cached_property
+    def counts(self) -> Tensor:
+        """How many rows of each text are used, ``(…, texts)`` float64."""
+        return self.per_text(self.valid.double())
+
+    @cached_property
+    def used(self) -> Tensor:
+        """How many rows are used, ``(…)`` float64."""
+        return self.counts.sum(-1)
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """How many texts have a row that is used, ``(…)``."""
+        return (self.counts > 0).sum(-1)
+
     def per_text(self, values: Tensor) -> Tensor:
-        """Sums of ``values`` ``(batch, length, …)`` over the rows of each text, ``(texts, …)``; padding must be zero."""
-        values = values if values.is_floating_point() else values.double()
-        if not self.packed:
-            return values.sum(1)
-        return values.new_zeros((self.texts, *values.shape[2:])).index_add_(0, self.text.flatten(), values.flatten(0, 1))
+        """Sums of ``values`` ``(…, batch, length)`` over the rows of each text, ``(…, texts)``; padding must be zero."""
+        return values.sum(-1) if not self.packed else self._scatter(values, self.text, self.texts)
+
+    def at_positions(self, values: Tensor) -> Tensor:
+        """Sums of ``values`` ``(…, batch, length)`` over texts by position, ``(…, length)``; padding must be zero."""
+        return self._scatter(values, self.position, self.mask.shape[1])
+
+    @staticmethod
+    def _scatter(values: Tensor, index: Tensor, size: int) -> Tensor:
+        values = values.flatten(-2)
+        return values.new_zeros((*values.shape[:-1], size)).scatter_add_(-1, index.flatten().expand_as(values), values)
 
     def split(self, entries: int = 1 << 24) -> Iterator["Rows"]:
         """The same rows in batches whose Gram matrices hold at most about ``entries`` numbers (128 MiB); states add."""
         batch, length = self.mask.shape
-        step = max(1, entries // max(1, length * length))
+        step = max(1, entries // max(1, math.prod(self._lead) * length * length))
         if step >= batch:
             yield self
             return
         for start in range(0, batch, step):
             part = slice(start, start + step)
+            hidden, mask = self.hidden[..., part, :, :], self.mask[part]
             if self.packed:
-                yield Rows(
-                    self.hidden[part], self.mask[part], text=self.text[part], position=self.position[part], texts=self.texts
-                )
+                yield Rows(hidden, mask, text=self.text[part], position=self.position[part], texts=self.texts)
             else:
-                yield Rows(self.hidden[part], self.mask[part])
+                yield Rows(hidden, mask)
 
     def unit(self, center: bool = False) -> Tensor:
-        """Rows scaled to length one, zero where not valid: ``(batch, length, width)``.
+        """Rows scaled to length one, zero where not valid: ``(…, batch, length, width)``.
 
         With ``center`` the mean over the text's rows is subtracted first (Wei et al. 2024).
         """
         if center not in self._unit:
-            rows, norms = self.hidden, self.norms
-            if center:
-                rows = torch.where(self.valid.unsqueeze(-1), rows, 0)
-                # In float64: rounding of the mean, scaled to length one, would pass for a direction.
-                counts = self.per_text(self.valid)
-                means = self.per_text(rows.double()) / counts.clamp_min(1).unsqueeze(-1)
-                rows = rows - means.to(rows.dtype)[self.text]
-                norms = torch.linalg.vector_norm(rows, dim=-1)
-                # What is left of a row equal to the mean is rounding, and has no direction: let it divide to zero.
-                # A sum of n rows in float64 rounds by up to n·eps of float64, the mean and the difference by eps of the rows.
-                rounding = 8 * torch.finfo(rows.dtype).eps + counts[self.text] * torch.finfo(torch.float64).eps
-                norms = torch.where(norms > rounding * self.norms, norms, torch.inf)
-            self._unit[center] = torch.where(self.valid.unsqueeze(-1), unit_rows(rows, norms), 0)
+            rows, norms = self._centered() if center else (self.hidden, self.norms)
+            # What is not valid is divided by infinity; NaN and Inf are not zero even then.
+            self._unit[center] = unit_rows(rows, torch.where(self.valid, norms, torch.inf)).nan_to_num_(0, 0, 0)
         return self._unit[center]
 
-    def gram(self, center: bool = False) -> Tensor:
-        """``K = ZZᵀ`` of the unit rows of each batch row in float64, ``(batch, length, length)``; zero between different texts.
+    def _centered(self) -> tuple[Tensor, Tensor]:
+        """Rows less the mean of their text, and their norms; infinite for those that are equal to it but for rounding."""
+        rows = torch.where(self.valid.unsqueeze(-1), self.hidden, 0)
+        # In float64: rounding of the mean, scaled to length one, would pass for a direction.
+        sums = rows.double()
+        if self.packed:
+            index = self.text.flatten().unsqueeze(-1)
+            flat = sums.flatten(-3, -2)
+            sums = flat.new_zeros((*self._lead, self.texts, self.width)).scatter_add_(-2, index.expand_as(flat), flat)
+        else:
+            sums = sums.sum(-2)
+        means = sums / self.counts.clamp_min(1).unsqueeze(-1)
+        rows = rows - means.to(rows.dtype)[..., self.text, :]
+        norms = torch.linalg.vector_norm(rows, dim=-1)
+        # What is left of a row equal to the mean is rounding, and has no direction: let it divide to zero.
+        # A sum of n rows in float64 rounds by up to n·eps of float64, the mean and the difference by eps of the rows.
+        rounding = 8 * torch.finfo(rows.dtype).eps + self.counts[..., self.text] * torch.finfo(torch.float64).eps
+        return rows, torch.where(norms > rounding * self.norms, norms, torch.inf)
+
+    def gram(self, center: bool = False) -> list[Tensor]:
+        """``K = ZZᵀ`` of the unit rows of each batch row in float64, as panels of ``(…, batch, length, length)``
+        (:mod:`geomprobe.core.symmetric`); zero between texts.
 
         Float64 because σ⁻² multiplies it: a float32 product was measured 1.5e-3 nats off per token, a float64 product of the
         same float32 rows 1e-6.
         """
         if center not in self._gram:
-            z = self.unit(center).double()
-            gram = z @ z.mT
+            gram = panels(self.unit(center).double())
             if self.packed:
-                gram = gram * (self.text.unsqueeze(2) == self.text.unsqueeze(1))
+                starts = panel_starts(self.mask.shape[1])
+                one_text = [self.text[:, i:, None] == self.text[:, None, i : i + starts.step] for i in starts]
+                gram = [part * same for part, same in zip(gram, one_text, strict=True)]
             self._gram[center] = gram
         return self._gram[center]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from geomprobe.core.rows import Rows
 
-__all__ = ["Accumulator", "State", "Tally", "add_at", "copy_state", "merge", "pad_to"]
+__all__ = ["Accumulator", "State", "Tally", "add", "copy_state", "merge", "pad_to"]
 
 State = dict[str, Tensor]
 
@@ -25,11 +25,14 @@ class Accumulator(Protocol):
     """A hashable description of sums over rows. Implementations are frozen dataclasses."""
 
     def zero(self, width: int, device: torch.device) -> State:
-        """The state that has seen nothing, for rows of ``width`` numbers."""
+        """The state of one site that has seen nothing, for rows of ``width`` numbers."""
         ...
 
-    def update(self, state: State, rows: Rows) -> None:
-        """Add what ``rows`` shows into ``state``, in place."""
+    def measure(self, rows: Rows) -> State:
+        """What ``rows`` adds to the state: the same names, behind a leading dimension of sites where ``rows`` has one.
+
+        Any floating dtype will do for a sum over one forward; it is added in float64.
+        """
         ...
 
 
@@ -44,10 +47,8 @@ class Tally:
     def zero(self, width: int, device: torch.device) -> State:
         return {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("tokens", "texts", "nonfinite")}
 
-    def update(self, state: State, rows: Rows) -> None:
-        state["tokens"] += rows.valid.sum()
-        state["texts"] += (rows.per_text(rows.valid) > 0).sum()
-        state["nonfinite"] += (rows.mask & ~rows.valid).sum()
+    def measure(self, rows: Rows) -> State:
+        return {"tokens": rows.used, "texts": rows.seen, "nonfinite": rows.mask.sum() - rows.used}
 
 
 def pad_to(tensor: Tensor, shape: torch.Size) -> Tensor:
@@ -63,6 +64,22 @@ def pad_to(tensor: Tensor, shape: torch.Size) -> Tensor:
     return padded
 
 
+def add(state: State, more: State, sites: slice | None = None) -> None:
+    """Add ``more`` into ``state`` in place, curves growing where they must; with ``sites`` into those rows of a stacked state.
+
+    >>> state = {"n": torch.tensor([1.0])}
+    >>> add(state, {"n": torch.tensor([1.0, 2.0])})
+    >>> state
+    {'n': tensor([2., 2.])}
+    """
+    for name, value in more.items():
+        total = state[name]
+        needed = value.shape if sites is None else (total.shape[0], *value.shape[1:])
+        total = state[name] = pad_to(total, torch.Size(map(max, zip(total.shape, needed, strict=True))))
+        part = total if sites is None else total[sites]
+        part[tuple(slice(n) for n in value.shape)] += value
+
+
 def merge(states: Iterable[State]) -> State:
     """The sum of states with the same keys; curves are padded with zeros to the longest. Changes none of them.
 
@@ -71,22 +88,13 @@ def merge(states: Iterable[State]) -> State:
     """
     total: State = {}
     for state in states:
-        for name, value in state.items():
-            if name not in total:
-                total[name] = value.clone()
-                continue
-            shape = torch.Size(map(max, zip(total[name].shape, value.shape, strict=True)))
-            total[name] = pad_to(total[name], shape) + pad_to(value, shape).to(total[name].device)
+        if not total:
+            total = copy_state(state)
+        else:
+            add(total, {name: value.to(total[name].device) for name, value in state.items()})
     return total
 
 
 def copy_state(state: State, device: torch.device | None = None) -> State:
     """An independent copy, by default on the device each tensor is on."""
     return {name: value.detach().to(device or value.device, copy=True) for name, value in state.items()}
-
-
-def add_at(state: State, name: str, positions: Tensor, values: Tensor, length: int) -> None:
-    """Add ``values`` into the curve ``state[name]`` at ``positions``, growing the curve to ``length`` first."""
-    if state[name].shape[0] < length:
-        state[name] = pad_to(state[name], torch.Size([length]))
-    state[name].index_add_(0, positions.flatten(), values.flatten().to(state[name].dtype))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from geomprobe.core.cholesky import information_gain
-from geomprobe.core.covariance import Covariance
+from geomprobe.core.covariance import Covariance, outer
 from geomprobe.core.gain import InformationGainSum
 from geomprobe.core.state import Accumulator, State
 from geomprobe.errors import GeomprobeError
@@ -69,7 +69,7 @@ class InformationGain(Metric):
             "gain_per_token": state["gain"].sum() / state["count"].sum(),
         }
         if self.stream:
-            measured["stream_information_gain"] = information_gain(states[_EXACT]["outer"], self.sigma)
+            measured["stream_information_gain"] = information_gain(outer(states[_EXACT]), self.sigma)
         return measured
 
     def curves(self, states: Mapping[Accumulator, State]) -> Mapping[str, Curve]:

@@ -26,7 +26,7 @@ def test_every_accumulator_of_core_is_listed() -> None:
         for module in modules
         for kind in vars(module).values()
         if isinstance(kind, type) and kind is not Accumulator and kind.__module__ == module.__name__
-        if callable(getattr(kind, "zero", None)) and callable(getattr(kind, "update", None))
+        if callable(getattr(kind, "zero", None)) and callable(getattr(kind, "measure", None))
     }
     assert found == {type(case.accumulator) for case in CASES}, "add a line to CASES in tests/accumulators.py"
 

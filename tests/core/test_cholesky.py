@@ -22,6 +22,7 @@ from geomprobe.core.cholesky import (
 )
 from geomprobe.core.gain import InformationGainSum
 from geomprobe.core.rows import Rows
+from geomprobe.core.state import add
 from tests.accumulators import padded, texts
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -157,13 +158,12 @@ def test_factor_that_fails_is_told_and_left_out() -> None:
     indefinite = torch.tensor([[1.0, 2.0], [2.0, 1.0]])
     assert int(scaled_factor(indefinite, 0.01)[1]) > 0
     rows = Rows(padded(texts(), "right").hidden[:, :8], padded(texts(), "right").mask[:, :8])  # longer than d: no Gram matrix
-    broken = rows.gram().clone()
-    broken[2] = -1
-    rows._gram[False] = broken
+    (gram,) = rows.gram()
+    gram[2] = -1
     accumulator = InformationGainSum()
     state, others = accumulator.zero(8, torch.device("cpu")), accumulator.zero(8, torch.device("cpu"))
-    accumulator.update(state, rows)
-    accumulator.update(others, padded([text[:8] for i, text in enumerate(texts()) if i != 2], "right", length=8))
+    add(state, accumulator.measure(rows))
+    add(others, accumulator.measure(padded([text[:8] for i, text in enumerate(texts()) if i != 2], "right", length=8)))
     assert float(state.pop("failed")) == 1
     assert float(others.pop("failed")) == 0
     for name, value in others.items():
@@ -175,7 +175,7 @@ def test_sums_by_position_are_numpys(sigma: float) -> None:
     stream = texts()
     accumulator = InformationGainSum(sigma=sigma)
     state = accumulator.zero(8, torch.device("cpu"))
-    accumulator.update(state, padded(stream, "mixed"))
+    add(state, accumulator.measure(padded(stream, "mixed")))
     expected = np.zeros((4, 14))
     totals = []
     for text in stream:

@@ -7,17 +7,17 @@ import pytest
 import torch
 from sklearn.metrics.pairwise import cosine_similarity
 
-from geomprobe.core.covariance import Covariance, covariance, eigenvalues, mean_cosine
+from geomprobe.core.covariance import Covariance, covariance, eigenvalues, mean_cosine, outer
 from geomprobe.core.rows import Rows
 from geomprobe.core.spectrum import log_volume
-from geomprobe.core.state import State
+from geomprobe.core.state import State, add
 from tests.accumulators import WIDTH, padded, texts
 
 
 def state_of(rows: Rows, *, center: bool = False) -> State:
     accumulator = Covariance(center=center)
     state = accumulator.zero(rows.width, torch.device("cpu"))
-    accumulator.update(state, rows)
+    add(state, accumulator.measure(rows))
     return state
 
 
@@ -32,7 +32,6 @@ def test_sums_are_numpys(center: bool) -> None:
     assert (float(state["n"]), float(state["texts"])) == (len(raw), len(stream))
     expected = {
         "sum": unit.sum(0),
-        "outer": unit.T @ unit,
         "norm": np.linalg.norm(raw, axis=1).sum(),
         "norm_sq": np.square(raw).sum(),
     }
@@ -80,6 +79,6 @@ def test_a_long_stream_does_not_drift() -> None:
     accumulator = Covariance()
     state, once = accumulator.zero(WIDTH, torch.device("cpu")), state_of(rows)
     for _ in range(10_000):
-        accumulator.update(state, rows)
-    torch.testing.assert_close(state["outer"], once["outer"] * 10_000, rtol=1e-11, atol=0)
+        add(state, accumulator.measure(rows))
+    torch.testing.assert_close(outer(state), outer(once) * 10_000, rtol=1e-11, atol=0)
     assert float(state["n"]) == 120_000

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from geomprobe.core.rows import Rows, exact_arithmetic, unit_rows
+from geomprobe.core.symmetric import assemble
 from tests.accumulators import packed, padded, texts
 
 USERS_SETTINGS: dict[str, Callable[[], object]] = {
@@ -87,7 +88,7 @@ def test_half_precisions_are_upcast(dtype: torch.dtype) -> None:
     rows = Rows(hidden)
     assert rows.hidden.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert torch.equal(rows.hidden, hidden.to(rows.hidden.dtype))
-    assert rows.gram().dtype == torch.float64
+    assert rows.gram()[0].dtype == torch.float64
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -124,7 +125,7 @@ def unit_twin(text: Tensor, center: bool) -> np.ndarray[tuple[int, int], np.dtyp
 def test_unit_rows_and_gram_are_numpys(layout: str, center: bool) -> None:
     stream = texts()
     rows = packed(stream) if layout == "packed" else padded(stream, layout)
-    unit, gram = rows.unit(center), rows.gram(center)
+    unit, gram = rows.unit(center), assemble(rows.gram(center))
     assert not unit[~rows.mask].any()
     for i, text in enumerate(stream):
         b, places = (rows.text == i).logical_and(rows.mask).nonzero().T

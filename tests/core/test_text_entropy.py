@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geomprobe.core.rows import Rows
-from geomprobe.core.state import State
+from geomprobe.core.state import State, add
 from geomprobe.core.text_entropy import TextEntropySum
 from tests.accumulators import WIDTH, packed, padded, texts
 
@@ -40,7 +40,7 @@ def twin(text: Tensor, epsilon: float, center: bool) -> Values:
 
 def state_of(accumulator: TextEntropySum, rows: Rows) -> State:
     state = accumulator.zero(rows.width, torch.device("cpu"))
-    accumulator.update(state, rows)
+    add(state, accumulator.measure(rows))
     return state
 
 

@@ -233,15 +233,15 @@ def test_a_fault_in_reading_stops_the_probe_not_the_training(tmp_path: Path) -> 
 
 
 def test_a_fault_inside_a_forward_drops_the_unfinished_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    update, calls = InformationGainSum.update, []
+    measure, calls = InformationGainSum.measure, []
 
-    def breaks(self: Any, *args: Any) -> None:
+    def breaks(self: Any, rows: Any) -> Any:
         calls.append(1)
-        if len(calls) == 3:  # the second site of the second measured micro-batch
+        if len(calls) == 2:  # both sites of the second measured micro-batch
             raise MemoryError("full")
-        update(self, *args)
+        return measure(self, rows)
 
-    monkeypatch.setattr(InformationGainSum, "update", breaks)
+    monkeypatch.setattr(InformationGainSum, "measure", breaks)
     callback = ProbeCallback([InformationGain()], layers=["embed", "final_norm"], when=every(1))
     with pytest.warns(RuntimeWarning, match="MemoryError: full") as caught:
         trainer(tmp_path, callback, report_to="wandb").train()

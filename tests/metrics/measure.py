@@ -3,7 +3,7 @@
 import torch
 
 from geomprobe.core.rows import Rows
-from geomprobe.core.state import Accumulator, State
+from geomprobe.core.state import Accumulator, State, add
 from geomprobe.metrics.metric import Curve, Metric
 
 
@@ -12,7 +12,7 @@ def states_of(metric: Metric, *stream: Rows) -> dict[Accumulator, State]:
     states = {need: need.zero(stream[0].width, torch.device("cpu")) for need in metric.needs}
     for rows in stream:
         for accumulator, state in states.items():
-            accumulator.update(state, rows)
+            add(state, accumulator.measure(rows))
     return states
 
 
