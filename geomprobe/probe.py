@@ -245,7 +245,10 @@ class Probe:
             return f"none of {self._forwards} forwards reached a watched layer with a token"
         if self._forwards:
             return f"the schedule measured none of {self._forwards} forwards"
-        return "the model has not run since the probe was attached; call the model inside 'with Probe(model) as probe:'"
+        return (
+            "the model has not run since the probe was attached; call the model inside 'with Probe(model) as probe:' (and if "
+            "it runs inside a compiled function, call that for the first time there)"
+        )
 
     # -- what the capture reports -------------------------------------------------------------------------------------------
 

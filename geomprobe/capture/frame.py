@@ -1,13 +1,10 @@
 """One forward pass of the decoder: which rows are tokens, which text each belongs to, and what came before it."""
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from geomprobe.capture.stream import Stream
 from geomprobe.core.rows import Rows
@@ -27,12 +24,6 @@ class Call:
     arguments: dict[str, Any]
     training: bool
     seen: int = 1
-
-    @classmethod
-    def bind(cls, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call":
-        """Bind by the signature of ``base.forward``."""
-        names = _parameters(type(base).forward) if args else ()
-        return cls(dict(zip(names, args, strict=False)) | kwargs, base.training)
 
     @property
     def ids(self) -> Tensor | None:
@@ -187,8 +178,3 @@ def _texts(starts: Tensor, mask: Tensor | None) -> dict[str, Any]:
     before = torch.where(starts, seen - tokens, 0).cummax(1).values
     text = rows + (starts.long().cumsum(1) - 1).clamp_min(0)
     return {"text": text, "position": (seen - 1 - before).clamp_min(0), "texts": batch * length}
-
-
-@lru_cache(maxsize=64)
-def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(forward).parameters)[1:]

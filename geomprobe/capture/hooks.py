@@ -1,5 +1,6 @@
 """The hooks: a frame opened before the decoder runs, a call per site while it runs, a close whatever happens."""
 
+import inspect
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from geomprobe.capture import compiled
 from geomprobe.capture.anatomy import Anatomy
 from geomprobe.capture.frame import Call, Frame
 from geomprobe.capture.stream import Endings, Stream, still_running
@@ -69,6 +71,9 @@ class Capture:
         self._streams: list[Stream] = []
         self._passed: weakref.WeakSet[Any] = weakref.WeakSet()  # caches whose texts are not measured
         self._previous: _Previous | None = None
+        self._parameters = tuple(inspect.signature(type(anatomy.base).forward).parameters)[1:]
+        self._order = torch.zeros(0)
+        self._id = -1
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of the model (``copy.deepcopy``, ``torch.save``) gets hooks that do nothing: it is not the one watched."""
@@ -80,8 +85,19 @@ class Capture:
         return tuple(self._streams)
 
     def attach(self) -> None:
-        """Register the hooks. Each costs an off-step one attribute look-up."""
+        """Register the hooks. Each costs an off-step one attribute look-up.
+
+        Raises:
+            GeomprobeError: the model was compiled and has run, so that new hooks would never be called.
+        """
         base, layers = self._anatomy.base, self._anatomy.layers
+        if (graph := compiled.traced(base)) is not None:
+            raise GeomprobeError(
+                f"this {type(graph).__name__} was compiled and has run: its graph was traced without the probe's hooks, and "
+                "would never call them. Attach the probe before the compiled model's first call, or call "
+                "torch.compiler.reset() and attach it then"
+            )
+        self._id = compiled.register(self)
         add = self._handles.append
         add(base.register_forward_pre_hook(self._open, with_kwargs=True))
         if "embed" in self._sites:
@@ -94,19 +110,36 @@ class Capture:
     def detach(self) -> None:
         """Remove every hook and end every stream. Safe to call twice, and inside a hook of a forward that did not raise."""
         self._frame = self._previous = None
+        compiled.forget(self._id)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._end(self._streams)
 
     def _open(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
+        if not torch.compiler.is_compiling():
+            self.begin(arguments, base.training)
+        elif arguments.get("past_key_values") is not None or arguments.get("cache_params") is not None:
+            self._begin_outside_the_graph(arguments, base.training)
+        else:
+            compiled.begin(self._order, self._id, base.training, arguments)
+
+    @torch.compiler.disable(
+        reason="geomprobe keeps the stream of a KV cache by the cache itself, which a graph cannot hand over"
+    )
+    def _begin_outside_the_graph(self, arguments: dict[str, Any], training: bool) -> None:
+        self.begin(arguments, training)
+
+    def begin(self, arguments: dict[str, Any], training: bool) -> None:
+        """The decoder was called."""
         try:
             if self._frame is not None:  # left open only by a BaseException (Ctrl-C), which always_call hooks do not see
                 frame = self._frame
                 self._abandon(frame)
                 self._listener.closed(frame, completed=False)
             self.end_dead_streams()
-            call = Call.bind(base, args, kwargs)
+            call = Call(arguments, training)
             self._frame = self._on_cache(call) if call.cache is not None else self._without_cache(call)
         except Exception as error:
             self._listener.failed(error)
@@ -172,18 +205,35 @@ class Capture:
         return still_running(texts.ids, mask, texts.prompt, self._endings)
 
     def _before_layers(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._frame is not None:
-            self._listener.captured(self._frame, "embed", args[0] if args else kwargs["hidden_states"])
+        self._pass("embed", args[0] if args else kwargs["hidden_states"])
 
     def _after_layer(self, site: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._pass(site, output)
+
+    def _pass(self, site: str, output: Any) -> None:
+        hidden = output if isinstance(output, Tensor) else output[0]
+        if torch.compiler.is_compiling():
+            compiled.hidden(self._order, self._id, site, hidden)
+        else:
+            self.hidden(site, hidden)
+
+    def hidden(self, site: str, hidden: Tensor) -> None:
+        """A site was passed."""
         if self._frame is not None:
-            self._listener.captured(self._frame, site, output if isinstance(output, Tensor) else output[0])
+            self._listener.captured(self._frame, site, hidden)
 
     def _close(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        frame, self._frame = self._frame, None
         completed = output is not None  # always_call: after an exception there is no output
-        if frame is not None and completed and "final_norm" in self._sites:
-            self._listener.captured(frame, "final_norm", output if isinstance(output, Tensor) else output[0])
+        if completed and "final_norm" in self._sites:
+            self._pass("final_norm", output)
+        if torch.compiler.is_compiling():
+            compiled.end(self._order, self._id)
+        else:
+            self.end(completed)
+
+    def end(self, completed: bool = True) -> None:
+        """The decoder returned, or raised."""
+        frame, self._frame = self._frame, None
         if not completed:
             self._previous = None
         if frame is not None and not completed:

@@ -1,0 +1,117 @@
+"""What a capture hears from inside a compiled graph: three operators that Dynamo does not look into.
+
+A hook that is traced becomes calls of these. They run in Python when the graph runs, so schedules, faults and settings of
+arithmetic are what they are without a graph, and no change of them recompiles anything. Each says that it writes to ``order``,
+an empty tensor of its capture, which keeps them in their order and from being dropped as dead code.
+"""
+
+import gc
+import itertools
+import sys
+import weakref
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["begin", "end", "forget", "hidden", "register", "traced"]
+
+_TENSORS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "cu_seq_lens_q")
+
+
+class _Capture(Protocol):
+    def begin(self, arguments: dict[str, Any], training: bool) -> None: ...
+
+    def hidden(self, site: str, hidden: Tensor) -> None: ...
+
+    def end(self) -> None: ...
+
+
+_captures: "weakref.WeakValueDictionary[int, _Capture]" = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+
+def register(capture: _Capture) -> int:
+    """A number by which the operators find ``capture``, until it is forgotten."""
+    number = next(_numbers)
+    _captures[number] = capture
+    return number
+
+
+def forget(number: int) -> None:
+    """Graphs that still call the operators with ``number`` call nothing."""
+    _captures.pop(number, None)
+
+
+def traced(base: nn.Module) -> nn.Module | None:
+    """A module around ``base`` that was compiled and has run: its graph has no hooks, and does not look for new ones.
+
+    A function that was compiled around the model cannot be found.
+    """
+    dynamo = sys.modules.get("torch._dynamo.convert_frame")
+    if dynamo is None or not dynamo.FRAME_COUNTER:
+        return None
+    from torch._dynamo.eval_frame import OptimizedModule, _debug_get_cache_entry_list
+
+    for owner in gc.get_objects():  # a compiled wrapper is not known to what it wraps
+        if not issubclass(type(owner), nn.Module) or "_modules" not in owner.__dict__:
+            continue
+        compiled = owner._orig_mod if type(owner) is OptimizedModule else owner
+        by_itself = owner.__dict__.get("_compiled_call_impl") is not None
+        by_forward = hasattr(owner.__dict__.get("forward"), "_torchdynamo_orig_callable")
+        around = (compiled is not owner or by_itself or by_forward) and any(module is base for module in compiled.modules())
+        if around and _debug_get_cache_entry_list(type(compiled).forward.__code__):
+            return compiled
+    return None
+
+
+def begin(order: Tensor, number: int, training: bool, arguments: dict[str, Any]) -> None:
+    """The decoder was called with ``arguments``: those that say which rows are tokens go along."""
+    tensors = {name: arguments.get(name) for name in _TENSORS}
+    mask = tensors["attention_mask"]
+    if isinstance(mask, dict):  # one mask per kind of layer: padding is the same in all
+        tensors["attention_mask"] = mask.get("full_attention", next(iter(mask.values()), None))
+    _begin(order, number, training, *(_detached(tensors[name]) for name in _TENSORS), arguments.get("use_cache"))
+
+
+def hidden(order: Tensor, number: int, site: str, hidden: Tensor) -> None:
+    """A site was passed."""
+    _hidden(order, number, site, hidden.detach())
+
+
+def end(order: Tensor, number: int) -> None:
+    """The decoder returned."""
+    _end(order, number)
+
+
+def _detached(value: Any) -> Tensor | None:
+    return value.detach() if isinstance(value, Tensor) else None
+
+
+@torch.library.custom_op("geomprobe::begin", mutates_args=("order",))
+def _begin(
+    order: Tensor,
+    number: int,
+    training: bool,
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    cu_seq_lens_q: Tensor | None,
+    use_cache: bool | None,
+) -> None:
+    if (capture := _captures.get(number)) is not None:
+        values = (input_ids, inputs_embeds, attention_mask, position_ids, cu_seq_lens_q)
+        capture.begin(dict(zip(_TENSORS, values, strict=True)) | {"use_cache": use_cache}, training)
+
+
+@torch.library.custom_op("geomprobe::hidden", mutates_args=("order",))
+def _hidden(order: Tensor, number: int, site: str, hidden: Tensor) -> None:
+    if (capture := _captures.get(number)) is not None:
+        capture.hidden(site, hidden)
+
+
+@torch.library.custom_op("geomprobe::end", mutates_args=("order",))
+def _end(order: Tensor, number: int) -> None:
+    if (capture := _captures.get(number)) is not None:
+        capture.end()

@@ -1,0 +1,148 @@
+"""Under ``torch.compile`` with the probe attached first: one graph, the same numbers; attached too late: refused."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from geomprobe import GeomprobeError, Probe, every
+from tests.models import padded, snapshot, tiny, token_batch
+
+WAYS: dict[str, Callable[[Any], Any]] = {
+    "torch.compile": lambda model: torch.compile(model, backend="eager"),
+    "module.compile": lambda model: model.compile(backend="eager") or model,
+    "decoder.compile": lambda model: model.model.compile(backend="eager") or model,
+    "forward": lambda model: model.__dict__.update(forward=torch.compile(model.forward, backend="eager")) or model,
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> Iterator[None]:
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+def run(model: Any, batches: list[dict[str, Tensor]]) -> None:
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch, use_cache=False)
+
+
+def assert_same(probe: Probe, eager: Probe, tolerance: float) -> None:
+    """The graph rounds the model's own hidden states in its own way; with the same kernels, not even that."""
+    actual, expected = probe.read(), eager.read()
+    assert actual.values == pytest.approx(expected.values, rel=tolerance, nan_ok=True)
+    for site in expected.sites:
+        assert actual.curve("gain", site).mean == pytest.approx(expected.curve("gain", site).mean, rel=tolerance, abs=tolerance)
+
+
+@pytest.mark.parametrize(("backend", "tolerance"), [("eager", 0), ("aot_eager", 0), ("inductor", 1e-4)])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_a_full_graph_has_no_break_and_the_numbers_of_eager(family: str, backend: str, tolerance: float) -> None:
+    model = tiny(family)
+    batches = [padded([token_batch(1, n, seed=n + i)[0] for n in (12, 7)]) for i in range(3)]
+    with Probe(model, on_error="raise") as eager:
+        run(model, batches)
+    with Probe(model, on_error="raise") as probe:
+        run(torch.compile(model, fullgraph=True, backend=backend), batches)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    assert_same(probe, eager, tolerance)
+
+
+def test_off_steps_recompile_nothing_and_count_nothing() -> None:
+    model, batch = tiny(), {"input_ids": token_batch()}
+    with Probe(model, when=every(3), on_error="raise") as probe:
+        run(torch.compile(model, fullgraph=True, backend="aot_eager"), [batch] * 7)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert probe.read()["tokens/embed"] == 3 * 24
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training_steps_in_a_full_graph(checkpointing: bool) -> None:
+    ids, losses, probes = token_batch(), [], []
+    for compile_it in (False, True):
+        model = tiny().train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        with Probe(model, on_error="raise") as probe:
+            step = torch.compile(model, fullgraph=True, backend="aot_eager") if compile_it else model
+            for _ in range(2):
+                loss = step(input_ids=ids, labels=ids, use_cache=False).loss
+                loss.backward()
+        losses.append(float(loss.detach()))
+        probes.append(probe)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert probes[1].read("train")["tokens/embed"] == 2 * ids.numel()
+    assert_same(probes[1], probes[0], 1e-5)
+
+
+def test_a_model_compiled_layer_by_layer() -> None:
+    model, batch = tiny(), {"input_ids": token_batch()}
+    with Probe(model, on_error="raise") as eager:
+        run(model, [batch])
+    with Probe(model, on_error="raise") as probe:
+        for layer in model.model.layers:
+            layer.compile(backend="aot_eager", fullgraph=True)
+        run(model, [batch])
+    assert_same(probe, eager, 0)
+
+
+def test_a_fault_inside_a_graph_warns_once_and_the_model_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = tiny(), {"input_ids": token_batch()}
+    with Probe(model) as probe:
+        monkeypatch.setattr(probe._gather, "put", lambda *args: 1 / 0)
+        step = torch.compile(model, fullgraph=True, backend="aot_eager")
+        with pytest.warns(RuntimeWarning, match="stopped watching, the model goes on: ZeroDivisionError") as caught:
+            run(step, [batch, batch])
+        assert len([warning for warning in caught if "geomprobe" in str(warning.message)]) == 1
+        assert not any(value for key, value in snapshot(model).items() if key.endswith("hooks"))
+
+
+def test_after_close_the_graph_hears_nothing() -> None:
+    model, batch = tiny(), {"input_ids": token_batch()}
+    step: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with Probe(model, on_error="raise") as probe:
+        run(step, [batch])
+    run(step, [batch])
+    assert probe.read()["tokens/embed"] == 24
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_attached_after_tracing_is_refused_and_the_advice_works(way: str) -> None:
+    model, batch = tiny(), {"input_ids": token_batch()}
+    step = WAYS[way](model)
+    with Probe(model):  # compiled, but not traced yet
+        pass
+    run(step, [batch])
+    with pytest.raises(GeomprobeError, match=r"was compiled and has run.*torch\.compiler\.reset\(\)"):
+        Probe(model).attach()
+    assert Probe.on(model) is None
+    torch.compiler.reset()
+    with Probe(model, on_error="raise") as probe:
+        run(step, [batch])
+    assert probe.read()["tokens/final_norm"] == 24
+
+
+def test_another_model_that_is_compiled_does_not_matter() -> None:
+    compiled, model, batch = tiny(), tiny(), {"input_ids": token_batch()}
+    run(torch.compile(compiled, backend="eager"), [batch])
+    with Probe(model, on_error="raise") as probe:
+        run(model, [batch])
+    assert probe.read()["tokens/embed"] == 24
+
+
+def test_generation_on_a_cache_breaks_the_graph_and_stays_exact() -> None:
+    model, ids = tiny(), token_batch(1, 6)
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+    with Probe(model, on_error="raise") as eager:
+        model.generate(ids, **options)
+    with Probe(model, on_error="raise") as probe:
+        compiled: nn.Module = torch.compile(model, backend="eager")  # type: ignore[assignment]
+        compiled.generate(ids, **options)  # type: ignore[operator]
+    assert_same(probe, eager, 1e-6)
