@@ -15,6 +15,7 @@ from geomprobe.core import spectrum
 from geomprobe.core.covariance import Covariance, eigenvalues, mean_cosine, outer
 from geomprobe.core.gain import InformationGainSum
 from geomprobe.core.rows import Rows
+from geomprobe.core.sketch import CovarianceSketch
 from geomprobe.core.state import Accumulator, State, Tally, add, pad_to
 from geomprobe.core.text_entropy import TextEntropySum
 
@@ -74,6 +75,19 @@ def covariance_bounds(state: State) -> list[Chain]:
     return chains
 
 
+def sketch_readings(state: State) -> State:
+    """The sums of ``CovarianceSketch`` that have no direction."""
+    return {name: state[name] for name in ("n", "texts", "norm", "norm_sq", "trace")}
+
+
+def sketch_bounds(state: State) -> list[Chain]:
+    return [
+        (0, state["texts"], state["n"]),
+        (0, state["trace"], state["n"]),
+        (state["norm"].square(), state["n"] * state["norm_sq"]),
+    ]
+
+
 def entropy_bounds(state: State) -> list[Chain]:
     texts = state["texts"]
     chains: list[Chain] = [(0, state["entropy"], texts), (0, state["entropy_nats"])]
@@ -102,6 +116,8 @@ CASES = (
     Case(Covariance(), covariance_readings, covariance_bounds),
     Case(Covariance(exact=True), covariance_readings, covariance_bounds),
     Case(Covariance(center=True), covariance_readings, covariance_bounds),
+    Case(CovarianceSketch(rank=3), sketch_readings, sketch_bounds),
+    Case(CovarianceSketch(rank=WIDTH, center=True, seed=1), sketch_readings, sketch_bounds),
     Case(TextEntropySum(), bounds=entropy_bounds),
     Case(TextEntropySum(epsilon=1e-3, spectrum=True), bounds=entropy_bounds, float64=1e-11),  # rounding of K times d/ε²
     Case(TextEntropySum(center=True, spectrum=True), bounds=entropy_bounds),

@@ -74,6 +74,8 @@ class Capture:
         self._parameters = tuple(inspect.signature(type(anatomy.base).forward).parameters)[1:]
         self._order = torch.zeros(0)
         self._id = -1
+        # Streams are told by their cache itself, which a graph cannot hand over.
+        self._begin_outside = torch.compiler.disable(self.begin, reason="geomprobe looks at the KV cache")  # type: ignore[no-untyped-call]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of the model (``copy.deepcopy``, ``torch.save``) gets hooks that do nothing: it is not the one watched."""
@@ -121,15 +123,9 @@ class Capture:
         if not torch.compiler.is_compiling():
             self.begin(arguments, base.training)
         elif arguments.get("past_key_values") is not None or arguments.get("cache_params") is not None:
-            self._begin_outside_the_graph(arguments, base.training)
+            self._begin_outside(arguments, base.training)
         else:
             compiled.begin(self._order, self._id, base.training, arguments)
-
-    @torch.compiler.disable(
-        reason="geomprobe keeps the stream of a KV cache by the cache itself, which a graph cannot hand over"
-    )
-    def _begin_outside_the_graph(self, arguments: dict[str, Any], training: bool) -> None:
-        self.begin(arguments, training)
 
     def begin(self, arguments: dict[str, Any], training: bool) -> None:
         """The decoder was called."""

@@ -9,7 +9,7 @@ from geomprobe.core.rows import Rows
 from geomprobe.core.state import State
 from geomprobe.core.symmetric import assemble, panel_starts, panels
 
-__all__ = ["Covariance", "covariance", "eigenvalues", "mean_cosine", "outer"]
+__all__ = ["Covariance", "covariance", "eigenvalues", "mean_cosine", "outer", "row_sums"]
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,14 @@ class Covariance:
     def measure(self, rows: Rows) -> State:
         z = rows.unit(self.center).flatten(-3, -2)
         z = z.double() if self.exact else z
-        norms = torch.where(rows.valid, rows.norms, 0).double().flatten(-2)
-        return {
-            "n": rows.used,
-            "texts": rows.seen,
-            "sum": z.sum(-2),
-            "norm": norms.sum(-1),
-            "norm_sq": norms.square().sum(-1),
-            **{f"outer_{i}": part for i, part in enumerate(panels(z.mT))},
-        }
+        return row_sums(rows, z) | {f"outer_{i}": part for i, part in enumerate(panels(z.mT))}
+
+
+def row_sums(rows: Rows, z: Tensor) -> State:
+    """The sums of :class:`Covariance` that need no product: of ``rows`` and of their unit rows z ``(…, n, d)``."""
+    norms = torch.where(rows.valid, rows.norms, 0).double().flatten(-2)
+    sums = {"sum": z.sum(-2), "norm": norms.sum(-1), "norm_sq": norms.square().sum(-1)}
+    return {"n": rows.used, "texts": rows.seen} | sums
 
 
 def outer(state: State) -> Tensor:
@@ -83,5 +82,5 @@ def mean_cosine(state: State) -> Tensor:
     of any two texts; it does not say whether a few dimensions carry it.
     """
     n = state["n"]
-    squared = outer(state).trace()  # n, unless some rows are zero
+    squared = state["trace"] if "trace" in state else outer(state).trace()  # n, unless some rows are zero
     return torch.where(n > 1, (state["sum"].square().sum() - squared) / (n * (n - 1)), torch.nan)

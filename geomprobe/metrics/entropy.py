@@ -9,6 +9,7 @@ from torch import Tensor
 
 from geomprobe.core import spectrum
 from geomprobe.core.covariance import Covariance, eigenvalues, mean_cosine
+from geomprobe.core.sketch import CovarianceSketch, sketched_eigenvalues
 from geomprobe.core.state import Accumulator, State
 from geomprobe.core.text_entropy import TextEntropySum
 from geomprobe.errors import GeomprobeError
@@ -39,23 +40,33 @@ class RepresentationEntropy(Metric):
         epsilon: distortion ε of the entropies.
         center: subtract each text's mean row before scaling (Wei et al. 2024); every name then starts with ``centered_``.
         text_spectrum: the per-text eigenvalue metrics too; about ten times dearer per forward.
+        sketch: keep Σ by its image of this many random directions instead of whole, for models too wide for a d×d sum at
+            every layer (70B: 27 GB of sums, 2.7 GB with ``sketch=512``). ``sketch_residual`` is then the share of tr Σ that the
+            sketch does not know, with the bounds of :func:`geomprobe.core.sketch.sketched_eigenvalues`: small means accurate.
+            The numbers of texts stay exact.
 
     Raises:
-        GeomprobeError: ``epsilon`` is not a number from 1e-5 to 1e3, the range float64 holds.
+        GeomprobeError: ``epsilon`` is not a number from 1e-5 to 1e3, the range float64 holds; ``sketch`` is not a positive
+            whole number.
     """
 
     epsilon: float = 0.1
     center: bool = False
     text_spectrum: bool = False
+    sketch: int | None = None
 
     def __post_init__(self) -> None:
         if not 1e-5 <= self.epsilon <= 1e3:
             raise GeomprobeError(
                 f"RepresentationEntropy(epsilon={self.epsilon!r}): expected a number from 1e-5 to 1e3, such as 0.1"
             )
+        if self.sketch is not None and (not isinstance(self.sketch, int) or self.sketch < 1):
+            raise GeomprobeError(f"RepresentationEntropy(sketch={self.sketch!r}): expected a number of directions, such as 512")
 
     @property
-    def _stream(self) -> Covariance:
+    def _stream(self) -> Covariance | CovarianceSketch:
+        if self.sketch is not None:
+            return CovarianceSketch(rank=self.sketch, center=self.center)
         return Covariance(center=self.center, exact=self.epsilon < 0.05)
 
     @property
@@ -72,11 +83,15 @@ class RepresentationEntropy(Metric):
 
     def _of_stream(self, state: State) -> dict[str, Tensor | float]:
         n, width = float(state["n"]), state["sum"].shape[0]
-        values = eigenvalues(state)
+        measured: dict[str, Tensor | float] = {}
+        if isinstance(self._stream, CovarianceSketch):
+            values, measured["sketch_residual"] = sketched_eigenvalues(state, self._stream)
+        else:
+            values = eigenvalues(state)
         nats = spectrum.rate_distortion_entropy(values, n, self.epsilon)
         matrix_entropy = spectrum.matrix_entropy(values)
         rank = min(n - float(state["texts"]) * self.center, width)
-        return {
+        return measured | {
             "entropy": nats / spectrum.max_rate_distortion_entropy(width, n, self.epsilon),
             "entropy_nats": nats,
             "matrix_entropy": matrix_entropy,
