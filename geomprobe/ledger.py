@@ -91,9 +91,9 @@ class Ledger:
                     bank[site] = {a: named[f"{mode}/{site}/{name}"] for name, a in accumulators.items()}
         return banks
 
-    def over_ranks(self) -> Self:
-        """The sum over all processes that run together, a collective; itself in one alone."""
-        return self._of(sum_over_ranks(self._named())) if is_distributed() else self
+    def over_ranks(self, replicas: int) -> Self:
+        """The sum over all processes that run together, a collective; itself in one alone. ``replicas`` saw the same rows."""
+        return self._of(sum_over_ranks(self._named(), replicas=replicas)) if is_distributed() else self
 
     def reset(self, mode: Mode | None) -> None:
         """Forget what was seen in ``mode``, or in both."""

@@ -15,6 +15,7 @@ from geomprobe.capture.hooks import Capture
 from geomprobe.capture.stream import Endings, Stream
 from geomprobe.core.rows import exact_arithmetic
 from geomprobe.core.state import Accumulator, State, Tally
+from geomprobe.distributed import replicas
 from geomprobe.errors import GeomprobeError
 from geomprobe.gather import Gather
 from geomprobe.ledger import Ledger, Mode
@@ -83,6 +84,7 @@ class Probe:
         self.on_gain = on_gain
         self.paused = False
         self.fault: Exception | None = None
+        self._model = model
         self._base = anatomy.base
         self._capture = Capture(anatomy, self.sites, self, Endings.of(model))
         self._remarks: list[str] = []
@@ -157,7 +159,7 @@ class Probe:
             GeomprobeError: nothing was seen, or both modes were and ``mode`` does not say which; two metrics claim one name.
         """
         self._capture.end_dead_streams()
-        banks = self._with_streams().over_ranks().banks
+        banks = self._with_streams().over_ranks(replicas(self._model)).banks
         seen = [name for name, sites in banks.items() if sites]
         if mode is None and len(seen) == 2:
             raise GeomprobeError("this probe saw the model in training and in evaluation: read('train') or read('eval')")

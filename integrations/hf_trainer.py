@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -94,6 +95,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self.probe: Probe | None = None
         self.fault: Exception | None = None
         self._gate = _Gate()
+        self._stopped = False  # on all ranks, and all know
         self._writes = True
         self._file = None if jsonl is None else StepFile(jsonl)
         self._axis: StepAxis | None = None
@@ -132,7 +134,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         if model is None:
             raise GeomprobeError("ProbeCallback was told of no model by its Trainer")
         self.close()
-        self.fault = None
+        self.fault, self._stopped = None, False
         self._writes = bool(state.is_world_process_zero)
         if (left := Probe.on(model)) is not None and left in _probes:  # by a training that an exception ended
             left.close()
@@ -147,12 +149,13 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
-        if self.probe is None:
+        if not self._takes_part():
             return
         with self._guarded(state):
             self._gate.control, self._gate.evaluating = None, False
             self._gate.in_step = self._wanted(state.global_step + 1, args, state)
-            self.probe.reset("train")  # nothing but this step
+            if self.probe is not None:
+                self.probe.reset("train")  # nothing but this step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
@@ -165,6 +168,11 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
         self._await_evaluation(control)
+
+    def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """:meta private:"""
+        if self.fault is not None:
+            self._gate(0)  # no probe asks it any more, and the other ranks count on a report
 
     def on_evaluate(
         self,
@@ -198,23 +206,35 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
 
     # -- how ----------------------------------------------------------------------------------------------------------------
 
+    def _takes_part(self) -> bool:
+        """Whether this rank comes to the next report: also after a fault of its own, which it tells the others there."""
+        return not self._stopped and (self.probe is not None or self.fault is not None)
+
     def _wanted(self, step: int, args: TrainingArguments, state: TrainerState) -> bool:
         if self.when is not None:
             return self.when(step)
         return bool(step % state.logging_steps == 0 or (step == 1 and args.logging_first_step))
 
     def _await_evaluation(self, control: TrainerControl) -> None:
-        if self.probe is not None and self.evaluate:
+        if self._takes_part() and self.evaluate:
             self._gate.control = control
-            self.probe.reset("eval")  # what a training step ran in evaluation mode is none
+            if self.probe is not None:
+                self.probe.reset("eval")  # what a training step ran in evaluation mode is none
 
     def _report(self, mode: Literal["train", "eval"], name: str, state: TrainerState, *, commit: bool = True) -> None:
-        """Read what was measured, keep it, write it. Reading is for every process, writing for the main one."""
-        if self.probe is None:
+        """Read what was measured, keep it, write it. Reading is for every process, writing for the main one.
+
+        Reading is a collective: a rank on which measuring stopped must not leave the others waiting, so all stop together.
+        """
+        if not self._takes_part():
             return
         with self._guarded(state):
-            if self.probe.fault is not None:
-                raise self.probe.fault
+            fault = self.fault if self.probe is None else self.probe.fault
+            self._stopped = _on_any_rank(fault is not None)
+            if self.probe is None:
+                return
+            if self._stopped:
+                raise fault or GeomprobeError("measuring stopped on another rank, which says why")
             reading = dataclasses.replace(self.probe.read(mode, reset=True), mode=name)
             self._keep(state.global_step, reading)
             if self._writes:
@@ -238,6 +258,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         except Exception as error:
             if self.on_error == "raise":
                 raise
+            if self.fault is not None:  # said before
+                return
             warned = self.probe is not None and self.probe.fault is error
             self.fault = error.with_traceback(None)  # its frames hold tensors
             self.close()
@@ -271,3 +293,12 @@ def _evaluated(metrics: dict[str, float]) -> str:
     """``eval``, or ``eval_<name>`` of several sets: the prefix of what Trainer measured, which ends with the runtime."""
     prefix = next((key.removesuffix("_runtime") for key in reversed(metrics) if key.endswith("_runtime")), "eval")
     return prefix if prefix.startswith("eval") else f"eval_{prefix}"
+
+
+def _on_any_rank(flag: bool) -> bool:
+    """Whether ``flag`` is true in some process, a collective."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return flag
+    flags = [flag] * dist.get_world_size()
+    dist.all_gather_object(flags, flag)
+    return any(flags)

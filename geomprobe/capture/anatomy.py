@@ -63,7 +63,7 @@ def find_anatomy(model: nn.Module) -> Anatomy:
     one ``ModuleList`` of ``config.num_hidden_layers`` modules.
 
     Raises:
-        GeomprobeError: there is no such list, or more than one.
+        GeomprobeError: there is no such list, more than one, or some of its layers are in other processes.
     """
     if not isinstance(model, nn.Module):
         raise GeomprobeError(f"Probe needs a torch.nn.Module, and got {type(model).__name__}")
@@ -81,6 +81,11 @@ def find_anatomy(model: nn.Module) -> Anatomy:
             "give the one you mean, for example Probe(model.get_decoder())"
         )
     base, layers = found[0]
+    if any(type(layer).__name__ == "PipelineIdentityLayer" for layer in layers):
+        raise GeomprobeError(
+            f"this rank holds only a part of the layers of {type(base).__name__} (pipeline parallelism), and a probe needs "
+            "all: load the model without pp_size, for example with fsdp_size or tp_size"
+        )
     return Anatomy(base=base, layers=tuple(layers))
 
 

@@ -67,6 +67,7 @@ class Capture:
         self._listener = listener
         self._endings = endings
         self._frame: Frame | None = None
+        self._shape: tuple[int, int] | None = None
         self._handles: list[RemovableHandle] = []
         self._streams: list[Stream] = []
         self._passed: weakref.WeakSet[Any] = weakref.WeakSet()  # caches whose texts are not measured
@@ -137,6 +138,7 @@ class Capture:
             self.end_dead_streams()
             call = Call(arguments, training)
             self._frame = self._on_cache(call) if call.cache is not None else self._without_cache(call)
+            self._shape = None if self._frame is None else call.shape
         except Exception as error:
             self._listener.failed(error)
 
@@ -215,8 +217,19 @@ class Capture:
 
     def hidden(self, site: str, hidden: Tensor) -> None:
         """A site was passed."""
-        if self._frame is not None:
-            self._listener.captured(self._frame, site, hidden)
+        if (frame := self._frame) is None:
+            return
+        if hidden.shape[:2] == self._shape and not hasattr(hidden, "placements"):
+            self._listener.captured(frame, site, hidden)
+            return
+        self._frame = None  # nothing more of this forward
+        self._listener.failed(
+            GeomprobeError(
+                f"{site} is a {type(hidden).__name__} of {tuple(hidden.shape)} where {self._shape} tokens went in: each rank "
+                "holds a part of it (sequence parallelism). A probe needs whole texts: leave sequence parallelism out (with "
+                "parallelize_module, a plan that keeps what goes from layer to layer whole)"
+            )
+        )
 
     def _close(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         completed = output is not None  # always_call: after an exception there is no output
