@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from geomprobe import GeomprobeError, Metric, Probe, Reading
 from geomprobe.integrations.flat import flat
@@ -48,7 +49,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     numbers stand at the ``global_step`` at which Trainer logs its loss, as ``geomprobe/<metric>/<site>``. Evaluations that
     Trainer starts during training are measured whole, as ``geomprobe/eval/<metric>/<site>`` (``geomprobe/eval_<name>/…`` for
     each of several evaluation sets). What training computes does not change: losses are bit-identical. After
-    ``train(resume_from_checkpoint=…)`` the series goes on as if never stopped.
+    ``train(resume_from_checkpoint=…)`` the series goes on as if never stopped: readings lie in each checkpoint as
+    ``geomprobe.jsonl``, and no sum crosses an optimizer step, so there is no other state to save.
 
     Where readings go: into the active W&B run (Trainer's own with ``report_to="wandb"``), over ``train/global_step``; as whole
     readings with curves into ``jsonl``; and always into ``history``. With several processes each measures what it runs, and the
@@ -146,6 +148,10 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self._finalizer = weakref.finalize(self, probe.close)
         self.probe = probe
         self._rewind(state.global_step)
+        if state.global_step and not self.history:  # another process measured them
+            with self._guarded(state):
+                saved = _saved(args, state).records()
+                self.history = [(record["step"], Reading.from_dict(record)) for record in saved]
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
@@ -199,6 +205,9 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
         self._gate.control, self._gate.evaluating = None, False
+        if self._writes and self.fault is None:
+            with self._guarded(state):
+                _saved(args, state).replace({"step": step, **reading.to_dict()} for step, reading in self.history)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
@@ -287,6 +296,11 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self.history = [(at, reading) for at, reading in self.history if step and at <= step]
         if self._file is not None and self._writes:
             self._file.rewind(step)
+
+
+def _saved(args: TrainingArguments, state: TrainerState) -> StepFile:
+    """Where the readings lie in a checkpoint."""
+    return StepFile(os.path.join(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", "geomprobe.jsonl"))
 
 
 def _evaluated(metrics: dict[str, float]) -> str:

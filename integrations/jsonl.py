@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,23 @@ class StepFile:
 
     def rewind(self, step: int) -> None:
         """Drop the lines after ``step``, all of them for 0, and one that a crash cut off."""
-        if not self.path.exists():
-            return
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if step and 0 <= _step(line) <= step]
+        if self.path.exists():
+            self._replace([line for line in self._lines() if step and 0 <= _step(line) <= step])
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every whole line; none where there is no file."""
+        return [json.loads(line) for line in self._lines() if _step(line) >= 0] if self.path.exists() else []
+
+    def replace(self, records: Iterable[dict[str, Any]]) -> None:
+        """These records, each with its ``step``, in place of what is there."""
+        self._replace([json.dumps(record, allow_nan=False) for record in records])
+
+    def _lines(self) -> list[str]:
+        return self.path.read_text(encoding="utf-8").splitlines()
+
+    def _replace(self, lines: Iterable[str]) -> None:
         replacement = self.path.with_name(self.path.name + ".new")
-        replacement.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        replacement.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         replacement.replace(self.path)
 
 
