@@ -278,3 +278,9 @@ def test_dict_masks_and_holes_in_masks() -> None:
         readings.append(probe.read())
     assert [reading["texts/embed"] for reading in readings] == [1, 1]
     assert readings[0]["information_gain/embed"] == pytest.approx(readings[1]["information_gain/embed"])
+
+
+def test_packed_documents_on_a_cache_are_refused(model: Any) -> None:
+    ids, positions = token_batch(1, 9), torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
+    with torch.no_grad(), Probe(model, on_error="raise"), pytest.raises(GeomprobeError, match="packed documents"):
+        model(ids, position_ids=positions, past_key_values=DynamicCache(config=model.config))

@@ -167,6 +167,12 @@ class Capture:
                     "unknown: attach the probe before the cache is filled, and begin with an empty cache of your own "
                     "(past_key_values=DynamicCache(config=model.config)), as generate() does"
                 )
+            starts, mask = call.starts(), call.mask()
+            if starts is not None and bool(((starts if mask is None else starts & mask).sum(1) > 1).any()):
+                raise GeomprobeError(
+                    "packed documents were put on a KV cache, whose next token belongs to the last of them only: run packed "
+                    "documents without past_key_values, or give each document a row of its own"
+                )
             self._passed.discard(cache)
             stream = Stream(cache, self._endings, call.training)
             self._streams.append(stream)

@@ -146,25 +146,27 @@ class GrowingCholesky:
         rows = rows.to(self._rows)
         old, new = self.length, self.length + rows.shape[-2]
         self._reserve(new)
-        cross = self.rows @ rows.mT * self.sigma**-2  # t×b
-        below = torch.linalg.solve_triangular(self.factor, cross, upper=False)
+        # Over all the room there is: rows not there yet are zero, and a slice of the factor would be copied to be solved with.
+        cross = self._rows @ rows.mT * self.sigma**-2
+        below = torch.linalg.solve_triangular(self._factor, cross, upper=False)
         corner = rows @ rows.mT * self.sigma**-2 - below.mT @ below
         corner.diagonal(dim1=-2, dim2=-1).add_(1)
         corner = torch.linalg.cholesky_ex(corner)[0]
         self._rows[..., old:new, :] = rows
-        self._factor[..., old:new, :old] = below.mT
+        self._factor[..., old:new, :old] = below[..., :old, :].mT
         self._factor[..., old:new, old:new] = corner
         self.length = new
         return gains(corner)
 
     def _reserve(self, length: int) -> None:
-        """Room for ``length`` rows; capacity doubles, so that a stream of T tokens copies O(T) rows in all."""
-        capacity = self._rows.shape[-2]
-        if length <= capacity:
+        """Room for ``length`` rows. It grows by a quarter, so that a stream of T tokens copies O(T) rows in all."""
+        room = self._rows.shape[-2]
+        if length <= room:
             return
-        grown = max(length, 2 * capacity)
+        grown = max(length, room + max(64, room // 4)) if room else length
         rows = self._rows.new_zeros((*self._rows.shape[:-2], grown, self._rows.shape[-1]))
         factor = self._factor.new_zeros((*self._factor.shape[:-2], grown, grown))
         rows[..., : self.length, :] = self.rows
         factor[..., : self.length, : self.length] = self.factor
+        factor[..., self.length :, self.length :].diagonal(dim1=-2, dim2=-1).fill_(1)  # what is not there yet solves to zero
         self._rows, self._factor = rows, factor

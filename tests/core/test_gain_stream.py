@@ -3,6 +3,7 @@
 import itertools
 
 import mpmath  # type: ignore[import-untyped]  # comes with torch
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -90,3 +91,19 @@ def test_memory_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GrowingCholesky, "append", watched)
     streamed(unit(500, 6), [7] * 71 + [3])
     assert longest == 6
+
+
+def test_a_hundred_thousand_tokens_of_one_stream_are_those_of_one_determinant() -> None:
+    """Portions of any size, far beyond d = 64 rows, against float64 NumPy on all rows up to a place at once."""
+    width, length = 64, 100_000
+    draw = torch.randn(length, width, generator=torch.Generator().manual_seed(0))
+    z = torch.nn.functional.normalize(draw * torch.arange(1, width + 1) ** -0.5 + 0.5, dim=-1)
+    stream = GainStream(width)
+    total = torch.cat([stream.append(rows) for rows in torch.split(z, [7, 93, 1, 899, *[3000] * 33])]).cumsum(0)
+    held = sum(tensor.numel() for tensor in (stream._factor._rows, stream._factor._factor, stream._outer, *stream._pending))
+    assert held <= 6 * width**2, "memory does not grow with the stream"
+    rows = z.double().numpy()
+    for end in (50, 64, 65, 1000, 31_234, length):
+        gram = rows[:end].T @ rows[:end]
+        expected = np.linalg.slogdet(np.eye(width) + 1e4 * gram).logabsdet / 2
+        assert float(total[end - 1]) == pytest.approx(expected, rel=1e-9)

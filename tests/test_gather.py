@@ -1,0 +1,100 @@
+"""Sites measured in groups: the numbers of sites measured one by one, and no waiting for the device."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import geomprobe.gather
+import geomprobe.ledger
+from geomprobe import Probe
+from geomprobe.gather import Gather
+from tests.models import padded, tiny, token_batch
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+
+
+class NoWaiting(TorchDispatchMode):  # type: ignore[misc]
+    """Raises where a number or a shape is read off a tensor, which on a GPU waits for it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal"):
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def waiting_forbidden(device: str) -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode() if device == "cuda" else 0
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        with NoWaiting():
+            yield
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_hot_path_never_waits(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    put, flush = Gather.put, Gather.flush
+
+    def watched_put(self: Gather, *args: Any) -> None:
+        with waiting_forbidden(device):
+            put(self, *args)
+
+    def watched_flush(self: Gather) -> None:
+        with waiting_forbidden(device):
+            flush(self)
+
+    monkeypatch.setattr(Gather, "put", watched_put)
+    monkeypatch.setattr(Gather, "flush", watched_flush)
+    model = tiny().to(device)
+    batch = {name: value.to(device) for name, value in padded([token_batch(1, n)[0] for n in (40, 7)]).items()}
+    with Probe(model, on_error="raise") as probe:
+        model(**batch, use_cache=False)
+        model(batch["input_ids"][:, :20], use_cache=False)
+    assert probe.read()["tokens/final_norm"] == 47 + 40
+    with pytest.raises(AssertionError, match="waits for the device"), waiting_forbidden(device):
+        float(torch.zeros((), device=device))
+
+
+@pytest.mark.parametrize("group", [1, 2, 3])
+@pytest.mark.parametrize("entries", [1, 1 << 11, 1 << 24])
+def test_groups_of_any_size_give_the_same_numbers(group: int, entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    batches = [padded([token_batch(1, n, seed=n)[0] for n in lengths]) for lengths in ((12, 7), (40, 3, 9))]
+
+    def read(layers: Any = None) -> dict[str, float]:
+        with torch.no_grad(), Probe(model, layers=layers, on_error="raise") as probe:
+            for batch in batches:
+                model(**batch, use_cache=False)
+        return probe.read().values
+
+    expected, some = read(), read([0, "final_norm"])
+    monkeypatch.setattr(geomprobe.gather, "GROUP", group)
+    monkeypatch.setattr(geomprobe.ledger, "GROUP", group)
+    monkeypatch.setattr(geomprobe.gather, "_ENTRIES", entries)
+    assert read() == pytest.approx(expected, rel=1e-9)
+    assert read([0, "final_norm"]) == pytest.approx(some, rel=1e-9)
+    assert some.items() <= expected.items()
+
+
+def test_a_state_goes_on_after_it_was_loaded_on_top_of_what_is_stacked() -> None:
+    model, first, second = tiny(), token_batch(seed=1), token_batch(seed=2)
+    with torch.no_grad(), Probe(model, on_error="raise") as both:
+        model(first, use_cache=False)
+        saved = both.state_dict()
+        model(second, use_cache=False)
+    with torch.no_grad(), Probe(model, on_error="raise") as resumed:
+        model(second, use_cache=False)  # in place of which the state is loaded
+        resumed.load_state_dict(saved)
+        model(second, use_cache=False)
+    assert resumed.read().values == pytest.approx(both.read().values, rel=1e-12)
+    assert resumed.state_dict().keys() == both.state_dict().keys()
+    resumed.reset()
+    assert not resumed.state_dict()
