@@ -124,14 +124,14 @@ class Ledger:
         self._rest = loaded._rest
 
     def _named(self) -> dict[str, State]:
-        """States by ``mode/site/accumulator``, which means the same in every process and in a file."""
+        """States by ``mode/site/accumulator``, which means the same in every process and in a file; to be read only."""
         parts: dict[str, list[State]] = {place: [state] for place, state in self._rest.items()}
         for stack, states in self._stacks.items():
             for i in sorted(self._seen[stack]):
                 for accumulator, state in states.items():
                     place = f"{stack[0]}/{self._sites[i]}/{accumulator!r}"
                     parts.setdefault(place, []).append({name: value[i % GROUP] for name, value in state.items()})
-        return {place: merge(states) for place, states in parts.items()}
+        return {place: merge(states) if len(states) > 1 else states[0] for place, states in parts.items()}
 
     def _of(self, *parts: Mapping[str, State]) -> Self:
         """The ledger of several :meth:`_named`, added."""
