@@ -69,25 +69,31 @@ class Bench(StrEnum):
     overhead = "overhead"
     decode = "decode"
     memory = "memory"
+    lasso = "lasso"
 
 
 @app.command()
 def bench(
-    what: Annotated[Bench, typer.Argument(help="A forward and a training step; generation; growth of memory.")],
+    what: Annotated[Bench, typer.Argument(help="A forward and a training step; generation; growth of memory; the Lasso.")],
     model: Annotated[str | None, typer.Option(help="Hub id, directory or .gguf file; by default random weights.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda …; CUDA when there is one.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
     batch: Annotated[int, typer.Option(help="Rows per forward.", min=1)] = 2,
-    length: Annotated[int, typer.Option(help="Tokens per row.", min=1)] = 256,
+    length: Annotated[int | None, typer.Option(help="Tokens per row: 256, 512 for the Lasso.", min=1)] = None,
     rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 9,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What the probe costs, as ratios to the bare model from one interleaved run."""
     from geomprobe import bench as benchmarks
+    from geomprobe import bench_lasso
 
+    if what is Bench.lasso:
+        solved = bench_lasso.bench_lasso(model, length=length or 512, rounds=rounds, device=device)
+        print(json.dumps(solved) if as_json else bench_lasso.table(solved))
+        return
     subject = benchmarks.subject(what, model=model, device=device, dtype=dtype)
     if what is Bench.overhead:
-        results = benchmarks.bench_overhead(subject, batch=batch, length=length, rounds=rounds)
+        results = benchmarks.bench_overhead(subject, batch=batch, length=length or 256, rounds=rounds)
     elif what is Bench.decode:
         results = benchmarks.bench_decode(subject, rounds=rounds)
     else:

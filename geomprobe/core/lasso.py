@@ -21,7 +21,7 @@ from torch import Tensor
 
 from geomprobe.errors import GeomprobeError
 
-__all__ = ["LassoSolution", "largest_penalty", "literal_penalty", "sklearn_penalty", "solve_lasso"]
+__all__ = ["LassoSolution", "duality_gap", "largest_penalty", "literal_penalty", "sklearn_penalty", "solve_lasso"]
 
 _ADDED = 6
 """Violators that join an active set at once. More mean fewer rounds, and more that leave again."""
@@ -56,6 +56,12 @@ def literal_penalty(weight: float) -> float:
 def largest_penalty(gram: Tensor) -> Tensor:
     """The least λ at which row t picks nothing, ``max_{j<t} |K_tj|``, ``(…, T)``; 0 for the first row."""
     return gram.double().tril(-1).abs().amax(-1)
+
+
+def duality_gap(gram: Tensor, coefficients: Tensor, penalty: float) -> Tensor:
+    """At most how far the objective of each target is above the least one, ``(…, T)``, whoever found the coefficients."""
+    objective, bound = _Problem(gram.double(), penalty).bounds(coefficients.double().tril(-1))
+    return (objective - bound).clamp_min(0)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,14 @@
 """The benchmarks run and add up. What they measure is not asserted here: a figure belongs to a machine."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from geomprobe import GeomprobeError
 from geomprobe.bench import Ratio, bench_decode, bench_memory, bench_overhead, table
+from geomprobe.bench_lasso import bench_lasso
+from geomprobe.bench_lasso import table as lasso_table
 from geomprobe.probe import Probe
 from tests.models import snapshot, tiny
 
@@ -38,3 +42,18 @@ def test_memory_counts_tokens() -> None:
 def test_ratios_are_taken_round_by_round() -> None:
     ratio = Ratio.of([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert (ratio.median, ratio.low, ratio.high, ratio.seconds) == pytest.approx((2, 2, 2, 4))
+
+
+def test_lasso_compares_itself_on_a_trained_model(stories_model: Path) -> None:
+    """The gaps are measured alike for all; a peer's weights are as good as it says, ours as good as was asked."""
+    results = bench_lasso(str(stories_model), length=40, rounds=1)
+    assert {"geomprobe", "scikit-learn", "scikit-learn, precompute"} <= set(results["sparse"]) == set(results["near-dense"])
+    assert results["sparse"]["geomprobe"]["largest_gap"] <= 1e-6
+    assert results["near-dense"]["geomprobe"]["largest_gap"] <= 1e-4
+    assert results["sparse"]["scikit-learn"]["largest_gap"] < 1e-2
+    assert json.loads(json.dumps(results)) == results
+    assert max(map(len, lasso_table(results).splitlines())) <= 80
+    with pytest.raises(GeomprobeError, match="--model"):
+        bench_lasso(None)
+    with pytest.raises(GeomprobeError, match="does not read 5000 tokens"):
+        bench_lasso(str(stories_model), length=5000)
