@@ -21,13 +21,16 @@ from torch import Tensor
 
 from geomprobe.errors import GeomprobeError
 
-__all__ = ["LassoSolution", "duality_gap", "largest_penalty", "literal_penalty", "sklearn_penalty", "solve_lasso"]
+__all__ = ["LassoSolution", "largest_penalty", "lasso_objective", "literal_penalty", "sklearn_penalty", "solve_lasso"]
 
 _ADDED = 6
 """Violators that join an active set at once. More mean fewer rounds, and more that leave again."""
 
 _DENSE = 96
 """Picks of one target beyond which its sequence is taken to be near-dense."""
+
+_ADMM_ROUNDS = 200
+"""Enough for all but the targets that conditioning makes slow."""
 
 _SMALL = 1e-3
 """Of the mean largest penalty: below it a solution is near-dense without a look."""
@@ -58,10 +61,9 @@ def largest_penalty(gram: Tensor) -> Tensor:
     return gram.double().tril(-1).abs().amax(-1)
 
 
-def duality_gap(gram: Tensor, coefficients: Tensor, penalty: float) -> Tensor:
-    """At most how far the objective of each target is above the least one, ``(…, T)``, whoever found the coefficients."""
-    objective, bound = _Problem(gram.double(), penalty).bounds(coefficients.double().tril(-1))
-    return (objective - bound).clamp_min(0)
+def lasso_objective(gram: Tensor, coefficients: Tensor, penalty: float) -> Tensor:
+    """``½‖z_t − Σ β_j z_j‖² + λ‖β‖₁`` of each target, ``(…, T)``, whoever found the coefficients."""
+    return _Problem(gram.double(), penalty).bounds(coefficients.double().tril(-1))[0]
 
 
 @dataclass(frozen=True)
@@ -120,17 +122,26 @@ def solve_lasso(
         for part in _parts(stack):
             problem = _Problem(stack[part], penalty)
             first = None if begin is None else begin[part]
-            if penalty < _SMALL * float(largest_penalty(stack[part]).mean()):
-                found = torch.zeros_like(stack[part]) if first is None else first
-            else:
-                found = _active_sets(problem, tol, max_rounds, first)
-            objective, bound = problem.bounds(found)
-            coefficients[part], gaps[part] = found, (gap := (objective - bound).clamp_min(0))
-            if (unsolved := (gap > tol).any(-1)).any():
-                some = torch.arange(*part.indices(len(stack)), device=stack.device)[unsolved]
-                dense = _Problem(stack[some], penalty)
-                coefficients[some], gaps[some] = _admm(dense, tol, max_rounds, found[unsolved])
+            coefficients[part], gaps[part] = _solve(problem, tol, max_rounds, first)
     return LassoSolution(coefficients.reshape(gram.shape), gaps.reshape(gram.shape[:-1]), tol)
+
+
+def _solve(problem: "_Problem", tol: float, max_rounds: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Coefficients and gaps of some sequences: active sets where few are picked, ADMM where many are, its stragglers again by
+    active sets, which end exactly however ill-conditioned the rows are."""
+    every = torch.ones(problem.gram.shape[:-1], dtype=torch.bool, device=problem.gram.device)
+    found = torch.zeros_like(problem.gram) if start is None else start.clone()
+    if problem.penalty >= _SMALL * float(largest_penalty(problem.gram).mean()):
+        _active_sets(problem, every, found, tol, max_rounds, _DENSE)
+    gap = problem.gap(found)
+    if bool((gap > tol).any()):
+        found, gap = _admm(problem, tol, min(max_rounds, _ADMM_ROUNDS), found)
+    if bool((left := gap > tol).any()):
+        exact = found.clone()
+        _active_sets(problem, left, exact, tol, max_rounds, problem.gram.shape[-1])
+        better = (exact_gap := problem.gap(exact)) < gap
+        found, gap = torch.where(better.unsqueeze(-1), exact, found), torch.where(better, exact_gap, gap)
+    return found, gap
 
 
 def _parts(stack: Tensor, entries: int = 1 << 25) -> Iterator[slice]:
@@ -146,6 +157,11 @@ class _Problem:
         self.gram = gram
         self.penalty = penalty
         self.past = torch.ones(gram.shape[-2:], dtype=torch.bool, device=gram.device).tril(-1)
+
+    def gap(self, coefficients: Tensor) -> Tensor:
+        """Duality gap of every target, ``(S, T)``."""
+        objective, bound = self.bounds(coefficients)
+        return (objective - bound).clamp_min(0)
 
     def bounds(self, coefficients: Tensor, slope: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Objective of every target ``(S, T)``, and a lower bound of the least one; ``slope`` is ``Zᵀr``, where it is known."""
@@ -167,13 +183,11 @@ class _Problem:
         return objective, scale * aligned - scale.square() / 2 * residual
 
 
-def _active_sets(problem: _Problem, tol: float, max_rounds: int, start: Tensor | None) -> Tensor:
-    """Coefficients by active sets; of sequences that turn out near-dense, as far as they came."""
+def _active_sets(problem: _Problem, which: Tensor, found: Tensor, tol: float, max_rounds: int, limit: int) -> None:
+    """Improve the coefficients ``found`` of some targets in place, those that pick ``limit`` rows only as far as they came."""
     gram, penalty = problem.gram, problem.penalty
     length = gram.shape[-1]
-    found = torch.zeros_like(gram) if start is None else start.clone()
-    sequence, row = (index.flatten() for index in torch.meshgrid(*map(torch.arange, gram.shape[:2]), indexing="ij"))
-    sequence, row = sequence.to(gram.device), row.to(gram.device)
+    sequence, row = which.nonzero(as_tuple=True)
     sets = _Sets.of(found[sequence, row])
     before = gram.new_full(sequence.shape, torch.inf)
     for _ in range(max_rounds):
@@ -182,14 +196,13 @@ def _active_sets(problem: _Problem, tol: float, max_rounds: int, start: Tensor |
         objective, bound = problem.bounds_of(weights, slope, targets, gram.diagonal(dim1=-2, dim2=-1)[sequence, row])
         # A set that several joined at once may have lost them all again: one that joins an optimal set stays.
         stuck = objective >= before - 1e-14
-        go_on = (objective - bound > tol) & (sets.counts() < _DENSE) & (slope.abs().amax(-1) > penalty * (1 + _VIOLATES))
+        go_on = (objective - bound > tol) & (sets.counts() < limit) & (slope.abs().amax(-1) > penalty * (1 + _VIOLATES))
         if not go_on.any():
             break
         sequence, row, targets, slope, before, stuck = (x[go_on] for x in (sequence, row, targets, slope, objective, stuck))
         sets = sets.keep(go_on)
         sets.admit(slope, penalty, stuck, min(_ADDED, length))
         found[sequence, row] = sets.solve(gram, sequence, targets, penalty)
-    return found
 
 
 def _products(coefficients: Tensor, gram: Tensor, sequence: Tensor) -> Tensor:
