@@ -54,10 +54,12 @@ class Ledger:
                 a: {name: value.expand(held, *value.shape).clone() for name, value in a.zero(rows.width, stack[2]).items()}
                 for a in self._accumulators
             }
-        self._seen[stack].update(range(sites.start, sites.stop))
         within = slice(sites.start - group * GROUP, sites.stop - group * GROUP)
         for part in rows.split():
             measured = {accumulator: accumulator.measure(part) for accumulator in self._accumulators}
+            for accumulator, more in measured.items():
+                _check_shapes(accumulator, more, self._stacks[stack][accumulator], sites.stop - sites.start)
+            self._seen[stack].update(range(sites.start, sites.stop))
             for accumulator, more in measured.items():  # only now: a fault in one leaves all as they were
                 signed = more if sign > 0 else {name: -value for name, value in more.items()}
                 add(self._stacks[stack][accumulator], signed, within)
@@ -131,25 +133,50 @@ class Ledger:
                 for accumulator, state in states.items():
                     place = f"{stack[0]}/{self._sites[i]}/{accumulator!r}"
                     parts.setdefault(place, []).append({name: value[i % GROUP] for name, value in state.items()})
-        return {place: merge(states) if len(states) > 1 else states[0] for place, states in parts.items()}
+        for place, several in parts.items():
+            if len({_width(state) for state in several}) > 1:
+                raise GeomprobeError(f"the state that was loaded is of another model: {place} has other widths")
+        return {place: merge(several) if len(several) > 1 else several[0] for place, several in parts.items()}
 
     def _of(self, *parts: Mapping[str, State]) -> Self:
         """The ledger of several :meth:`_named`, added."""
-        places = {f"{mode}/{site}/{a!r}" for mode in ("train", "eval") for site in self._sites for a in self._accumulators}
+        places = {f"{mode}/{site}/{a!r}": a for mode in ("train", "eval") for site in self._sites for a in self._accumulators}
         advice = "make the probe with the arguments of the one that saved it"
         ledger = self._empty()
         for named in parts:
-            if unknown := set(named) - places:
+            if unknown := set(named) - set(places):
                 raise GeomprobeError(f"this state holds {min(unknown)!r}, which a probe like this one does not keep: {advice}")
             seen = {place.rsplit("/", 1)[0] for place in named}
             if missing := {place for place in places if place.rsplit("/", 1)[0] in seen} - set(named):
                 raise GeomprobeError(f"this state holds no {min(missing)!r}, which a probe like this one keeps: {advice}")
             for place, state in named.items():
+                kept = set(places[place].zero(_width(state), torch.device("meta")))
+                if missing := kept.symmetric_difference(state):
+                    raise GeomprobeError(
+                        f"this state's {place!r} and what a probe like this one keeps differ by {min(missing)!r}"
+                    )
                 ledger._rest[place] = merge([ledger._rest[place], state]) if place in ledger._rest else state
         return ledger
 
     def _empty(self) -> Self:
         return type(self)(self._accumulators, self._sites)
+
+
+def _check_shapes(accumulator: Accumulator, more: State, state: State, sites: int) -> None:
+    """A sum over the sites together would pass for the sum of each."""
+    shapes = {name: tuple(value.shape) for name, value in more.items()}
+    if more.keys() != state.keys() or any(
+        value.shape[:1] != (sites,) or value.dim() != state[name].dim() for name, value in more.items()
+    ):
+        raise GeomprobeError(
+            f"{accumulator!r}.measure() gave {shapes}: expected the names of zero(), and before each of its shapes a "
+            f"dimension of {sites} sites, as rows.hidden has (sum over the last dimensions only)"
+        )
+
+
+def _width(state: State) -> int:
+    """Numbers per row, of a state that shows it."""
+    return state["sum"].shape[-1] if "sum" in state else 1
 
 
 _Stack = tuple[Mode, int, torch.device, int]

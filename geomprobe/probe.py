@@ -86,7 +86,7 @@ class Probe:
         self.fault: Exception | None = None
         self._model = model
         self._base = anatomy.base
-        self._capture = Capture(anatomy, self.sites, self, Endings.of(model))
+        self._capture = Capture(model, anatomy, self.sites, self, Endings.of(model))
         self._remarks: list[str] = []
         self._live = None if on_gain is None else LiveGains(self._sigma())
         self._status: Literal["new", "attached", "closed"] = "new"
@@ -230,7 +230,8 @@ class Probe:
 
     def _notes(self) -> list[str]:
         if self.fault is None:
-            return list(self._remarks)
+            unfinished = ["a forward has begun and not ended: some sites may count its tokens"] * self._capture.is_open
+            return [*self._remarks, *unfinished]
         stopped = f"the probe stopped in forward {self._forwards}: {type(self.fault).__name__}: {self.fault}"
         return [*self._remarks, f"{stopped} (some of the sites that this forward had passed may count it)"]
 

@@ -49,8 +49,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     numbers stand at the ``global_step`` at which Trainer logs its loss, as ``geomprobe/<metric>/<site>``. Evaluations that
     Trainer starts during training are measured whole, as ``geomprobe/eval/<metric>/<site>`` (``geomprobe/eval_<name>/…`` for
     each of several evaluation sets). What training computes does not change: losses are bit-identical. After
-    ``train(resume_from_checkpoint=…)`` the series goes on as if never stopped: readings lie in each checkpoint as
-    ``geomprobe.jsonl``, and no sum crosses an optimizer step, so there is no other state to save.
+    ``train(resume_from_checkpoint=…)`` with the same ``output_dir`` the series goes on as if never stopped: readings lie in
+    each checkpoint as ``geomprobe.jsonl``, and no sum crosses an optimizer step, so there is no other state to save.
 
     Where readings go: into the active W&B run (Trainer's own with ``report_to="wandb"``), over ``train/global_step``; as whole
     readings with curves into ``jsonl``; and always into ``history``. With several processes each measures what it runs, and the
@@ -149,9 +149,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self.probe = probe
         self._rewind(state.global_step)
         if state.global_step and not self.history:  # another process measured them
-            with self._guarded(state):
-                saved = _saved(args, state).records()
-                self.history = [(record["step"], Reading.from_dict(record)) for record in saved]
+            self.history = self._earlier(_saved(args, state))
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
@@ -206,8 +204,10 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         """:meta private:"""
         self._gate.control, self._gate.evaluating = None, False
         if self._writes and self.fault is None:
+            saved = _saved(args, state)
             with self._guarded(state):
-                _saved(args, state).replace({"step": step, **reading.to_dict()} for step, reading in self.history)
+                if saved.path.parent.is_dir():  # not where a hyperparameter search keeps its checkpoints
+                    saved.replace({"step": step, **reading.to_dict()} for step, reading in self.history)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
@@ -258,6 +258,19 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
                 self.history[i] = (when, Reading(mode=old.mode, sites=old.sites, values=old.values, notes=old.notes))
                 break
         self.history.append((step, reading))
+
+    def _earlier(self, saved: StepFile) -> list[tuple[int, Reading]]:
+        """The readings of a checkpoint. Without them the series begins here, and says so."""
+        try:
+            records = saved.records()
+            if not records:
+                warnings.warn(f"geomprobe: no earlier readings in {saved.path}: the history begins at this step", stacklevel=2)
+            return [(record["step"], Reading.from_dict(record)) for record in records]
+        except (OSError, ValueError, GeomprobeError) as error:
+            if self.on_error == "raise":
+                raise
+            warnings.warn(f"geomprobe: the earlier readings in {saved.path} cannot be read: {error}", stacklevel=2)
+            return []
 
     @contextmanager
     def _guarded(self, state: TrainerState) -> Iterator[None]:

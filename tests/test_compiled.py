@@ -1,4 +1,4 @@
-"""Under ``torch.compile`` with the probe attached first: one graph, the same numbers; attached too late: refused."""
+"""Under ``torch.compile`` with the probe attached first: one graph, the same numbers; attached later: traced again."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from geomprobe import GeomprobeError, Probe, every
+from geomprobe import Probe, every
 from tests.models import padded, snapshot, tiny, token_batch
 
 WAYS: dict[str, Callable[[Any], Any]] = {
@@ -83,7 +83,8 @@ def test_training_steps_in_a_full_graph(checkpointing: bool) -> None:
 
 
 def test_a_model_compiled_layer_by_layer() -> None:
-    model, batch = tiny(), {"input_ids": token_batch()}
+    """More layers than Dynamo makes graphs of one code: they must be able to share."""
+    model, batch = tiny(layers=12), {"input_ids": token_batch()}
     with Probe(model, on_error="raise") as eager:
         run(model, [batch])
     with Probe(model, on_error="raise") as probe:
@@ -114,19 +115,38 @@ def test_after_close_the_graph_hears_nothing() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_attached_after_tracing_is_refused_and_the_advice_works(way: str) -> None:
+def test_attached_after_tracing_the_next_call_traces_again(way: str) -> None:
+    """A graph that was traced without hooks would never call any, and Dynamo does not look for new ones."""
     model, batch = tiny(), {"input_ids": token_batch()}
     step = WAYS[way](model)
-    with Probe(model):  # compiled, but not traced yet
-        pass
-    run(step, [batch])
-    with pytest.raises(GeomprobeError, match=r"was compiled and has run.*torch\.compiler\.reset\(\)"):
-        Probe(model).attach()
-    assert Probe.on(model) is None
-    torch.compiler.reset()
-    with Probe(model, on_error="raise") as probe:
+    run(step, [batch, batch])
+    with Probe(model, on_error="raise") as first:
         run(step, [batch])
-    assert probe.read()["tokens/final_norm"] == 24
+    with Probe(model, layers=[1], on_error="raise") as second:
+        run(step, [batch, batch])
+    with Probe(model.model, on_error="raise") as third:
+        run(step, [batch])
+    assert [probe.read()["tokens/layer_01"] for probe in (first, second, third)] == [24, 48, 24]
+    assert second.read().sites == ("layer_01",)
+
+
+def test_a_model_wrapped_again_and_one_that_another_models_graph_fits() -> None:
+    watched, other, batch = tiny(), tiny(), {"input_ids": token_batch()}
+    run(torch.compile(other, backend="eager"), [batch])
+    run(torch.compile(watched, backend="eager"), [batch])  # and the wrapper is gone
+    with Probe(watched, on_error="raise") as probe:
+        run(torch.compile(watched, backend="eager"), [batch, batch])
+        run(torch.compile(other, backend="eager"), [batch])
+    assert probe.read()["tokens/embed"] == 48
+
+
+def test_many_watched_models_one_after_another_stay_in_full_graphs() -> None:
+    batch = {"input_ids": token_batch()}
+    for _ in range(12):
+        model = tiny(layers=1)
+        with Probe(model, on_error="raise") as probe:
+            run(torch.compile(model, fullgraph=True, backend="eager"), [batch])
+        assert probe.read()["tokens/embed"] == 24
 
 
 def test_another_model_that_is_compiled_does_not_matter() -> None:

@@ -2,22 +2,26 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import geomprobe.gather
 import geomprobe.ledger
-from geomprobe import Probe
+from geomprobe import GeomprobeError, Metric, Probe, RepresentationEntropy
+from geomprobe.core.rows import Rows
+from geomprobe.core.state import Accumulator, State
 from geomprobe.gather import Gather
 from tests.models import padded, tiny, token_batch
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 
 
-class NoWaiting(TorchDispatchMode):  # type: ignore[misc]
+class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Raises where a number or a shape is read off a tensor, which on a GPU waits for it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -32,7 +36,7 @@ def waiting_forbidden(device: str) -> Iterator[None]:
     if device == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     try:
-        with NoWaiting():
+        with NoWaiting():  # type: ignore[no-untyped-call]
             yield
     finally:
         if device == "cuda":
@@ -98,3 +102,67 @@ def test_a_state_goes_on_after_it_was_loaded_on_top_of_what_is_stacked() -> None
     assert resumed.state_dict().keys() == both.state_dict().keys()
     resumed.reset()
     assert not resumed.state_dict()
+
+
+@dataclass(frozen=True)
+class Careless(Metric):
+    """Sums over the sites of a group, too."""
+
+    @property
+    def needs(self) -> tuple[Accumulator, ...]:
+        return (self,)
+
+    def zero(self, width: int, device: torch.device) -> State:
+        return {"n": torch.zeros((), dtype=torch.float64, device=device)}
+
+    def measure(self, rows: Rows) -> State:
+        return {"n": rows.valid.double().sum()}
+
+    def scalars(self, states: Any) -> dict[str, Tensor | float]:
+        return {"mine": states[self]["n"]}
+
+
+def test_an_accumulator_that_sums_over_sites_is_refused_and_nothing_of_it_kept() -> None:
+    model = tiny()
+    with (
+        Probe(model, [RepresentationEntropy(), Careless()]) as probe,
+        pytest.warns(RuntimeWarning, match="dimension of 4 sites"),
+    ):
+        model(token_batch())
+    with pytest.raises(GeomprobeError, match="nothing to read"):
+        probe.read()
+
+
+def test_a_state_of_another_model_or_with_a_sum_missing_is_refused() -> None:
+    narrow, wide = tiny(), tiny(width=48)
+    states = []
+    for model in (narrow, wide):
+        with Probe(model, on_error="raise") as probe:
+            model(token_batch())
+        states.append(probe.state_dict())
+    with Probe(wide, on_error="raise") as mixed:
+        mixed.load_state_dict(states[0])
+        wide(token_batch())
+        with pytest.raises(GeomprobeError, match="other widths"):
+            mixed.read()
+    del states[1]["eval/embed/Covariance(center=False, exact=False)/outer_0"]
+    with pytest.raises(GeomprobeError, match="differ by 'outer_0'"):
+        Probe(wide).load_state_dict(states[1])
+
+
+def test_an_interrupted_forward_is_told() -> None:
+    model = tiny()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with Probe(model, on_error="raise") as probe:
+        model(token_batch())
+        handle = model.model.norm.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(token_batch())
+        handle.remove()
+        assert "not ended" in probe.read().notes[0]
+        model(token_batch())
+        assert "broke off" in probe.read().notes[0]
+        assert probe.read()["tokens/final_norm"] == 48

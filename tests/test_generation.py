@@ -284,3 +284,24 @@ def test_packed_documents_on_a_cache_are_refused(model: Any) -> None:
     ids, positions = token_batch(1, 9), torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
     with torch.no_grad(), Probe(model, on_error="raise"), pytest.raises(GeomprobeError, match="packed documents"):
         model(ids, position_ids=positions, past_key_values=DynamicCache(config=model.config))
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_a_hole_in_a_mask_is_no_second_document(cache: str) -> None:
+    """A static cache gets a block mask, in which the place after a hole attends past it."""
+    model, ids = tiny(), token_batch(1, 9)
+    mask = torch.ones_like(ids)
+    mask[0, 4] = 0
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "cache_implementation": cache}
+    with Probe(model, on_error="raise") as probe:
+        model.generate(ids, attention_mask=mask, **options)
+    assert (probe.read()["tokens/embed"], probe.read()["texts/embed"]) == (8 + 4, 1)
+
+
+def test_texts_fed_again_in_the_other_mode_are_texts_of_their_own() -> None:
+    model, text = tiny(), token_batch(2, 7)
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+        model.train()(text[:, :6], use_cache=False)
+        model.eval()(text, use_cache=False)
+    assert (probe.read("train")["tokens/embed"], probe.read("eval")["tokens/embed"]) == (12, 14)
+    assert probe.read("eval")["texts/embed"] == 2

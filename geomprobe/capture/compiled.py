@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["begin", "end", "forget", "hidden", "register", "traced"]
+__all__ = ["begin", "end", "forget", "forget_graphs", "hidden", "register"]
 
 _TENSORS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "cu_seq_lens_q")
 
@@ -22,7 +22,7 @@ _TENSORS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "cu_
 class _Capture(Protocol):
     def begin(self, arguments: dict[str, Any], training: bool) -> None: ...
 
-    def hidden(self, site: str, hidden: Tensor) -> None: ...
+    def hidden(self, number: int, hidden: Tensor) -> None: ...
 
     def end(self) -> None: ...
 
@@ -43,26 +43,29 @@ def forget(number: int) -> None:
     _captures.pop(number, None)
 
 
-def traced(base: nn.Module) -> nn.Module | None:
-    """A module around ``base`` that was compiled and has run: its graph has no hooks, and does not look for new ones.
+def forget_graphs(model: nn.Module, base: nn.Module) -> None:
+    """Drop the graphs in which ``model`` runs: traced without hooks, they would never call any. The next call traces again.
 
-    A function that was compiled around the model cannot be found.
+    Graphs are kept by the code of ``forward``, which models of many classes share: theirs are traced again, too. A function
+    that was compiled around the model cannot be found.
     """
     dynamo = sys.modules.get("torch._dynamo.convert_frame")
     if dynamo is None or not dynamo.FRAME_COUNTER:
-        return None
-    from torch._dynamo.eval_frame import OptimizedModule, _debug_get_cache_entry_list
+        return
+    from torch._C._dynamo.eval_frame import reset_code
 
-    for owner in gc.get_objects():  # a compiled wrapper is not known to what it wraps
-        if not issubclass(type(owner), nn.Module) or "_modules" not in owner.__dict__:
-            continue
-        compiled = owner._orig_mod if type(owner) is OptimizedModule else owner
-        by_itself = owner.__dict__.get("_compiled_call_impl") is not None
-        by_forward = hasattr(owner.__dict__.get("forward"), "_torchdynamo_orig_callable")
-        around = (compiled is not owner or by_itself or by_forward) and any(module is base for module in compiled.modules())
-        if around and _debug_get_cache_entry_list(type(compiled).forward.__code__):
-            return compiled
-    return None
+    kinds = {type(module) for module in model.modules()}
+    for owner in gc.get_objects():  # what wraps a module is not known to it
+        if issubclass(type(owner), nn.Module) and "_modules" in owner.__dict__ and _is_compiled(owner):
+            kinds |= {type(module) for module in owner.modules()} if any(part is base for part in owner.modules()) else set()
+    for kind in kinds:
+        if (code := getattr(kind.forward, "__code__", None)) is not None:
+            reset_code(code)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    forward = module.__dict__.get("forward")
+    return module.__dict__.get("_compiled_call_impl") is not None or hasattr(forward, "_torchdynamo_orig_callable")
 
 
 def begin(order: Tensor, number: int, training: bool, arguments: dict[str, Any]) -> None:
@@ -74,7 +77,7 @@ def begin(order: Tensor, number: int, training: bool, arguments: dict[str, Any])
     _begin(order, number, training, *(_detached(tensors[name]) for name in _TENSORS), arguments.get("use_cache"))
 
 
-def hidden(order: Tensor, number: int, site: str, hidden: Tensor) -> None:
+def hidden(order: Tensor, number: int, site: int, hidden: Tensor) -> None:
     """A site was passed."""
     _hidden(order, number, site, hidden.detach())
 
@@ -106,7 +109,7 @@ def _begin(
 
 
 @torch.library.custom_op("geomprobe::hidden", mutates_args=("order",))
-def _hidden(order: Tensor, number: int, site: str, hidden: Tensor) -> None:
+def _hidden(order: Tensor, number: int, site: int, hidden: Tensor) -> None:
     if (capture := _captures.get(number)) is not None:
         capture.hidden(site, hidden)
 

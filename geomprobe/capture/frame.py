@@ -71,7 +71,7 @@ class Call:
 
     def starts(self) -> Tensor | None:
         """Where a text starts within packed rows, ``(batch, length)`` bool; ``None`` when each row is one text."""
-        starts = text_starts(self.arguments, *self.shape)
+        starts = text_starts(self.arguments, *self.shape, tokens=self.mask())
         if starts is not None and starts.device.type == "cpu" and not starts[:, 1:].any():
             return None  # one text a row after all; on a GPU, looking would wait for it
         return starts
@@ -141,8 +141,11 @@ def padding_mask(mask: Any, batch: int, length: int, *, past: int = 0) -> Tensor
     )
 
 
-def text_starts(arguments: dict[str, Any], batch: int, length: int) -> Tensor | None:
-    """Where a document starts in packed rows: where position ids do not go on, or where ``cu_seq_lens`` cuts."""
+def text_starts(arguments: dict[str, Any], batch: int, length: int, *, tokens: Tensor | None = None) -> Tensor | None:
+    """Where a document starts in packed rows: where position ids do not go on, or where ``cu_seq_lens`` cuts.
+
+    ``tokens`` says where there are any: padding between two tokens of a text starts none.
+    """
     positions, cuts, mask = (arguments.get(name) for name in ("position_ids", "cu_seq_lens_q", "attention_mask"))
     if isinstance(mask, dict):
         mask = mask.get("full_attention", next((value for value in mask.values() if value is not None), None))
@@ -155,17 +158,16 @@ def text_starts(arguments: dict[str, Any], batch: int, length: int) -> Tensor | 
         starts = torch.ones_like(positions, dtype=torch.bool)
         starts[:, 1:] = positions.diff(dim=1) != 1
         starts = starts.expand(batch, length)
-        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == length:  # padding inside a text starts none
-            seen = torch.where(mask.bool(), torch.arange(length, device=mask.device), -1).cummax(1).values
+        if tokens is not None:
+            seen = torch.where(tokens, torch.arange(length, device=tokens.device), -1).cummax(1).values
             last = seen[:, :-1].clamp_min(0)
             before = positions.expand(batch, length).gather(1, last)
             goes_on = (seen[:, :-1] >= 0) & (positions[:, 1:] == before + 1)
             starts = starts.clone()
-            starts[:, 1:] &= ~goes_on & mask[:, 1:].bool()
+            starts[:, 1:] &= ~goes_on & tokens[:, 1:]
     elif isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[2] == length > 1:
-        before = mask[:, 0].diagonal(offset=-1, dim1=-2, dim2=-1)[:, : length - 1]
-        starts = torch.ones((batch, length), dtype=torch.bool, device=mask.device)
-        starts[:, 1:] = ~(before if before.dtype == torch.bool else before > -1)
+        seen = mask[:, 0, :, :length] if mask.dtype == torch.bool else mask[:, 0, :, :length] > -1
+        starts = ~seen.tril(-1).any(-1).expand(batch, length)  # a start attends to nothing before it; padding may lie between
     return starts
 
 

@@ -52,6 +52,7 @@ class _Previous:
     mask: Tensor | None
     prompt: int
     measured: bool
+    training: bool
 
 
 class Capture:
@@ -61,7 +62,10 @@ class Capture:
     run layers again during backward, and it is why nothing here needs to know about checkpointing.
     """
 
-    def __init__(self, anatomy: Anatomy, sites: tuple[str, ...], listener: Listener, endings: Endings) -> None:
+    def __init__(
+        self, model: nn.Module, anatomy: Anatomy, sites: tuple[str, ...], listener: Listener, endings: Endings
+    ) -> None:
+        self._model = model
         self._anatomy = anatomy
         self._sites = sites
         self._listener = listener
@@ -83,31 +87,27 @@ class Capture:
         return _deaf_capture, ()
 
     @property
+    def is_open(self) -> bool:
+        """Whether a captured forward has begun and not ended; Ctrl-C leaves it so until the next one."""
+        return self._frame is not None
+
+    @property
     def streams(self) -> Iterable[Stream]:
         """Streams whose texts may still go on."""
         return tuple(self._streams)
 
     def attach(self) -> None:
-        """Register the hooks. Each costs an off-step one attribute look-up.
-
-        Raises:
-            GeomprobeError: the model was compiled and has run, so that new hooks would never be called.
-        """
+        """Register the hooks. Each costs an off-step one attribute look-up."""
         base, layers = self._anatomy.base, self._anatomy.layers
-        if (graph := compiled.traced(base)) is not None:
-            raise GeomprobeError(
-                f"this {type(graph).__name__} was compiled and has run: its graph was traced without the probe's hooks, and "
-                "would never call them. Attach the probe before the compiled model's first call, or call "
-                "torch.compiler.reset() and attach it then"
-            )
+        compiled.forget_graphs(self._model, base)
         self._id = compiled.register(self)
         add = self._handles.append
         add(base.register_forward_pre_hook(self._open, with_kwargs=True))
         if "embed" in self._sites:
             add(layers[0].register_forward_pre_hook(self._before_layers, with_kwargs=True))
         for i, layer in enumerate(layers):
-            if (site := f"layer_{i:02d}") in self._sites:
-                add(layer.register_forward_hook(partial(self._after_layer, site)))
+            if self._anatomy.sites[i + 1] in self._sites:
+                add(layer.register_forward_hook(partial(self._after_layer, i + 1)))
         add(base.register_forward_hook(self._close, always_call=True))
 
     def detach(self) -> None:
@@ -189,14 +189,15 @@ class Capture:
         if ids is None or (call.training and torch.is_grad_enabled()):
             return Frame(call.training, call.mask(), call.starts()) if self._listener.wants(continues=False) else None
         refeeds = call.arguments.get("use_cache") is False  # as generate() says it; another call is a text of its own
-        grown = previous if refeeds and previous is not None and _grew(previous.ids, ids) else None
+        same = previous is not None and previous.training == call.training
+        grown = previous if refeeds and same and previous is not None and _grew(previous.ids, ids) else None
         if grown is not None:  # the same texts again: in or out as they were
             wanted = grown.measured and self._listener.wants(continues=True)
         else:
             wanted = self._listener.wants(continues=False)
         mask = call.mask() if wanted else None
         prompt = ids.shape[1] if grown is None else grown.prompt
-        texts = _Previous(ids.clone(), mask, prompt, wanted) if refeeds else None
+        texts = _Previous(ids.clone(), mask, prompt, wanted, call.training) if refeeds else None
         self._previous = texts
         if not wanted:
             return None
@@ -209,22 +210,23 @@ class Capture:
         return still_running(texts.ids, mask, texts.prompt, self._endings)
 
     def _before_layers(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._pass("embed", args[0] if args else kwargs["hidden_states"])
+        self._pass(0, args[0] if args else kwargs["hidden_states"])
 
-    def _after_layer(self, site: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _after_layer(self, site: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._pass(site, output)
 
-    def _pass(self, site: str, output: Any) -> None:
+    def _pass(self, number: int, output: Any) -> None:
         hidden = output if isinstance(output, Tensor) else output[0]
         if torch.compiler.is_compiling():
-            compiled.hidden(self._order, self._id, site, hidden)
+            compiled.hidden(self._order, self._id, number, hidden)
         else:
-            self.hidden(site, hidden)
+            self.hidden(number, hidden)
 
-    def hidden(self, site: str, hidden: Tensor) -> None:
-        """A site was passed."""
+    def hidden(self, number: int, hidden: Tensor) -> None:
+        """A site was passed: its number among all of the model's, since graphs of layers can share a number but no name."""
         if (frame := self._frame) is None:
             return
+        site = self._anatomy.sites[number]
         if hidden.shape[:2] == self._shape and not hasattr(hidden, "placements"):
             self._listener.captured(frame, site, hidden)
             return
@@ -240,7 +242,7 @@ class Capture:
     def _close(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         completed = output is not None  # always_call: after an exception there is no output
         if completed and "final_norm" in self._sites:
-            self._pass("final_norm", output)
+            self._pass(len(self._anatomy.layers) + 1, output)
         if torch.compiler.is_compiling():
             compiled.end(self._order, self._id)
         else:
@@ -297,4 +299,4 @@ class _Deaf:
 
 
 def _deaf_capture() -> Capture:
-    return Capture(Anatomy(nn.Identity(), ()), (), _Deaf(), Endings())
+    return Capture(nothing := nn.Identity(), Anatomy(nothing, ()), (), _Deaf(), Endings())

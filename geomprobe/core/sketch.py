@@ -24,25 +24,39 @@ class CovarianceSketch:
         rank: k, how many directions.
         center: subtract each text's mean row before scaling to length one.
         seed: of Ω. States of different seeds do not add, and are told apart.
+        exact: float64 products, for distortions much smaller than the paper's.
     """
 
     rank: int
     center: bool = False
     seed: int = 0
+    exact: bool = False
 
     def zero(self, width: int, device: torch.device) -> State:
-        shapes = {"n": (), "texts": (), "sum": (width,), "norm": (), "norm_sq": (), "trace": (), "image": (width, self.rank)}
+        shapes = {
+            "n": (),
+            "texts": (),
+            "sum": (width,),
+            "norm": (),
+            "norm_sq": (),
+            "trace": (),
+            "image": (width, min(self.rank, width)),
+        }
         return {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}
 
     def measure(self, rows: Rows) -> State:
         z = rows.unit(self.center).flatten(-3, -2)
+        z = z.double() if self.exact else z
         directions = random_directions(rows.width, self.rank, self.seed).to(z)
         return row_sums(rows, z) | {"trace": z.double().square().sum((-2, -1)), "image": z.mT @ (z @ directions)}
 
 
 @lru_cache(maxsize=4)
 def random_directions(width: int, rank: int, seed: int) -> Tensor:
-    """Orthonormal directions ``(width, rank)`` in float32 on the CPU, the same for the same arguments in every process."""
+    """Orthonormal directions ``(width, rank)``, at most as many as the width, in float32 on the CPU.
+
+    The same for the same arguments in every process.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode(False):
         draw = torch.randn(width, rank, generator=generator, dtype=torch.float64)
@@ -62,15 +76,15 @@ def sketched_eigenvalues(state: State, accumulator: CovarianceSketch) -> tuple[T
     - H is off by at most ``τ log(d − 1) − τ log τ − (1 − τ) log(1 − τ)`` for τ up to ½ (Audenaert 2007);
     - ``logdet(I + cΣ)`` is at least that of the k values alone, and at most that plus ``d·log(1 + cτ tr Σ/d)``.
     """
-    n, width, k = state["n"], state["sum"].shape[0], accumulator.rank
+    n, width, k = state["n"], state["sum"].shape[0], state["image"].shape[1]
     if not bool(n > 0):
         return torch.full_like(state["sum"], torch.nan), torch.full_like(n, torch.nan)
-    directions = random_directions(width, k, accumulator.seed).to(state["image"])
+    directions = random_directions(width, accumulator.rank, accumulator.seed).to(state["image"])
     image, trace = state["image"] / n, state["trace"] / n
     core = directions.mT @ image
     values, vectors = torch.linalg.eigh((core + core.mT) / 2)
-    # What is smaller than rounding of the float32 products is no direction of Σ.
-    kept = values > torch.finfo(torch.float32).eps * values[-1]
+    # What is smaller than rounding of the products is no direction of Σ.
+    kept = values > torch.finfo(torch.float64 if accumulator.exact else torch.float32).eps * k * values[-1]
     root = torch.where(kept, vectors / values.where(kept, 1).sqrt(), 0)
     known = torch.linalg.svdvals(image @ root).square()
     missing = (trace - known.sum()).clamp_min(0)

@@ -42,8 +42,8 @@ class RepresentationEntropy(Metric):
         text_spectrum: the per-text eigenvalue metrics too; about ten times dearer per forward.
         sketch: keep Σ by its image of this many random directions instead of whole, for models too wide for a d×d sum at
             every layer (70B: 27 GB of sums, 2.7 GB with ``sketch=512``). ``sketch_residual`` is then the share of tr Σ that the
-            sketch does not know, with the bounds of :func:`geomprobe.core.sketch.sketched_eigenvalues`: small means accurate.
-            The numbers of texts stay exact.
+            sketch does not know, with the bounds of :func:`geomprobe.core.sketch.sketched_eigenvalues`: small means accurate,
+            for ``entropy`` much smaller than ε²/d. The numbers of texts stay exact.
 
     Raises:
         GeomprobeError: ``epsilon`` is not a number from 1e-5 to 1e3, the range float64 holds; ``sketch`` is not a positive
@@ -66,7 +66,7 @@ class RepresentationEntropy(Metric):
     @property
     def _stream(self) -> Covariance | CovarianceSketch:
         if self.sketch is not None:
-            return CovarianceSketch(rank=self.sketch, center=self.center)
+            return CovarianceSketch(rank=self.sketch, center=self.center, exact=self.epsilon < 0.05)
         return Covariance(center=self.center, exact=self.epsilon < 0.05)
 
     @property

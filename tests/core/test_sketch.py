@@ -97,6 +97,28 @@ def test_a_wide_state_is_small() -> None:
     assert sum(value.numel() * 8 for value in exact.values()) * 82 > 27e9
 
 
+def test_more_directions_than_dimensions_are_all_of_them() -> None:
+    rows = Rows(hidden(400, 1.0))
+    values, residual = sketched(rows, 5 * WIDTH)
+    torch.testing.assert_close(values, whole(rows), rtol=1e-5, atol=1e-8)
+    assert float(residual) < 1e-6
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.01, 1e-3])
+def test_the_bound_of_the_entropy_holds_at_small_distortions(epsilon: float) -> None:
+    """Float32 products left a spectrum that falls fast more than it should know."""
+    decay = torch.exp(-torch.arange(WIDTH) / 6)
+    rows = Rows((torch.randn(1, 500, WIDTH, generator=torch.Generator().manual_seed(0)) * decay).float())
+    accumulator = CovarianceSketch(rank=48, exact=epsilon < 0.05)
+    values, residual = sketched_eigenvalues(merge([accumulator.measure(rows)]), accumulator)
+    exact, trace = whole(rows), float(values.sum())
+    completed = float(residual) * trace / (WIDTH - 48)
+    known = torch.where((values - completed).abs() < 1e-6 * completed, 0, values)
+    low = float(log_volume(known, epsilon))
+    most = low + WIDTH * math.log1p(float(residual) * trace / epsilon**2)
+    assert low - 1e-3 <= float(log_volume(exact, epsilon)) <= most + 1e-3
+
+
 def test_nothing_seen_and_bad_arguments() -> None:
     accumulator = CovarianceSketch(rank=3)
     values, residual = sketched_eigenvalues(accumulator.zero(8, torch.device("cpu")), accumulator)

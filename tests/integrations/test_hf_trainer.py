@@ -90,6 +90,29 @@ def test_a_resumed_training_continues_the_series(tmp_path: Path) -> None:
         assert one.values == other.values
 
 
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b'{"step": 2}\n'], ids=["missing", "binary", "no reading"])
+def test_a_resumed_training_goes_on_without_earlier_readings(tmp_path: Path, content: bytes | None) -> None:
+    options = {"save_strategy": "steps", "save_steps": 3}
+    trainer(tmp_path, ProbeCallback(when=every(1)), **options).train()
+    saved = tmp_path / "trained" / "checkpoint-3" / "geomprobe.jsonl"
+    saved.unlink() if content is None else saved.write_bytes(content)
+    resumed = ProbeCallback(when=every(1))
+    with pytest.warns(UserWarning, match="earlier readings"):
+        trainer(tmp_path, resumed, **options).train(resume_from_checkpoint=str(saved.parent))
+    assert steps(resumed) == [(4, "train"), (5, "train"), (6, "train")]
+    assert resumed.fault is None
+
+
+def test_checkpoints_that_lie_elsewhere_stop_nothing(tmp_path: Path) -> None:
+    """A hyperparameter search has a directory per run."""
+    callback = ProbeCallback(when=every(1))
+    trained = trainer(tmp_path, callback, save_strategy="steps", save_steps=3)
+    trained._get_output_dir = lambda trial=None: str(tmp_path / "run-0")
+    trained.train()
+    assert callback.fault is None
+    assert len(callback.history) == 6
+
+
 def test_the_same_callback_resumes_its_history(tmp_path: Path) -> None:
     callback = ProbeCallback(when=every(1))
     trained = trainer(tmp_path, callback, save_strategy="steps", save_steps=3)
