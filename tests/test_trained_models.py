@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from geomprobe import InformationGain, Metric, Probe, Reading, RepresentationEntropy
+from geomprobe.core.lasso import sklearn_penalty, solve_lasso
+from geomprobe.core.rows import Rows
+from geomprobe.loading import load, tokenize
 from tests import reference
 from tests.models import padded, prose
 
@@ -131,3 +135,26 @@ def test_padded_batch_gives_the_numbers_of_the_texts_one_by_one(case: Case, one_
             assert np.abs(np.subtract(curve.mean, expected.mean)).max() <= NATS, f"{name}/{site}"
         spread, expected_spread = (reading.curve("gain", site).std for reading in (batched, one_by_one))
         assert spread == pytest.approx(expected_spread, abs=NATS)
+
+
+def test_what_china_is_made_of(smollm2_model: Path) -> None:
+    """Section 4.2 on another model than the paper's, with its own list; weights are scikit-learn's, run to the end."""
+    sentence = (
+        "Is London the capital of UK? Yes. Is Moscow the capital of Russia? Yes. Is Paris the capital of France? Yes. "
+        "Is Beijing the capital of China? No"
+    )
+    loaded = load(str(smollm2_model))
+    ids = tokenize(loaded, sentence)
+    with torch.no_grad():
+        hidden = loaded.model.base_model(ids, use_cache=False).last_hidden_state
+    z = Rows(hidden).unit()[0].double()
+    alpha, width = 1e-4, z.shape[1]
+    weights = solve_lasso(z @ z.mT, sklearn_penalty(alpha, width)).coefficients
+    tokens = [loaded.tokenizer.decode([token]).strip() for token in ids[0].tolist()]
+    for t in (tokens.index("China"), len(tokens) - 2, len(tokens) - 1):  # [China], [?], [No]
+        expected = Lasso(alpha, fit_intercept=False, tol=1e-12, max_iter=1_000_000).fit(z[:t].T.numpy(), z[t].numpy()).coef_
+        np.testing.assert_allclose(weights[t, :t].numpy(), expected, atol=1e-4)
+        assert ((weights[t, :t] > 0.01).numpy() == (expected > 0.01)).all()
+    china = weights[tokens.index("China")]
+    picks = [tokens[j] for j in china.argsort(descending=True).tolist() if china[j] > 0.01]
+    assert picks == ["Russia", "France", "Beijing", "of", "capital"]
