@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from geomprobe.core import spectrum
+from geomprobe.core.context import ContextLassoSum
 from geomprobe.core.covariance import Covariance, eigenvalues, mean_cosine, outer
 from geomprobe.core.gain import InformationGainSum
 from geomprobe.core.rows import Rows
@@ -111,7 +112,18 @@ def gain_case(sigma: float) -> Case:
     return Case(InformationGainSum(sigma=sigma), bounds=bounds, float64=1e-12 + 1e-15 * sigma**-2)
 
 
+def context_bounds(state: State) -> list[Chain]:
+    targets = state["targets"]
+    chains: list[Chain] = [(0, state["unsolved"], 0), (0, state["picks"], state["nonzero"]), (0, state["r2"], targets)]
+    chains += [(0, state["first"], state["weighted"], targets)]
+    chains += [(0, reach, targets) for reach in state["reach"]]
+    return chains
+
+
 CASES = (
+    # How weight is shared between rows that are nearly equal, or many more than d, hangs on rounding; the objective does not.
+    Case(ContextLassoSum(penalty=0.01), bounds=context_bounds, float64=1e-6, float32=1e-3),
+    Case(ContextLassoSum(penalty=0.05, convention="literal"), bounds=context_bounds, float64=1e-6, float32=1e-3),
     Case(Tally(), bounds=lambda state: [(0, state["texts"], state["tokens"])], float32=0),
     Case(Covariance(), covariance_readings, covariance_bounds),
     Case(Covariance(exact=True), covariance_readings, covariance_bounds),

@@ -87,7 +87,13 @@ class LassoSolution:
 
 
 def solve_lasso(
-    gram: Tensor, penalty: float, *, tol: float = 1e-6, start: Tensor | None = None, max_rounds: int = 1000
+    gram: Tensor,
+    penalty: float,
+    *,
+    tol: float = 1e-6,
+    which: Tensor | None = None,
+    start: Tensor | None = None,
+    max_rounds: int = 1000,
 ) -> LassoSolution:
     """Solve for every row on its past.
 
@@ -98,6 +104,7 @@ def solve_lasso(
         gram: ``(…, T, T)``, symmetric; factors are float64 whatever it is.
         penalty: λ of the objective above.
         tol: the largest duality gap of a target. The active sets end far below it, ADMM just below.
+        which: the targets to solve, ``(…, T)`` bool; all by default. Others keep the weights they start with.
         start: coefficients to begin with, such as those of the checkpoint before.
         max_rounds: of either method; what has not converged by then says so.
 
@@ -117,26 +124,27 @@ def solve_lasso(
         return LassoSolution(gram.double(), gram.new_zeros(gram.shape[:-1]).double(), tol)
     stack = gram.detach().double().reshape(-1, *gram.shape[-2:])
     begin = None if start is None else start.detach().to(stack).reshape(stack.shape).tril(-1)
+    every = torch.ones(stack.shape[:-1], dtype=torch.bool, device=stack.device)
+    targets = every if which is None else which.reshape(every.shape)
     coefficients, gaps = torch.zeros_like(stack), stack.new_zeros(stack.shape[:-1])
     with torch.no_grad():
         for part in _parts(stack):
             problem = _Problem(stack[part], penalty)
             first = None if begin is None else begin[part]
-            coefficients[part], gaps[part] = _solve(problem, tol, max_rounds, first)
+            coefficients[part], gaps[part] = _solve(problem, targets[part], tol, max_rounds, first)
     return LassoSolution(coefficients.reshape(gram.shape), gaps.reshape(gram.shape[:-1]), tol)
 
 
-def _solve(problem: "_Problem", tol: float, max_rounds: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
+def _solve(problem: "_Problem", which: Tensor, tol: float, max_rounds: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
     """Coefficients and gaps of some sequences: active sets where few are picked, ADMM where many are, its stragglers again by
     active sets, which end exactly however ill-conditioned the rows are."""
-    every = torch.ones(problem.gram.shape[:-1], dtype=torch.bool, device=problem.gram.device)
     found = torch.zeros_like(problem.gram) if start is None else start.clone()
     if problem.penalty >= _SMALL * float(largest_penalty(problem.gram).mean()):
-        _active_sets(problem, every, found, tol, max_rounds, _DENSE)
+        _active_sets(problem, which, found, tol, max_rounds, _DENSE)
     gap = problem.gap(found)
-    if bool((gap > tol).any()):
-        found, gap = _admm(problem, tol, min(max_rounds, _ADMM_ROUNDS), found)
-    if bool((left := gap > tol).any()):
+    if bool(((gap > tol) & which).any()):
+        found, gap = _admm(problem, which, tol, min(max_rounds, _ADMM_ROUNDS), found)
+    if bool((left := (gap > tol) & which).any()):
         exact = found.clone()
         _active_sets(problem, left, exact, tol, max_rounds, problem.gram.shape[-1])
         better = (exact_gap := problem.gap(exact)) < gap
@@ -273,7 +281,7 @@ class _Sets:
         return torch.zeros_like(targets).scatter_add_(1, self.column, torch.where(self.active, self.weight, 0))
 
 
-def _admm(problem: _Problem, tol: float, max_rounds: int, start: Tensor) -> tuple[Tensor, Tensor]:
+def _admm(problem: _Problem, which: Tensor, tol: float, max_rounds: int, start: Tensor) -> tuple[Tensor, Tensor]:
     """Coefficients and gaps by over-relaxed ADMM: of every target the best weights and the best bound that were seen."""
     gram, penalty = problem.gram, problem.penalty
     rho, relaxation = 10 * penalty, 1.7
@@ -299,6 +307,6 @@ def _admm(problem: _Problem, tol: float, max_rounds: int, start: Tensor) -> tupl
             objective = problem.bounds(sparse)[0]
             best = torch.where((objective < least).unsqueeze(-1), sparse, best)
             least = torch.minimum(objective, least)
-            if bool((least - bound <= tol).all()):
+            if bool(((least - bound <= tol) | ~which).all()):
                 break
     return best, (least - bound).clamp_min(0)

@@ -1,0 +1,95 @@
+"""What rows are made of: sums over the Lasso of every row on the earlier rows of its text."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from geomprobe.core.lasso import literal_penalty, sklearn_penalty, solve_lasso
+from geomprobe.core.rows import Rows
+from geomprobe.core.state import State
+from geomprobe.core.symmetric import assemble
+
+__all__ = ["ContextLassoSum"]
+
+
+@dataclass(frozen=True)
+class ContextLassoSum:
+    """Sums over targets: rows that have a past, and were sampled.
+
+    State (float64): ``targets``; sums over them of ``picks`` (weights above ``threshold``), ``nonzero`` (weights not zero),
+    ``r2`` (``1 − ‖z − Σβz‖²/‖z‖²``), ``first`` (share of Σ|β| on the text's first row) and ``weighted``, the targets that have
+    any weight to share; curves by distance, from 1: ``weight`` Σ|β| and ``reach``, the targets that have a row that far back;
+    ``unsolved``: targets whose duality gap stayed above ``tol``, counted like the others.
+
+    Args:
+        penalty: of the convention below.
+        convention: ``"sklearn"``: ``1/(2d)‖z − Zβ‖² + α‖β‖₁``; ``"literal"``: ``‖z − Zβ‖² + λ‖β‖₁``.
+        threshold: the weight above which a row is picked.
+        rate: the share of targets that are solved, chosen by their content: the same in any batch, on any rank.
+        tol: duality gap.
+    """
+
+    penalty: float = 1e-4
+    convention: Literal["sklearn", "literal"] = "sklearn"
+    threshold: float = 0.01
+    rate: float = 1.0
+    tol: float = 1e-6
+
+    def zero(self, width: int, device: torch.device) -> State:
+        sums = ("targets", "picks", "nonzero", "r2", "first", "weighted", "unsolved")
+        state = {name: torch.zeros((), dtype=torch.float64, device=device) for name in sums}
+        return state | {name: torch.zeros(0, dtype=torch.float64, device=device) for name in ("weight", "reach")}
+
+    def measure(self, rows: Rows) -> State:
+        gram = assemble(rows.gram())
+        penalty = (sklearn_penalty if self.convention == "sklearn" else literal_penalty)(self.penalty, *self._width(rows))
+        targets = rows.valid & (rows.position > 0) & self._sampled(rows)
+        solution = solve_lasso(gram, penalty, tol=self.tol, which=targets)
+        weights = torch.where(targets.unsqueeze(-1), solution.coefficients, 0)
+        size, counted = weights.abs(), targets.double()
+        length = gram.diagonal(dim1=-2, dim2=-1)
+        rest = length - 2 * (weights * gram).sum(-1) + (weights * (weights @ gram)).sum(-1)
+        total = size.sum(-1)
+        # Where a text's first row stands: its position is 0, in the text that the target belongs to.
+        begins = (rows.position == 0) & rows.valid
+        first = (size * begins.unsqueeze(-2)).sum(-1)
+        weighted = targets & (total > 0)
+        distance, known = self._distances(rows)
+        return {
+            "targets": counted.sum((-2, -1)),
+            "picks": (weights > self.threshold).double().sum((-3, -2, -1)),
+            "nonzero": (weights != 0).double().sum((-3, -2, -1)),
+            "r2": torch.where(targets & (length > 0), 1 - rest / length.clamp_min(1e-300), 0).sum((-2, -1)),
+            "first": torch.where(weighted, first / total.clamp_min(1e-300), 0).sum((-2, -1)),
+            "weighted": weighted.double().sum((-2, -1)),
+            "unsolved": (targets & ~solution.converged).double().sum((-2, -1)),
+            "weight": _by_distance(size, distance),
+            "reach": _by_distance(counted.unsqueeze(-1) * (known & rows.valid.unsqueeze(-2)), distance),
+        }
+
+    def _width(self, rows: Rows) -> tuple[int, ...]:
+        return (rows.width,) if self.convention == "sklearn" else ()
+
+    def _sampled(self, rows: Rows) -> Tensor:
+        """A share of the rows, as if by chance: the last digits of their length decide."""
+        if self.rate >= 1:
+            return torch.ones_like(rows.valid)
+        bits = torch.where(rows.valid, rows.norms, 0).float().view(torch.int32).long()
+        mixed = (bits * 2654435761) % 2**32
+        return ((mixed >> 8) % 2**16).double() < self.rate * 2**16
+
+    @staticmethod
+    def _distances(rows: Rows) -> tuple[Tensor, Tensor]:
+        """How far back each row of a batch row is, less 1, and where both are of one text: ``(batch, T, T)``."""
+        distance = rows.position.unsqueeze(-1) - rows.position.unsqueeze(-2)
+        same = (rows.text.unsqueeze(-1) == rows.text.unsqueeze(-2)) & (distance > 0)
+        return torch.where(same, distance - 1, 0), same
+
+
+def _by_distance(values: Tensor, distance: Tensor) -> Tensor:
+    """Sums of ``(…, batch, T, T)`` by distance, ``(…, T)``; what is not of one text must be zero."""
+    flat = values.flatten(-3)
+    sums = flat.new_zeros((*flat.shape[:-1], values.shape[-1]))
+    return sums.scatter_add_(-1, distance.flatten().expand_as(flat), flat)
