@@ -39,7 +39,10 @@ def inspect(
     model: Annotated[str, typer.Argument(help="Hub id, directory or .gguf file.")],
     text: Annotated[str | None, typer.Argument(help="The text to look at.")] = None,
     file: Annotated[Path | None, typer.Option("--file", help="Read the text from a file instead.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: sites, curves, tokens.")] = False,
+    picks: Annotated[
+        str | None, typer.Option(help="A site, such as final_norm: show which earlier tokens each token is made of there.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: sites, curves, tokens, picks.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     gguf_file: Annotated[str | None, typer.Option(help="The GGUF file inside MODEL.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
@@ -59,7 +62,7 @@ def inspect(
     loaded = load(
         model, revision=revision, gguf_file=gguf_file, dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )
-    inspection = inspect_text(loaded, content or "")
+    inspection = inspect_text(loaded, content or "", picks_at=picks)
     print(json.dumps(inspection.to_dict(), allow_nan=False) if as_json else inspection)
 
 
