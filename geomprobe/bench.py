@@ -19,7 +19,7 @@ from geomprobe.live import GainUpdate
 from geomprobe.loading import load
 from geomprobe.probe import Probe
 
-__all__ = ["Ratio", "bench_decode", "bench_memory", "bench_overhead", "subject", "table"]
+__all__ = ["Ratio", "bench_decode", "bench_memory", "bench_overhead", "subject", "table", "timed"]
 
 
 @dataclass(frozen=True)
@@ -64,25 +64,32 @@ def subject(what: str, *, model: str | None, device: str | None, dtype: str) -> 
 
 
 def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, Ratio]:
-    """Run all variants in turn, ``rounds`` times after one to warm up, each round starting with another one.
+    """Ratios of all variants to the first one, the bare run, from ``rounds`` rounds after one to warm up."""
+    for run in variants.values():
+        run()
+    times = timed(variants, rounds, device)
+    bare = next(iter(times.values()))
+    return {name: Ratio.of(mine, bare) for name, mine in times.items()}
 
-    The first variant is the bare run that the others are divided by.
-    """
+
+def timed(variants: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of all variants, run in turn, each round starting with another one."""
     from tqdm import tqdm
 
     times: dict[str, list[float]] = {name: [] for name in variants}
     names = list(variants)
-    for i in tqdm(range(-1, rounds), desc="rounds", leave=False):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
-            gc.collect()
-            _wait(device)
-            start = time.perf_counter()
-            variants[name]()
-            _wait(device)
-            if i >= 0:
+    with tqdm(total=rounds * len(names), leave=False) as bar:
+        for i in range(rounds):
+            for name in names[i % len(names) :] + names[: i % len(names)]:
+                bar.set_description(name)
+                gc.collect()
+                _wait(device)
+                start = time.perf_counter()
+                variants[name]()
+                _wait(device)
                 times[name].append(time.perf_counter() - start)
-    bare = times[names[0]]
-    return {name: Ratio.of(times[name], bare) for name in names}
+                bar.update()
+    return times
 
 
 def bench_overhead(model: nn.Module, *, batch: int = 2, length: int = 256, rounds: int = 9) -> dict[str, Any]:

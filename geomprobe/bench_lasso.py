@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geomprobe.bench import timed
 from geomprobe.core.lasso import lasso_objective, literal_penalty, sklearn_penalty, solve_lasso
 from geomprobe.core.rows import Rows, exact_arithmetic
 from geomprobe.errors import GeomprobeError
@@ -56,7 +56,7 @@ def _regime(states: Tensor, gram: Tensor, penalty: float, tol: float, rounds: in
         return float((lasso_objective(gram, weights.to(gram), penalty) - bound).max())
 
     peers = _peers(states.cpu().numpy(), penalty / states.shape[-1])
-    return _compare({"geomprobe": ours} | peers, rounds, gap)
+    return _compare({"geomprobe": ours} | peers, rounds, gram.device, gap)
 
 
 def _states(model: str, length: int, device: str | None) -> Tensor:
@@ -99,30 +99,27 @@ def _peers(states: "np.ndarray[Any, np.dtype[np.float64]]", alpha: float) -> dic
     return peers
 
 
-def _compare(solvers: dict[str, Solver], rounds: int, gap: Callable[[Tensor], float]) -> dict[str, Any]:
+def _compare(solvers: dict[str, Solver], rounds: int, device: torch.device, gap: Callable[[Tensor], float]) -> dict[str, Any]:
     """All solvers in turn, ``rounds`` times."""
-    from tqdm import tqdm
+    latest: dict[str, Tensor] = {}
 
-    seconds: dict[str, list[float]] = {name: [] for name in solvers}
-    gaps: dict[str, float] = {}
-    with tqdm(total=rounds * len(solvers), leave=False) as bar:
-        for _ in range(rounds):
-            for name, solve in solvers.items():
-                bar.set_description(name)
-                start = time.perf_counter()
-                weights = solve()
-                if weights.device.type == "cuda":
-                    torch.cuda.synchronize()
-                seconds[name].append(time.perf_counter() - start)
-                gaps[name] = gap(weights)
-                bar.update()
-    ours = seconds["geomprobe"]
+    def kept(name: str) -> Callable[[], None]:
+        def run() -> None:
+            latest[name] = solvers[name]()
+
+        return run
+
+    seconds = timed({name: kept(name) for name in solvers}, rounds, device)
+    speed_ups = {
+        name: [theirs / mine for theirs, mine in zip(times, seconds["geomprobe"], strict=True)]
+        for name, times in seconds.items()
+    }
     return {
         name: {
             "seconds": statistics.median(times),
-            "speed_up": statistics.median(theirs / mine for theirs, mine in zip(times, ours, strict=True)),
-            "slowest_speed_up": min(theirs / mine for theirs, mine in zip(times, ours, strict=True)),
-            "largest_gap": gaps[name],
+            "speed_up": statistics.median(speed_ups[name]),
+            "slowest_speed_up": min(speed_ups[name]),
+            "largest_gap": gap(latest[name]),
         }
         for name, times in seconds.items()
     }

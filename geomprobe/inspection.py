@@ -10,21 +10,20 @@ import torch
 from torch import Tensor
 
 from geomprobe.capture.anatomy import find_anatomy
-from geomprobe.core.lasso import sklearn_penalty, solve_lasso
+from geomprobe.core.lasso import explained, sklearn_penalty, solve_lasso
 from geomprobe.core.rows import Rows
-from geomprobe.core.state import Accumulator, State
+from geomprobe.core.state import Accumulator, State, zeros
 from geomprobe.core.symmetric import assemble
 from geomprobe.loading import Loaded, tokenize
+from geomprobe.metrics.context import ContextLasso
 from geomprobe.metrics.metric import Metric
 from geomprobe.probe import Probe
 from geomprobe.reading import Reading
 
 __all__ = ["Inspection", "Picks", "inspect_text"]
 
-_SHAPES: dict[str, tuple[int, ...]] = {"gram": (0, 0), "width": ()}
-
-_PICKED = 0.01
-"""The weight above which the paper takes a token for picked."""
+_PAPER = ContextLasso()
+"""The Lasso of the paper's picks."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ class _Gram(Metric):
         return (self,)
 
     def zero(self, width: int, device: torch.device) -> State:
-        return {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in _SHAPES.items()}
+        return zeros({"gram": (0, 0), "width": ()}, device)
 
     def measure(self, rows: Rows) -> State:
         gram = assemble(rows.gram()).sum(-3)
@@ -150,12 +149,12 @@ class _Gram(Metric):
 
 def _picks(site: str, state: Mapping[str, Tensor]) -> Picks:
     gram = state["gram"]
-    weights = solve_lasso(gram, sklearn_penalty(1e-4, int(state["width"]))).coefficients
-    length = gram.diagonal()
-    rest = length - 2 * (weights * gram).sum(-1) + (weights * (weights @ gram)).sum(-1)
-    shares = torch.where(length > 0, 1 - rest / length, torch.nan)
+    weights = solve_lasso(gram, sklearn_penalty(_PAPER.penalty, int(state["width"]))).coefficients
+    shares = explained(gram, weights)
     shares[0] = torch.nan
-    ordered = [tuple((j, float(row[j])) for j in row.argsort(descending=True).tolist() if row[j] > _PICKED) for row in weights]
+    ordered = [
+        tuple((j, float(row[j])) for j in row.argsort(descending=True).tolist() if row[j] > _PAPER.threshold) for row in weights
+    ]
     return Picks(site, tuple(ordered), tuple(shares.tolist()))
 
 

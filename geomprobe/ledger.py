@@ -1,12 +1,12 @@
 """What a probe has seen: a state for every mode, site and accumulator, and all that states can do because they add."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from geomprobe.capture.stream import Stream
+from geomprobe.capture.stream import Mode, Stream
 from geomprobe.core.rows import Rows, exact_arithmetic
 from geomprobe.core.state import Accumulator, State, Tally, add, copy_state, merge
 from geomprobe.distributed import is_distributed, sum_over_ranks
@@ -14,7 +14,6 @@ from geomprobe.errors import GeomprobeError
 
 __all__ = ["GROUP", "Bank", "Ledger", "Mode"]
 
-Mode = Literal["train", "eval"]
 Bank = dict[str, dict[Accumulator, State]]
 """States by site and accumulator."""
 
@@ -66,13 +65,12 @@ class Ledger:
 
     def add_stream(self, stream: Stream) -> None:
         """Add what a stream holds beyond what was reported and forgotten."""
-        mode: Mode = "train" if stream.training else "eval"
         for name in stream.sites:
             i = self._sites.index(name)
             with exact_arithmetic(stream.device.type):
-                self.add(mode, slice(i, i + 1), stream.rows(name))
+                self.add(stream.mode, slice(i, i + 1), stream.rows(name))
                 if stream.reported:
-                    self.add(mode, slice(i, i + 1), stream.reported_rows(name), sign=-1)
+                    self.add(stream.mode, slice(i, i + 1), stream.reported_rows(name), sign=-1)
 
     def with_streams(self, streams: Iterable[Stream]) -> Self:
         """A ledger that also holds texts that are still arriving. Changes nothing here."""
@@ -95,7 +93,11 @@ class Ledger:
 
     def over_ranks(self, replicas: int) -> Self:
         """The sum over all processes that run together, a collective; itself in one alone. ``replicas`` saw the same rows."""
-        return self._of(sum_over_ranks(self._named(), replicas=replicas)) if is_distributed() else self
+        if not is_distributed():
+            return self
+        total = sum_over_ranks(self._named(), replicas=replicas)
+        self._check(total)
+        return self._of(total)
 
     def reset(self, mode: Mode | None) -> None:
         """Forget what was seen in ``mode``, or in both."""
@@ -121,9 +123,9 @@ class Ledger:
         for key, value in tensors.items():
             place, _, name = key.rpartition("/")
             named.setdefault(place, {})[name] = value.clone()
-        loaded = self._of(named)
+        self._check(named)
         self.reset(None)
-        self._rest = loaded._rest
+        self._rest = named
 
     def _named(self) -> dict[str, State]:
         """States by ``mode/site/accumulator``, which means the same in every process and in a file; to be read only."""
@@ -140,23 +142,25 @@ class Ledger:
 
     def _of(self, *parts: Mapping[str, State]) -> Self:
         """The ledger of several :meth:`_named`, added."""
-        places = {f"{mode}/{site}/{a!r}": a for mode in ("train", "eval") for site in self._sites for a in self._accumulators}
-        advice = "make the probe with the arguments of the one that saved it"
         ledger = self._empty()
         for named in parts:
-            if unknown := set(named) - set(places):
-                raise GeomprobeError(f"this state holds {min(unknown)!r}, which a probe like this one does not keep: {advice}")
-            seen = {place.rsplit("/", 1)[0] for place in named}
-            if missing := {place for place in places if place.rsplit("/", 1)[0] in seen} - set(named):
-                raise GeomprobeError(f"this state holds no {min(missing)!r}, which a probe like this one keeps: {advice}")
             for place, state in named.items():
-                kept = set(places[place].zero(_width(state), torch.device("meta")))
-                if missing := kept.symmetric_difference(state):
-                    raise GeomprobeError(
-                        f"this state's {place!r} and what a probe like this one keeps differ by {min(missing)!r}"
-                    )
                 ledger._rest[place] = merge([ledger._rest[place], state]) if place in ledger._rest else state
         return ledger
+
+    def _check(self, named: Mapping[str, State]) -> None:
+        """Whether states from elsewhere are of a ledger like this one."""
+        places = {f"{mode}/{site}/{a!r}": a for mode in ("train", "eval") for site in self._sites for a in self._accumulators}
+        advice = "make the probe with the arguments of the one that saved it"
+        if unknown := set(named) - set(places):
+            raise GeomprobeError(f"this state holds {min(unknown)!r}, which a probe like this one does not keep: {advice}")
+        seen = {place.rsplit("/", 1)[0] for place in named}
+        if missing := {place for place in places if place.rsplit("/", 1)[0] in seen} - set(named):
+            raise GeomprobeError(f"this state holds no {min(missing)!r}, which a probe like this one keeps: {advice}")
+        for place, state in named.items():
+            kept = set(places[place].zero(_width(state), torch.device("meta")))
+            if missing := kept.symmetric_difference(state):
+                raise GeomprobeError(f"this state's {place!r} and what a probe like this one keeps differ by {min(missing)!r}")
 
     def _empty(self) -> Self:
         return type(self)(self._accumulators, self._sites)

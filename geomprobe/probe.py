@@ -180,7 +180,7 @@ class Probe:
         """Forget what was seen in ``mode``, or in both."""
         self._ledger.reset(mode)
         for stream in self._capture.streams:
-            if mode in (None, "train" if stream.training else "eval"):
+            if mode in (None, stream.mode):
                 stream.report()
 
     def state_dict(self) -> dict[str, Tensor]:

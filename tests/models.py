@@ -77,6 +77,11 @@ class HandMade(nn.Module):
         return hidden
 
 
+def hooks(model: nn.Module) -> list[str]:
+    """Where in a model there are hooks."""
+    return [key for key, value in snapshot(model).items() if key.endswith("hooks") and value]
+
+
 def padded(texts: list[Tensor], side: str = "left") -> dict[str, Tensor]:
     """Texts ``(length,)`` as one batch, with the mask and the position ids that ``generate`` would make."""
     longest = max(len(text) for text in texts)

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from geomprobe.capture.frame import one_mask
+
 __all__ = ["begin", "end", "forget", "forget_graphs", "hidden", "register"]
 
 _TENSORS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "cu_seq_lens_q")
@@ -71,9 +73,7 @@ def _is_compiled(module: nn.Module) -> bool:
 def begin(order: Tensor, number: int, training: bool, arguments: dict[str, Any]) -> None:
     """The decoder was called with ``arguments``: those that say which rows are tokens go along."""
     tensors = {name: arguments.get(name) for name in _TENSORS}
-    mask = tensors["attention_mask"]
-    if isinstance(mask, dict):  # one mask per kind of layer: padding is the same in all
-        tensors["attention_mask"] = mask.get("full_attention", next(iter(mask.values()), None))
+    tensors["attention_mask"] = one_mask(tensors["attention_mask"])
     _begin(order, number, training, *(_detached(tensors[name]) for name in _TENSORS), arguments.get("use_cache"))
 
 

@@ -1,16 +1,17 @@
 """One forward pass of the decoder: which rows are tokens, which text each belongs to, and what came before it."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from geomprobe.capture.stream import Stream
+from geomprobe.capture.stream import Mode, Stream, mode_of
 from geomprobe.core.rows import Rows
 from geomprobe.errors import GeomprobeError
 
-__all__ = ["Call", "Frame", "padding_mask", "text_starts"]
+__all__ = ["Call", "Frame", "cache_of", "one_mask", "padding_mask", "text_starts"]
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,10 @@ class Call:
 
     @property
     def cache(self) -> Any:
-        """The KV cache, or the recurrent states of a state-space model, if the model was given one."""
-        cache = self.arguments.get("past_key_values")
-        return cache if cache is not None else self.arguments.get("cache_params")
+        """The cache, as :func:`cache_of` finds it."""
+        return cache_of(self.arguments)
 
-    @property
+    @cached_property
     def past(self) -> int:
         """How many columns the cache holds."""
         if self.cache is None:
@@ -59,6 +59,7 @@ class Call:
             raise GeomprobeError("the decoder was called without input_ids or inputs_embeds, so its texts are unknown")
         return tokens.shape[0], tokens.shape[1]
 
+    @cached_property
     def mask(self) -> Tensor | None:
         """Where there is a token, ``(batch, length)`` bool; ``None`` for everywhere."""
         return padding_mask(self.arguments.get("attention_mask"), *self.shape, past=self.past)
@@ -71,7 +72,7 @@ class Call:
 
     def starts(self) -> Tensor | None:
         """Where a text starts within packed rows, ``(batch, length)`` bool; ``None`` when each row is one text."""
-        starts = text_starts(self.arguments, *self.shape, tokens=self.mask())
+        starts = text_starts(self.arguments, *self.shape, tokens=self.mask)
         if starts is not None and starts.device.type == "cpu" and not starts[:, 1:].any():
             return None  # one text a row after all; on a GPU, looking would wait for it
         return starts
@@ -97,9 +98,9 @@ class Frame:
     refed: Tensor | None = None
 
     @property
-    def mode(self) -> Literal["train", "eval"]:
+    def mode(self) -> Mode:
         """Which sums this forward adds to."""
-        return "train" if self.training else "eval"
+        return mode_of(self.training)
 
     def rows(self, hidden: Tensor) -> Rows:
         """``hidden`` ``(sites, batch, length, width)`` with this frame's mask and texts."""
@@ -124,8 +125,7 @@ def padding_mask(mask: Any, batch: int, length: int, *, past: int = 0) -> Tensor
     Raises:
         GeomprobeError: any other shape.
     """
-    if isinstance(mask, dict):
-        mask = mask.get("full_attention", next((value for value in mask.values() if value is not None), None))
+    mask = one_mask(mask)
     if mask is None:
         return None
     if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] in (length, past + length):
@@ -141,14 +141,26 @@ def padding_mask(mask: Any, batch: int, length: int, *, past: int = 0) -> Tensor
     )
 
 
+def one_mask(mask: Any) -> Any:
+    """The mask itself, or of a dict of them by kind of layer the one that hides no more than padding and causality must."""
+    if not isinstance(mask, dict):
+        return mask
+    return mask.get("full_attention", next((value for value in mask.values() if value is not None), None))
+
+
+def cache_of(arguments: dict[str, Any]) -> Any:
+    """The KV cache, or the recurrent states of a state-space model, if the model was given one."""
+    cache = arguments.get("past_key_values")
+    return cache if cache is not None else arguments.get("cache_params")
+
+
 def text_starts(arguments: dict[str, Any], batch: int, length: int, *, tokens: Tensor | None = None) -> Tensor | None:
     """Where a document starts in packed rows: where position ids do not go on, or where ``cu_seq_lens`` cuts.
 
     ``tokens`` says where there are any: padding between two tokens of a text starts none.
     """
     positions, cuts, mask = (arguments.get(name) for name in ("position_ids", "cu_seq_lens_q", "attention_mask"))
-    if isinstance(mask, dict):
-        mask = mask.get("full_attention", next((value for value in mask.values() if value is not None), None))
+    mask = one_mask(mask)
     starts: Tensor | None = None
     if isinstance(cuts, Tensor) and batch == 1:
         starts = torch.zeros((1, length + 1), dtype=torch.bool, device=cuts.device)

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from geomprobe.capture import compiled
 from geomprobe.capture.anatomy import Anatomy
-from geomprobe.capture.frame import Call, Frame
+from geomprobe.capture.frame import Call, Frame, cache_of
 from geomprobe.capture.stream import Endings, Stream, still_running
 from geomprobe.errors import GeomprobeError
 
@@ -123,7 +123,7 @@ class Capture:
         arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
         if not torch.compiler.is_compiling():
             self.begin(arguments, base.training)
-        elif arguments.get("past_key_values") is not None or arguments.get("cache_params") is not None:
+        elif cache_of(arguments) is not None:
             self._begin_outside(arguments, base.training)
         else:
             compiled.begin(self._order, self._id, base.training, arguments)
@@ -167,7 +167,7 @@ class Capture:
                     "unknown: attach the probe before the cache is filled, and begin with an empty cache of your own "
                     "(past_key_values=DynamicCache(config=model.config)), as generate() does"
                 )
-            starts, mask = call.starts(), call.mask()
+            starts, mask = call.starts(), call.mask
             if starts is not None and bool(((starts if mask is None else starts & mask).sum(1) > 1).any()):
                 raise GeomprobeError(
                     "packed documents were put on a KV cache, whose next token belongs to the last of them only: run packed "
@@ -176,7 +176,7 @@ class Capture:
             self._passed.discard(cache)
             stream = Stream(cache, self._endings, call.training)
             self._streams.append(stream)
-        mask = call.mask()
+        mask = call.mask
         if mask is None:
             ids_or_rows = call.ids if call.ids is not None else call.arguments["inputs_embeds"]
             mask = torch.ones(call.shape, dtype=torch.bool, device=ids_or_rows.device)
@@ -187,7 +187,7 @@ class Capture:
         """A frame of whole texts; in evaluation perhaps those of the forward before, one token longer."""
         ids, previous, self._previous = call.ids, self._previous, None
         if ids is None or (call.training and torch.is_grad_enabled()):
-            return Frame(call.training, call.mask(), call.starts()) if self._listener.wants(continues=False) else None
+            return Frame(call.training, call.mask, call.starts()) if self._listener.wants(continues=False) else None
         refeeds = call.arguments.get("use_cache") is False  # as generate() says it; another call is a text of its own
         same = previous is not None and previous.training == call.training
         grown = previous if refeeds and same and previous is not None and _grew(previous.ids, ids) else None
@@ -195,7 +195,7 @@ class Capture:
             wanted = grown.measured and self._listener.wants(continues=True)
         else:
             wanted = self._listener.wants(continues=False)
-        mask = call.mask() if wanted else None
+        mask = call.mask if wanted else None
         prompt = ids.shape[1] if grown is None else grown.prompt
         texts = _Previous(ids.clone(), mask, prompt, wanted, call.training) if refeeds else None
         self._previous = texts

@@ -2,14 +2,21 @@
 
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from geomprobe.core.rows import Rows
 
-__all__ = ["Endings", "Stream", "still_running"]
+__all__ = ["Endings", "Mode", "Stream", "mode_of", "still_running"]
+
+Mode = Literal["train", "eval"]
+
+
+def mode_of(training: bool) -> Mode:
+    """Which sums a forward adds to: evaluation inside a training run goes through the same hooks."""
+    return "train" if training else "eval"
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,11 @@ class Stream:
     def cache(self) -> Any:
         """The cache, or ``None`` when it is gone, so that nothing can come after."""
         return self._cache()
+
+    @property
+    def mode(self) -> Mode:
+        """Which sums this stream adds to."""
+        return mode_of(self.training)
 
     @property
     def device(self) -> torch.device:

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from geomprobe.core.lasso import literal_penalty, sklearn_penalty, solve_lasso
+from geomprobe.core.lasso import explained, literal_penalty, sklearn_penalty, solve_lasso
 from geomprobe.core.rows import Rows
-from geomprobe.core.state import State
+from geomprobe.core.state import State, zeros
 from geomprobe.core.symmetric import assemble
 
 __all__ = ["ContextLassoSum"]
@@ -38,9 +38,8 @@ class ContextLassoSum:
     tol: float = 1e-6
 
     def zero(self, width: int, device: torch.device) -> State:
-        sums = ("targets", "picks", "nonzero", "r2", "first", "weighted", "unsolved")
-        state = {name: torch.zeros((), dtype=torch.float64, device=device) for name in sums}
-        return state | {name: torch.zeros(0, dtype=torch.float64, device=device) for name in ("weight", "reach")}
+        sums = dict.fromkeys(("targets", "picks", "nonzero", "r2", "first", "weighted", "unsolved"), ())
+        return zeros(sums | dict.fromkeys(("weight", "reach"), (0,)), device)
 
     def measure(self, rows: Rows) -> State:
         gram = assemble(rows.gram())
@@ -49,8 +48,6 @@ class ContextLassoSum:
         solution = solve_lasso(gram, penalty, tol=self.tol, which=targets)
         weights = torch.where(targets.unsqueeze(-1), solution.coefficients, 0)
         size, counted = weights.abs(), targets.double()
-        length = gram.diagonal(dim1=-2, dim2=-1)
-        rest = length - 2 * (weights * gram).sum(-1) + (weights * (weights @ gram)).sum(-1)
         total = size.sum(-1)
         # Where a text's first row stands: its position is 0, in the text that the target belongs to.
         begins = (rows.position == 0) & rows.valid
@@ -61,7 +58,7 @@ class ContextLassoSum:
             "targets": counted.sum((-2, -1)),
             "picks": (weights > self.threshold).double().sum((-3, -2, -1)),
             "nonzero": (weights != 0).double().sum((-3, -2, -1)),
-            "r2": torch.where(targets & (length > 0), 1 - rest / length.clamp_min(1e-300), 0).sum((-2, -1)),
+            "r2": torch.where(targets, explained(gram, weights).nan_to_num(0), 0).sum((-2, -1)),
             "first": torch.where(weighted, first / total.clamp_min(1e-300), 0).sum((-2, -1)),
             "weighted": weighted.double().sum((-2, -1)),
             "unsolved": (targets & ~solution.converged).double().sum((-2, -1)),

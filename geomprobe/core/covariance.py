@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from geomprobe.core.rows import Rows
-from geomprobe.core.state import State
+from geomprobe.core.state import State, zeros
 from geomprobe.core.symmetric import assemble, panel_starts, panels
 
-__all__ = ["Covariance", "covariance", "eigenvalues", "mean_cosine", "outer", "row_sums"]
+__all__ = ["Covariance", "covariance", "eigenvalues", "mean_cosine", "outer", "row_shapes", "row_sums"]
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,19 @@ class Covariance:
     exact: bool = False
 
     def zero(self, width: int, device: torch.device) -> State:
-        shapes: dict[str, tuple[int, ...]] = {
-            "n": (),
-            "texts": (),
-            "sum": (width,),
-            "norm": (),
-            "norm_sq": (),
-        }
         starts = panel_starts(width)
-        shapes |= {f"outer_{k}": (width - i, min(starts.step, width - i)) for k, i in enumerate(starts)}
-        return {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}
+        parts = {f"outer_{k}": (width - i, min(starts.step, width - i)) for k, i in enumerate(starts)}
+        return zeros(row_shapes(width) | parts, device)
 
     def measure(self, rows: Rows) -> State:
         z = rows.unit(self.center).flatten(-3, -2)
         z = z.double() if self.exact else z
         return row_sums(rows, z) | {f"outer_{i}": part for i, part in enumerate(panels(z.mT))}
+
+
+def row_shapes(width: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of :func:`row_sums` by name."""
+    return {"n": (), "texts": (), "sum": (width,), "norm": (), "norm_sq": ()}
 
 
 def row_sums(rows: Rows, z: Tensor) -> State:

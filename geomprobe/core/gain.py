@@ -8,7 +8,7 @@ from torch import Tensor
 from geomprobe.core.cholesky import gains, scaled_factor
 from geomprobe.core.gain_stream import GainStream
 from geomprobe.core.rows import Rows
-from geomprobe.core.state import State
+from geomprobe.core.state import State, zeros
 
 __all__ = ["InformationGainSum"]
 
@@ -28,12 +28,8 @@ class InformationGainSum:
     sigma: float = 0.01
 
     def zero(self, width: int, device: torch.device) -> State:
-        curves = {name: torch.zeros(0, dtype=torch.float64, device=device) for name in ("gain", "gain_sq", "variance", "count")}
-        sums = {
-            name: torch.zeros((), dtype=torch.float64, device=device)
-            for name in ("texts", "total", "total_per_dim", "total_sq", "failed")
-        }
-        return curves | sums
+        curves = dict.fromkeys(("gain", "gain_sq", "variance", "count"), (0,))
+        return zeros(curves | dict.fromkeys(("texts", "total", "total_per_dim", "total_sq", "failed"), ()), device)
 
     def measure(self, rows: Rows) -> State:
         gain, good = _text_gains(rows, self.sigma)

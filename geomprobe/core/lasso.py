@@ -21,7 +21,15 @@ from torch import Tensor
 
 from geomprobe.errors import GeomprobeError
 
-__all__ = ["LassoSolution", "largest_penalty", "lasso_objective", "literal_penalty", "sklearn_penalty", "solve_lasso"]
+__all__ = [
+    "LassoSolution",
+    "explained",
+    "largest_penalty",
+    "lasso_objective",
+    "literal_penalty",
+    "sklearn_penalty",
+    "solve_lasso",
+]
 
 _ADDED = 6
 """Violators that join an active set at once. More mean fewer rounds, and more that leave again."""
@@ -64,6 +72,15 @@ def largest_penalty(gram: Tensor) -> Tensor:
 def lasso_objective(gram: Tensor, coefficients: Tensor, penalty: float) -> Tensor:
     """``½‖z_t − Σ β_j z_j‖² + λ‖β‖₁`` of each target, ``(…, T)``, whoever found the coefficients."""
     return _Problem(gram.double(), penalty).bounds(coefficients.double().tril(-1))[0]
+
+
+def explained(gram: Tensor, coefficients: Tensor) -> Tensor:
+    """R²: the share of each target's squared length that its weights rebuild, ``1 − ‖z_t − Σ β_j z_j‖²/‖z_t‖²``, ``(…, T)``.
+
+    NaN for a row of zeros.
+    """
+    length = gram.diagonal(dim1=-2, dim2=-1)
+    return (2 * (coefficients * gram).sum(-1) - (coefficients * (coefficients @ gram)).sum(-1)) / length
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from geomprobe.core.covariance import row_sums
+from geomprobe.core.covariance import row_shapes, row_sums
 from geomprobe.core.rows import Rows
-from geomprobe.core.state import State
+from geomprobe.core.state import State, zeros
 
 __all__ = ["CovarianceSketch", "random_directions", "sketched_eigenvalues"]
 
@@ -33,16 +33,7 @@ class CovarianceSketch:
     exact: bool = False
 
     def zero(self, width: int, device: torch.device) -> State:
-        shapes = {
-            "n": (),
-            "texts": (),
-            "sum": (width,),
-            "norm": (),
-            "norm_sq": (),
-            "trace": (),
-            "image": (width, min(self.rank, width)),
-        }
-        return {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}
+        return zeros(row_shapes(width) | {"trace": (), "image": (width, min(self.rank, width))}, device)
 
     def measure(self, rows: Rows) -> State:
         z = rows.unit(self.center).flatten(-3, -2)

@@ -6,7 +6,7 @@ curves to one length. From this one rule follow micro-batches, gradient accumula
 resuming.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from geomprobe.core.rows import Rows
 
-__all__ = ["Accumulator", "State", "Tally", "add", "copy_state", "merge", "pad_to"]
+__all__ = ["Accumulator", "State", "Tally", "add", "copy_state", "merge", "pad_to", "zeros"]
 
 State = dict[str, Tensor]
 
@@ -45,10 +45,15 @@ class Tally:
     """
 
     def zero(self, width: int, device: torch.device) -> State:
-        return {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("tokens", "texts", "nonfinite")}
+        return zeros({"tokens": (), "texts": (), "nonfinite": ()}, device)
 
     def measure(self, rows: Rows) -> State:
         return {"tokens": rows.used, "texts": rows.seen, "nonfinite": rows.mask.sum() - rows.used}
+
+
+def zeros(shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> State:
+    """A state of sums that have seen nothing: float64 zeros by name; ``(0,)`` for a curve."""
+    return {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}
 
 
 def pad_to(tensor: Tensor, shape: torch.Size) -> Tensor:

@@ -10,12 +10,12 @@ from torch import Tensor
 from geomprobe.core.cholesky import factor_of_identity_plus, gains
 from geomprobe.core.rows import Rows
 from geomprobe.core.spectrum import effective_rank, matrix_entropy, max_rate_distortion_entropy
-from geomprobe.core.state import State
+from geomprobe.core.state import State, zeros
 from geomprobe.core.symmetric import panels, scaled
 
 __all__ = ["TextEntropySum"]
 
-_DETERMINANTS = ("entropy", "entropy_nats")
+_SPECTRAL = ("matrix_entropy", "matrix_entropy_log_n", "log_n_texts", "effective_rank")
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,8 @@ class TextEntropySum:
     spectrum: bool = False
 
     def zero(self, width: int, device: torch.device) -> State:
-        names = ["texts", *_DETERMINANTS]
-        if self.spectrum:
-            names += ["matrix_entropy", "matrix_entropy_log_n", "log_n_texts", "effective_rank"]
-        return {name: torch.zeros((), dtype=torch.float64, device=device) for name in names}
+        names = ("texts", "entropy", "entropy_nats", *(_SPECTRAL if self.spectrum else ()))
+        return zeros(dict.fromkeys(names, ()), device)
 
     def measure(self, rows: Rows) -> State:
         n, width = rows.counts, rows.width
@@ -72,8 +70,7 @@ class TextEntropySum:
     def _spectra(self, rows: Rows) -> State:
         """Sums that need each text's eigenvalues, site by site and text by text."""
         lead = rows.valid.shape[:-2]
-        measured = self.zero(rows.width, rows.hidden.device)
-        measured = {name: value.new_zeros(lead) for name, value in measured.items() if name not in ("texts", *_DETERMINANTS)}
+        measured = zeros(dict.fromkeys(_SPECTRAL, lead), rows.hidden.device)
         z = rows.unit(self.center).double()
         for site in itertools.product(*map(range, lead)):
             for text in rows.text[rows.valid[site]].unique():  # type: ignore[no-untyped-call]

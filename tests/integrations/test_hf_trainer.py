@@ -14,7 +14,7 @@ from geomprobe.core.gain import InformationGainSum
 from geomprobe.integrations import ProbeCallback
 from tests.integrations.training import ACCUMULATION, BATCH, LENGTH, losses, trainer
 from tests.integrations.wandb_file import read_run
-from tests.models import snapshot, tiny, token_batch
+from tests.models import hooks, snapshot, tiny, token_batch
 
 EVALUATION = {"eval_strategy": "steps", "eval_steps": 3}
 
@@ -72,7 +72,7 @@ def test_training_computes_the_same_and_nothing_stays_on_the_model(tmp_path: Pat
     for name, weight in bare.model.state_dict().items():
         assert torch.equal(probed.model.state_dict()[name], weight), name
     assert list(snapshot(probed.model)) == list(snapshot(bare.model))
-    assert not any(value for key, value in snapshot(probed.model).items() if key.endswith("hooks"))
+    assert not hooks(probed.model)
 
 
 def test_a_resumed_training_continues_the_series(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_fault_in_reading_stops_the_probe_not_the_training(tmp_path: Path) -> 
     assert run.series("geomprobe/fine/embed") == {1: 1, 2: 1}
     last = json.loads((tmp_path / "geometry.jsonl").read_text().splitlines()[-1])
     assert last == {"step": 3, "stopped": "ArithmeticError: no more"}
-    assert not any(value for key, value in snapshot(probed.model).items() if key.endswith("hooks"))
+    assert not hooks(probed.model)
 
 
 def test_a_fault_inside_a_forward_drops_the_unfinished_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
