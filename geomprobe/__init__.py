@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from geomprobe.errors import GeomprobeError
 
 if TYPE_CHECKING:
+    from geomprobe.metrics.attention import AttentionProfile
     from geomprobe.metrics.context import ContextLasso
     from geomprobe.metrics.entropy import RepresentationEntropy
     from geomprobe.metrics.gain import InformationGain
@@ -18,9 +19,20 @@ if TYPE_CHECKING:
     from geomprobe.schedule import every
 
 __version__ = "0.1.0"
-__all__ = ["ContextLasso", "GeomprobeError", "InformationGain", "Metric", "Probe", "Reading", "RepresentationEntropy", "every"]
+__all__ = [
+    "AttentionProfile",
+    "ContextLasso",
+    "GeomprobeError",
+    "InformationGain",
+    "Metric",
+    "Probe",
+    "Reading",
+    "RepresentationEntropy",
+    "every",
+]
 
 _HOME = {
+    "AttentionProfile": "geomprobe.metrics.attention",
     "ContextLasso": "geomprobe.metrics.context",
     "InformationGain": "geomprobe.metrics.gain",
     "Metric": "geomprobe.metrics.metric",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from geomprobe.capture.frame import Frame
+from geomprobe.core.attention import AttentionRows
 from geomprobe.core.rows import exact_arithmetic
 from geomprobe.ledger import GROUP, Ledger
 
@@ -26,9 +27,10 @@ class Gather:
         self._index = {site: i for i, site in enumerate(sites)}
         self._frame: Frame | None = None
         self._buffer = torch.empty(0)
+        self._attention: list[AttentionRows | None] = []
         self._start = self._held = 0
 
-    def put(self, frame: Frame, site: str, hidden: Tensor) -> None:
+    def put(self, frame: Frame, site: str, hidden: Tensor, attention: AttentionRows | None = None) -> None:
         """Take one site's hidden states ``(batch, length, width)``; measures the group when it is full."""
         i = self._index[site]
         follows = frame is self._frame and i == self._start + self._held and i % GROUP
@@ -44,21 +46,22 @@ class Gather:
             self._frame, self._start = frame, i
         with torch.inference_mode(False), torch.no_grad():
             self._buffer[self._held].copy_(hidden)
+        self._attention.append(attention)
         self._held += 1
         if self._held == len(self._buffer):
             self.flush()
 
     def flush(self) -> None:
         """Measure what is here."""
-        frame, hidden = self._frame, self._buffer[: self._held]
+        frame, hidden, attention = self._frame, self._buffer[: self._held], AttentionRows.stacked(self._attention)
         sites = slice(self._start, self._start + self._held)
         self.drop()
         if frame is not None:
             with exact_arithmetic(hidden.device.type):
-                self._ledger.add(frame.mode, sites, frame.rows(hidden))
-                if (counted := frame.counted_rows(hidden)) is not None:
+                self._ledger.add(frame.mode, sites, frame.rows(hidden, attention))
+                if (counted := frame.counted_rows(hidden, attention)) is not None:
                     self._ledger.add(frame.mode, sites, counted, sign=-1)
 
     def drop(self) -> None:
         """Forget what is here."""
-        self._frame, self._buffer, self._held = None, torch.empty(0), 0
+        self._frame, self._buffer, self._attention, self._held = None, torch.empty(0), [], 0

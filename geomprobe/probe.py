@@ -13,8 +13,9 @@ from geomprobe.capture.anatomy import find_anatomy
 from geomprobe.capture.frame import Frame
 from geomprobe.capture.hooks import Capture
 from geomprobe.capture.stream import Endings, Stream
+from geomprobe.core.attention import AttentionRows
 from geomprobe.core.rows import exact_arithmetic
-from geomprobe.core.state import Accumulator, State, Tally
+from geomprobe.core.state import Accumulator, ReadsAttention, State, Tally
 from geomprobe.distributed import replicas
 from geomprobe.errors import GeomprobeError
 from geomprobe.gather import Gather
@@ -86,13 +87,15 @@ class Probe:
         self.fault: Exception | None = None
         self._model = model
         self._base = anatomy.base
-        self._capture = Capture(model, anatomy, self.sites, self, Endings.of(model))
         self._remarks: list[str] = []
         self._live = None if on_gain is None else LiveGains(self._sigma())
         self._status: Literal["new", "attached", "closed"] = "new"
         self._forwards = 0
         # dict.fromkeys keeps order and drops equal ones: that is all the sharing there is.
         accumulators = dict.fromkeys([Tally(), *(need for metric in self.metrics for need in metric.needs)])
+        reads = {need.attention for need in accumulators if isinstance(need, ReadsAttention)}
+        attention: Literal["rows", "maps"] | None = "maps" if "maps" in reads else "rows" if "rows" in reads else None
+        self._capture = Capture(model, anatomy, self.sites, self, Endings.of(model), attention)
         self._ledger = Ledger(tuple(accumulators), self.sites)
         self._gather = Gather(self._ledger, self.sites)
 
@@ -264,15 +267,15 @@ class Probe:
         step, self._forwards = self._forwards, self._forwards + 1
         return self.when is None or self.when(step)
 
-    def captured(self, frame: Frame, site: str, hidden: Tensor) -> None:
+    def captured(self, frame: Frame, site: str, hidden: Tensor, attention: AttentionRows | None = None) -> None:
         """:meta private:"""
         if self.fault is not None:
             return
         try:
             if frame.stream is not None:
-                frame.stream.add(site, hidden)
+                frame.stream.add(site, hidden, attention)
                 return
-            self._gather.put(frame, site, hidden)
+            self._gather.put(frame, site, hidden, attention)
         except Exception as error:
             self.failed(error)
 

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from geomprobe.core import spectrum
+from geomprobe.core.attention import PICKED, AttentionRows
+from geomprobe.core.attention_sum import AttentionSum
 from geomprobe.core.context import ContextLassoSum
 from geomprobe.core.covariance import Covariance, eigenvalues, mean_cosine, outer
 from geomprobe.core.gain import InformationGainSum
 from geomprobe.core.rows import Rows
 from geomprobe.core.sketch import CovarianceSketch
-from geomprobe.core.state import Accumulator, State, Tally, add, pad_to
+from geomprobe.core.state import Accumulator, ReadsAttention, State, Tally, add, pad_to
 from geomprobe.core.text_entropy import TextEntropySum
 
 WIDTH = 8
@@ -47,6 +49,8 @@ class Case:
         """The state after ``stream``."""
         state = self.accumulator.zero(WIDTH, torch.device("cpu")) if into is None else into
         for rows in stream:
+            if isinstance(self.accumulator, ReadsAttention) and rows.attention is None and rows.hidden.numel():
+                rows.attention = attended(rows)
             add(state, self.accumulator.measure(rows))
         return state
 
@@ -120,7 +124,30 @@ def context_bounds(state: State) -> list[Chain]:
     return chains
 
 
+def compared_bounds(state: State) -> list[Chain]:
+    attended = state["attended"]
+    chains: list[Chain] = [(0, attended, state["targets"]), (state["eq5_r2"], attended), (0, state["rank_count"], attended)]
+    chains += [(0, state[name], state[f"{name}_count"], attended) for name in ("jaccard", "precision", "chance")]
+    chains += [(-state["rank_count"], state["rank"], state["rank_count"])]
+    chains += [(0, weight, attended) for weight in state["attention_weight"]]
+    return [*context_bounds(state), *chains]
+
+
+def attention_bounds(state: State) -> list[Chain]:
+    targets, longest = state["targets"], len(state["count"])
+    chains: list[Chain] = [(0, state["entropy"], targets * math.log(max(1, longest))), (0, state["first"], targets)]
+    chains += [(0, state["distance"], targets * max(0, longest - 1)), (0, state["picks"], targets * longest)]
+    chains += [(targets - 1e-6, state["octaves"].sum(), targets + 1e-6)] if len(state["octaves"]) else [(0, targets, 0)]
+    chains += [
+        (0, entropy, count * math.log(t + 1))
+        for t, (entropy, count) in enumerate(zip(state["entropy_at"], state["count"], strict=True))
+    ]
+    return chains
+
+
 CASES = (
+    Case(AttentionSum(), bounds=attention_bounds, float32=1e-4),
+    Case(ContextLassoSum(penalty=0.01, compare=True), bounds=compared_bounds, float64=1e-6, float32=1e-3),
     # How weight is shared between rows that are nearly equal, or many more than d, hangs on rounding; the objective does not.
     Case(ContextLassoSum(penalty=0.01), bounds=context_bounds, float64=1e-6, float32=1e-3),
     Case(ContextLassoSum(penalty=0.05, convention="literal"), bounds=context_bounds, float64=1e-6, float32=1e-3),
@@ -178,6 +205,25 @@ def packed(texts: Sequence[Tensor], seed: int = 0) -> Rows:
             mine = places[owner == j]
             hidden[i, mine], text[i, mine], position[i, mine], mask[i, mine] = texts[j], j, torch.arange(len(mine)), True
     return Rows(hidden, mask, text=text, position=position, texts=len(texts) + 1)
+
+
+def attended(rows: Rows) -> AttentionRows:
+    """What two heads attend to that ask with unit rows for unit rows, written out from the definitions."""
+    unit, back = rows.unit().double(), rows.position.unsqueeze(-1) - rows.position.unsqueeze(-2)
+    sees = (rows.text.unsqueeze(-1) == rows.text.unsqueeze(-2)) & (back >= 0) & rows.valid.unsqueeze(-2)
+    scores = torch.stack([unit @ unit.mT, -3 * (unit @ unit.mT)], 1).masked_fill(~sees.unsqueeze(1), -1e30)
+    weights = scores.softmax(-1)
+    mean = weights.mean(1)
+    begins = (rows.position == 0).unsqueeze(-2) & sees
+    octave = torch.where(back > 0, back.clamp_min(1).double().log2().floor().long() + 1, 0)
+    return AttentionRows(
+        entropy=torch.special.entr(weights).sum(-1),
+        first=(weights * begins.unsqueeze(1)).sum(-1),
+        distance=(weights * back.unsqueeze(1)).sum(-1),
+        picks=(mean > PICKED).sum(-1).double(),
+        octaves=torch.stack([(mean * (octave == k)).sum(-1) for k in range(1 + int(octave.max()))], -1),
+        mean=mean,
+    )
 
 
 def assert_same(actual: State, expected: State, tolerance: float = 0) -> None:

@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from geomprobe import GeomprobeError, Probe, Reading
 from geomprobe.capture.anatomy import find_anatomy
 from geomprobe.capture.frame import Frame
+from geomprobe.core.attention import AttentionRows
 from tests.models import padded, tiny, token_batch
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -64,9 +65,9 @@ class Recording(Probe):
         super().__init__(model, on_error="raise")
         self.seen: dict[str, Tensor] = {}
 
-    def captured(self, frame: Frame, site: str, hidden: Tensor) -> None:
+    def captured(self, frame: Frame, site: str, hidden: Tensor, attention: AttentionRows | None = None) -> None:
         self.seen[site] = hidden.clone()
-        super().captured(frame, site, hidden)
+        super().captured(frame, site, hidden, attention)
 
 
 def sites(model: Any) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from geomprobe.capture.stream import Mode, Stream, mode_of
+from geomprobe.core.attention import AttentionRows, Layout
 from geomprobe.core.rows import Rows
 from geomprobe.errors import GeomprobeError
 
@@ -102,18 +103,32 @@ class Frame:
         """Which sums this forward adds to."""
         return mode_of(self.training)
 
-    def rows(self, hidden: Tensor) -> Rows:
+    def rows(self, hidden: Tensor, attention: AttentionRows | None = None) -> Rows:
         """``hidden`` ``(sites, batch, length, width)`` with this frame's mask and texts."""
         mask = None if self.mask is None else self.mask.to(hidden.device)
-        if self.starts is None:
-            return Rows(hidden, mask)
-        return Rows(hidden, mask, **_texts(self.starts.to(hidden.device), mask))
+        texts = {} if self.starts is None else _texts(self.starts.to(hidden.device), mask)
+        return Rows(hidden, mask, attention=attention, **texts)
 
-    def counted_rows(self, hidden: Tensor) -> Rows | None:
+    def counted_rows(self, hidden: Tensor, attention: AttentionRows | None = None) -> Rows | None:
         """The part of ``hidden`` that was counted before, if any."""
         if self.refed is None:
             return None
-        return Frame(self.training, self.refed).rows(hidden[..., : self.refed.shape[1], :])
+        length = self.refed.shape[1]
+        before = None if attention is None else attention.until(length)
+        return Frame(self.training, self.refed).rows(hidden[..., :length, :], before)
+
+    def layout(self, batch: int, length: int, device: torch.device) -> Layout:
+        """Where tokens stand among the columns that this forward's rows may attend to."""
+        if device not in self._layouts:
+            tokens = self.mask if self.stream is None else self.stream.tokens
+            tokens = torch.ones((batch, length), dtype=torch.bool) if tokens is None else tokens
+            starts = None if self.starts is None else self.starts.to(device)
+            self._layouts[device] = Layout.of(tokens.to(device), length, starts)
+        return self._layouts[device]
+
+    @cached_property
+    def _layouts(self) -> dict[torch.device, Layout]:
+        return {}
 
 
 def padding_mask(mask: Any, batch: int, length: int, *, past: int = 0) -> Tensor | None:

@@ -5,16 +5,18 @@ import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from geomprobe.capture import compiled
+from geomprobe.capture import attention, compiled
 from geomprobe.capture.anatomy import Anatomy
 from geomprobe.capture.frame import Call, Frame, cache_of
 from geomprobe.capture.stream import Endings, Stream, still_running
+from geomprobe.core.attention import AttentionRows
+from geomprobe.core.rows import exact_arithmetic
 from geomprobe.errors import GeomprobeError
 
 __all__ = ["Capture", "Listener"]
@@ -27,8 +29,8 @@ class Listener(Protocol):
         """Whether the forward that is about to run is to be captured; ``continues``: it adds to texts that are."""
         ...
 
-    def captured(self, frame: Frame, site: str, hidden: Tensor) -> None:
-        """One site's hidden states ``(batch, length, width)``, while the forward runs."""
+    def captured(self, frame: Frame, site: str, hidden: Tensor, attention: AttentionRows | None) -> None:
+        """One site's hidden states ``(batch, length, width)``, while the forward runs, and what the layer attended to."""
         ...
 
     def ended(self, stream: Stream) -> None:
@@ -60,16 +62,33 @@ class Capture:
 
     A frame is open only between the decoder's call and its return. That drops the replays of activation checkpointing, which
     run layers again during backward, and it is why nothing here needs to know about checkpointing.
+
+    Args:
+        model: the model, for what is compiled around its decoder.
+        anatomy: the decoder and its layers.
+        sites: which sites to report.
+        listener: what to report to.
+        endings: how ``generate`` ends a row.
+        attention: look at attention, too: ``"rows"`` for summaries of each row, ``"maps"`` for head means besides. A layer's
+            site goes with that layer's, ``final_norm`` with the last one's.
     """
 
     def __init__(
-        self, model: nn.Module, anatomy: Anatomy, sites: tuple[str, ...], listener: Listener, endings: Endings
+        self,
+        model: nn.Module,
+        anatomy: Anatomy,
+        sites: tuple[str, ...],
+        listener: Listener,
+        endings: Endings,
+        attention: Literal["rows", "maps"] | None = None,
     ) -> None:
         self._model = model
         self._anatomy = anatomy
         self._sites = sites
         self._listener = listener
         self._endings = endings
+        self._attention = attention
+        self._attended: dict[int, AttentionRows | None] = {}
         self._frame: Frame | None = None
         self._shape: tuple[int, int] | None = None
         self._handles: list[RemovableHandle] = []
@@ -99,6 +118,8 @@ class Capture:
     def attach(self) -> None:
         """Register the hooks. Each costs an off-step one attribute look-up."""
         base, layers = self._anatomy.base, self._anatomy.layers
+        if self._attention is not None:  # first: it may refuse
+            self._attach_attention()
         compiled.forget_graphs(self._model, base)
         self._id = compiled.register(self)
         add = self._handles.append
@@ -110,6 +131,36 @@ class Capture:
                 add(layer.register_forward_hook(partial(self._after_layer, i + 1)))
         add(base.register_forward_hook(self._close, always_call=True))
 
+    def _attach_attention(self) -> None:
+        base, layers = self._anatomy.base, self._anatomy.layers
+        watched = [layers[i] for i in self._looked_at]
+        looks: list[attention.Look] = [partial(self.attended, i) for i in self._looked_at]
+        own = attention.own_attention(base, watched)
+        if not own:
+            attention.look_at(self, list(zip(watched, looks, strict=True)))
+        for look, modules in zip(looks, own, strict=False):
+            for module in modules:
+                self._handles.append(module.register_forward_hook(partial(attention.look_at_output, look)))
+
+    @property
+    def _looked_at(self) -> list[int]:
+        """Layers whose attention goes with a site."""
+        last = len(self._anatomy.layers) - 1
+        places = [self._anatomy.sites.index(site) - 1 for site in self._sites]
+        return sorted({min(place, last) for place in places if place >= 0})
+
+    def attended(self, layer: int, call: attention.AttentionCall) -> None:
+        """A layer called its attention function. Only the first call of a forward: a second one attends to another text."""
+        if (frame := self._frame) is None or layer in self._attended or (call.batch, call.length) != self._shape:
+            return
+        try:
+            with exact_arithmetic(call.device.type):
+                layout = frame.layout(call.batch, call.length, call.device)
+                self._attended[layer] = call.rows(layout, frame.starts, keep=self._attention == "maps")
+        except Exception as error:
+            self._frame = None  # nothing more of this forward
+            self._listener.failed(error)
+
     def detach(self) -> None:
         """Remove every hook and end every stream. Safe to call twice, and inside a hook of a forward that did not raise."""
         self._frame = self._previous = None
@@ -117,6 +168,8 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._attention is not None:
+            attention.look_away(self, self._anatomy.layers)
         self._end(self._streams)
 
     def _open(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -137,6 +190,7 @@ class Capture:
                 self._listener.closed(frame, completed=False)
             self.end_dead_streams()
             call = Call(arguments, training)
+            self._attended = {}
             self._frame = self._on_cache(call) if call.cache is not None else self._without_cache(call)
             self._shape = None if self._frame is None else call.shape
         except Exception as error:
@@ -228,7 +282,7 @@ class Capture:
             return
         site = self._anatomy.sites[number]
         if hidden.shape[:2] == self._shape and not hasattr(hidden, "placements"):
-            self._listener.captured(frame, site, hidden)
+            self._listener.captured(frame, site, hidden, self._take_attention(number))
             return
         self._frame = None  # nothing more of this forward
         self._listener.failed(
@@ -238,6 +292,16 @@ class Capture:
                 "parallelize_module, a plan that keeps what goes from layer to layer whole)"
             )
         )
+
+    def _take_attention(self, number: int) -> AttentionRows | None:
+        """What goes with a site, and is needed no more unless it goes with the next, too."""
+        layer = min(number, len(self._anatomy.layers)) - 1
+        rows = self._attended.get(layer)
+        if number == len(self._anatomy.layers) and "final_norm" in self._sites:
+            return rows
+        if rows is not None:
+            self._attended[layer] = None
+        return rows
 
     def _close(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         completed = output is not None  # always_call: after an exception there is no output
@@ -251,6 +315,15 @@ class Capture:
     def end(self, completed: bool = True) -> None:
         """The decoder returned, or raised."""
         frame, self._frame = self._frame, None
+        attended, self._attended = self._attended, {}
+        if frame is not None and completed and self._attention is not None and not attended:
+            self._listener.failed(
+                GeomprobeError(
+                    f"no layer of {type(self._anatomy.base).__name__} called the attention function that it is loaded with: "
+                    "attach the probe after set_attn_implementation(), and run the model uncompiled; or leave AttentionProfile "
+                    "and ContextLasso(attention=True) out"
+                )
+            )
         if not completed:
             self._previous = None
         if frame is not None and not completed:
@@ -289,7 +362,7 @@ class _Deaf:
     def wants(self, continues: bool) -> bool:
         return False
 
-    def captured(self, frame: Frame, site: str, hidden: Tensor) -> None: ...
+    def captured(self, frame: Frame, site: str, hidden: Tensor, attention: AttentionRows | None) -> None: ...
 
     def ended(self, stream: Stream) -> None: ...
 

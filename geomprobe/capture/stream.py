@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from geomprobe.core.attention import AttentionRows
 from geomprobe.core.rows import Rows
 
 __all__ = ["Endings", "Mode", "Stream", "mode_of", "still_running"]
@@ -84,6 +85,7 @@ class Stream:
         self._latest_ids: Tensor | None = None
         self._mask: Tensor | None = None
         self._hidden: dict[str, list[Tensor]] = {}
+        self._attention: dict[str, list[AttentionRows]] = {}
         self._signature: Tensor | None = None
         self._rearranged: Tensor | None = None
 
@@ -152,9 +154,17 @@ class Stream:
             return None
         return keys[:, 0, min(columns, keys.shape[2]) - 1].clone()
 
-    def add(self, site: str, hidden: Tensor) -> None:
+    @property
+    def tokens(self) -> Tensor:
+        """Where there are tokens, ``(batch, columns)``: as :meth:`mask`, with what rows were fed that had ended."""
+        assert self._mask is not None
+        return self._mask
+
+    def add(self, site: str, hidden: Tensor, attention: AttentionRows | None = None) -> None:
         """The new columns' hidden states at one site. Copied: the model may go on to change them in place."""
         self._hidden.setdefault(site, []).append(hidden.detach().clone())
+        if attention is not None:
+            self._attention.setdefault(site, []).append(attention)
 
     def latest(self, site: str) -> Tensor:
         """What :meth:`add` got last for ``site``."""
@@ -171,8 +181,7 @@ class Stream:
 
     def rows(self, site: str) -> Rows:
         """All rows of a site so far, as of a stack of one site."""
-        hidden = self._whole(site)
-        return Rows(hidden.unsqueeze(0), self.mask()[:, : hidden.shape[1]].to(hidden.device))
+        return self._rows(site, self.mask())
 
     def report(self) -> None:
         """Everything so far has been told, and is not to be told again."""
@@ -186,8 +195,17 @@ class Stream:
     def reported_rows(self, site: str) -> Rows:
         """The rows of a site that were there at :meth:`report`, with the mask they were told by."""
         assert self._reported is not None
-        hidden = self._whole(site)[:, : self._reported.shape[1]]
-        return Rows(hidden.unsqueeze(0), self._reported[:, : hidden.shape[1]].to(hidden.device))
+        return self._rows(site, self._reported)
+
+    def _rows(self, site: str, mask: Tensor) -> Rows:
+        """The rows of a site that ``mask`` tells of; of a forward that has not ended, it tells of more than there are."""
+        hidden = self._whole(site)[:, : mask.shape[1]]
+        length = hidden.shape[1]
+        attention = None
+        if site in self._attention:
+            self._attention[site][:] = [AttentionRows.joined(self._attention[site])]
+            attention = AttentionRows.stacked([self._attention[site][0].until(length)])
+        return Rows(hidden.unsqueeze(0), mask[:, :length].to(hidden.device), attention=attention)
 
     def _whole(self, site: str) -> Tensor:
         """Hidden states of a site, ``(batch, columns, width)``; parts are joined once."""

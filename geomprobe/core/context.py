@@ -6,12 +6,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from geomprobe.core.agreement import jaccard, precision, rank_correlation
 from geomprobe.core.lasso import explained, literal_penalty, sklearn_penalty, solve_lasso
 from geomprobe.core.rows import Rows
 from geomprobe.core.state import State, zeros
 from geomprobe.core.symmetric import assemble
 
 __all__ = ["ContextLassoSum"]
+
+_AGREEMENT = ("jaccard", "precision", "chance", "rank")
+
+_DECIMALS = 6
+"""Weights that agree so far are equal in rank: rounding must not order equal tokens."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +29,18 @@ class ContextLassoSum:
     any weight to share; curves by distance, from 1: ``weight`` Σ|β| and ``reach``, the targets that have a row that far back;
     ``unsolved``: targets whose duality gap stayed above ``tol``, counted like the others.
 
+    With ``compare`` also of the head-mean attention weights a of the same targets: ``jaccard``, ``precision``, ``chance`` and
+    ``rank`` (:mod:`geomprobe.core.agreement`) with the targets that have each, ``jaccard_count`` …; ``attended``, the targets
+    that have weights at all; ``attention_weight`` Σa by distance; and of Eq. 5, the coefficients ``a_tj / a_jj`` that weights imply:
+    ``eq5_r2`` and ``eq5_weight``, by distance.
+
     Args:
         penalty: of the convention below.
         convention: ``"sklearn"``: ``1/(2d)‖z − Zβ‖² + α‖β‖₁``; ``"literal"``: ``‖z − Zβ‖² + λ‖β‖₁``.
         threshold: the weight above which a row is picked.
         rate: the share of targets that are solved, chosen by their content: the same in any batch, on any rank.
         tol: duality gap.
+        compare: whether to compare with attention.
     """
 
     penalty: float = 1e-4
@@ -36,10 +48,19 @@ class ContextLassoSum:
     threshold: float = 0.01
     rate: float = 1.0
     tol: float = 1e-6
+    compare: bool = False
+
+    @property
+    def attention(self) -> Literal["maps"] | None:
+        return "maps" if self.compare else None
 
     def zero(self, width: int, device: torch.device) -> State:
-        sums = dict.fromkeys(("targets", "picks", "nonzero", "r2", "first", "weighted", "unsolved"), ())
-        return zeros(sums | dict.fromkeys(("weight", "reach"), (0,)), device)
+        sums: tuple[str, ...] = ("targets", "picks", "nonzero", "r2", "first", "weighted", "unsolved")
+        curves: tuple[str, ...] = ("weight", "reach")
+        if self.compare:
+            sums += ("attended", "eq5_r2", *_AGREEMENT, *(f"{name}_count" for name in _AGREEMENT))
+            curves += ("attention_weight", "eq5_weight")
+        return zeros(dict.fromkeys(sums, ()) | dict.fromkeys(curves, (0,)), device)
 
     def measure(self, rows: Rows) -> State:
         gram = assemble(rows.gram())
@@ -54,7 +75,8 @@ class ContextLassoSum:
         first = (size * begins.unsqueeze(-2)).sum(-1)
         weighted = targets & (total > 0)
         distance, known = self._distances(rows)
-        return {
+        compared = self._compared(rows, gram, weights, targets, distance, known) if self.compare else {}
+        return compared | {
             "targets": counted.sum((-2, -1)),
             "picks": (weights > self.threshold).double().sum((-3, -2, -1)),
             "nonzero": (weights != 0).double().sum((-3, -2, -1)),
@@ -64,6 +86,35 @@ class ContextLassoSum:
             "unsolved": (targets & ~solution.converged).double().sum((-2, -1)),
             "weight": _by_distance(size, distance),
             "reach": _by_distance(counted.unsqueeze(-1) * (known & rows.valid.unsqueeze(-2)), distance),
+        }
+
+    def _compared(self, rows: Rows, gram: Tensor, weights: Tensor, targets: Tensor, distance: Tensor, known: Tensor) -> State:
+        """The sums that only ``compare`` has; zero for sites without attention."""
+        maps = (
+            torch.full_like(gram, torch.nan) if rows.attention is None or rows.attention.mean is None else rows.attention.mean
+        )
+        targets = targets & maps.isfinite().all(-1)
+        past = known & rows.valid.unsqueeze(-2) & targets.unsqueeze(-1)
+        seen = torch.where(past, maps.double(), 0)
+        own = maps.double().diagonal(dim1=-2, dim2=-1)
+        implied = torch.where(past & (own > 0).unsqueeze(-2), seen / own.unsqueeze(-2), 0)
+        picked = (weights > self.threshold) & past
+        ordered = seen.round(decimals=_DECIMALS)
+        agreement = {
+            "jaccard": jaccard(picked, seen > self.threshold),
+            "precision": precision(picked, ordered, past),
+            "chance": torch.where(picked.any(-1), picked.sum(-1).double() / past.sum(-1), torch.nan),
+            "rank": rank_correlation(weights.round(decimals=_DECIMALS), ordered, past),
+        }
+        sums: State = {}
+        for name, values in agreement.items():
+            there = targets & values.isfinite()
+            sums |= {name: torch.where(there, values, 0).sum((-2, -1)), f"{name}_count": there.double().sum((-2, -1))}
+        return sums | {
+            "attended": targets.double().sum((-2, -1)),
+            "eq5_r2": torch.where(targets, explained(gram, implied).nan_to_num(0, 0, 0), 0).sum((-2, -1)),
+            "attention_weight": _by_distance(seen, distance),
+            "eq5_weight": _by_distance(implied, distance),
         }
 
     def _width(self, rows: Rows) -> tuple[int, ...]:

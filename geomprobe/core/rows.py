@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from geomprobe.core.attention import AttentionRows
 from geomprobe.core.symmetric import panel_starts, panels
 
 __all__ = ["Rows", "exact_arithmetic", "unit_rows"]
@@ -53,6 +54,7 @@ class Rows:
         text: ``(batch, length)`` int64, the text each row belongs to, in ``[0, texts)``. ``None``: one text per batch row.
         position: ``(batch, length)`` int64, the row's position in its text. ``None``: counted from the mask.
         texts: an upper bound of ``text + 1``.
+        attention: what each row attends to, where that was asked for, with the sites of ``hidden``.
 
     A row that holds NaN or Inf is treated like padding, and counted by :class:`~geomprobe.core.state.Tally`.
     """
@@ -65,6 +67,7 @@ class Rows:
         text: Tensor | None = None,
         position: Tensor | None = None,
         texts: int | None = None,
+        attention: AttentionRows | None = None,
     ) -> None:
         hidden = hidden.detach()
         self.hidden = hidden if hidden.dtype in (torch.float32, torch.float64) else hidden.float()
@@ -74,6 +77,7 @@ class Rows:
         self.text = text if text is not None else torch.arange(batch, device=hidden.device).unsqueeze(1).expand(batch, length)
         self.texts = texts if texts is not None else batch
         self.position = position if position is not None else (self.mask.cumsum(1) - 1).clamp_min(0)
+        self.attention = attention
         self._unit: dict[bool, Tensor] = {}
         self._gram: dict[bool, list[Tensor]] = {}
 
@@ -125,11 +129,11 @@ class Rows:
             return
         for start in range(0, batch, step):
             part = slice(start, start + step)
-            hidden, mask = self.hidden[..., part, :, :], self.mask[part]
+            attention = None if self.attention is None else self.attention.batch(part)
+            packed: dict[str, Any] = {}
             if self.packed:
-                yield Rows(hidden, mask, text=self.text[part], position=self.position[part], texts=self.texts)
-            else:
-                yield Rows(hidden, mask)
+                packed = {"text": self.text[part], "position": self.position[part], "texts": self.texts}
+            yield Rows(self.hidden[..., part, :, :], self.mask[part], attention=attention, **packed)
 
     def unit(self, center: bool = False) -> Tensor:
         """Rows scaled to length one, zero where not valid: ``(…, batch, length, width)``.

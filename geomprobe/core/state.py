@@ -8,14 +8,14 @@ resuming.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from geomprobe.core.rows import Rows
 
-__all__ = ["Accumulator", "State", "Tally", "add", "copy_state", "merge", "pad_to", "zeros"]
+__all__ = ["Accumulator", "ReadsAttention", "State", "Tally", "add", "copy_state", "merge", "pad_to", "zeros"]
 
 State = dict[str, Tensor]
 
@@ -33,6 +33,16 @@ class Accumulator(Protocol):
 
         Any floating dtype will do for a sum over one forward; it is added in float64.
         """
+        ...
+
+
+@runtime_checkable
+class ReadsAttention(Protocol):
+    """An accumulator that needs ``rows.attention``, which is filled only where one asks for it."""
+
+    @property
+    def attention(self) -> Literal["rows", "maps"] | None:
+        """``"rows"``: summaries of each row; ``"maps"``: head-mean weights besides."""
         ...
 
 
