@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from geomprobe import Probe, every
+from geomprobe import AttentionProfile, ContextLasso, GeomprobeError, InformationGain, Probe, every
 from tests.models import hooks, padded, tiny, token_batch
 
 WAYS: dict[str, Callable[[Any], Any]] = {
@@ -55,6 +55,28 @@ def test_a_full_graph_has_no_break_and_the_numbers_of_eager(family: str, backend
     assert_same(probe, eager, tolerance)
 
 
+@pytest.mark.parametrize(("backend", "tolerance"), [("aot_eager", 0), ("inductor", 1e-4)])
+@pytest.mark.parametrize(("family", "implementation"), [("llama", "sdpa"), ("llama", "eager"), ("gpt_neox", "sdpa")])
+def test_attention_in_a_full_graph(family: str, implementation: str, backend: str, tolerance: float) -> None:
+    model = tiny(family, attn_implementation=implementation)
+    batches = [padded([token_batch(1, n, seed=n + i)[0] for n in (12, 7)]) for i in range(3)]
+    metrics = [AttentionProfile(), ContextLasso(penalty=0.01, attention=True)]
+    with Probe(model, metrics, when=every(2), on_error="raise") as eager:
+        run(model, batches)
+    with Probe(model, metrics, when=every(2), on_error="raise") as probe:
+        run(torch.compile(model, fullgraph=True, backend=backend), batches)
+    assert counters["stats"]["unique_graphs"] == 1
+    actual, expected = probe.read(), eager.read()
+    assert expected["tokens/layer_00"] == 2 * 19
+    assert actual.values == pytest.approx(expected.values, rel=tolerance, abs=tolerance, nan_ok=True)
+
+
+def test_a_mask_that_no_operator_takes_is_refused() -> None:
+    model, batch = tiny(attn_implementation="flex_attention"), {"input_ids": token_batch()}
+    with Probe(model, [AttentionProfile()], on_error="raise"), pytest.raises(GeomprobeError, match="run the model uncompiled"):
+        run(torch.compile(model, backend="eager"), [batch])
+
+
 def test_off_steps_recompile_nothing_and_count_nothing() -> None:
     model, batch = tiny(), {"input_ids": token_batch()}
     with Probe(model, when=every(3), on_error="raise") as probe:
@@ -85,9 +107,10 @@ def test_training_steps_in_a_full_graph(checkpointing: bool) -> None:
 def test_a_model_compiled_layer_by_layer() -> None:
     """More layers than Dynamo makes graphs of one code: they must be able to share."""
     model, batch = tiny(layers=12), {"input_ids": token_batch()}
-    with Probe(model, on_error="raise") as eager:
+    metrics = [InformationGain(), AttentionProfile()]
+    with Probe(model, metrics, on_error="raise") as eager:
         run(model, [batch])
-    with Probe(model, on_error="raise") as probe:
+    with Probe(model, metrics, on_error="raise") as probe:
         for layer in model.model.layers:
             layer.compile(backend="aot_eager", fullgraph=True)
         run(model, [batch])

@@ -7,7 +7,7 @@ which implementation it uses, its config and its masks are not touched.
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,25 +29,62 @@ _EAGER = "eager_attention_forward"
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One call of an attention function.
+    """One call of an attention function: what its weights are made of.
 
     Attributes:
-        module: the module that called.
         name: the implementation: ``sdpa``, ``eager`` …
         query: ``(batch, heads, length, width)``, positions rotated in.
         key: ``(batch, groups, columns, width)``, cached ones included.
         mask: as the implementation takes it.
-        weights: the weights ``(batch, heads, length, columns)``, if the implementation returned them.
-        options: the other arguments by name.
+        weights: the weights before dropout ``(batch, heads, length, columns)``, if the implementation returned them.
+        causal: whether a row sees nothing after it, where the mask does not say.
+        scale: of the scores.
+        softcap: c of ``c · tanh(score / c)``.
+        window: how many columns a row sees, where the mask does not say.
+        bias: added to the scores.
+        sinks: a score per head that no token gets the weight of.
+        heads: how many there are; ``query`` has fewer where ranks share them.
+        paged: whether keys are kept in pages, and ``key`` is only a part.
     """
 
-    module: nn.Module
     name: str
     query: Tensor
     key: Tensor
-    mask: Any
-    weights: Tensor | None
-    options: dict[str, Any]
+    mask: Any = None
+    weights: Tensor | None = None
+    causal: bool = True
+    scale: float = 1.0
+    softcap: float | None = None
+    window: int | None = None
+    bias: Tensor | None = None
+    sinks: Tensor | None = None
+    heads: int | None = None
+    paged: bool = False
+
+    @classmethod
+    def of(
+        cls, module: nn.Module, name: str, query: Tensor, key: Tensor, mask: Any, result: Any, options: Mapping[str, Any]
+    ) -> "AttentionCall":
+        """From what an attention function was given and returned."""
+        dropped = module.training and options.get("dropout")
+        causal, scale = options.get("is_causal"), options.get("scaling")
+        heads = getattr(getattr(module, "config", None), "num_attention_heads", None)
+        bias, sinks = options.get("position_bias"), options.get("s_aux")
+        return cls(
+            name=name,
+            query=query.detach(),
+            key=key.detach(),
+            mask=mask.detach() if isinstance(mask, Tensor) else mask,
+            weights=None if dropped else _weights(result),
+            causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
+            scale=query.shape[-1] ** -0.5 if scale is None else scale,
+            softcap=options.get("softcap"),
+            window=options.get("sliding_window"),
+            bias=None if bias is None else bias.detach(),
+            sinks=None if sinks is None else sinks.detach(),
+            heads=heads if isinstance(heads, int) else None,
+            paged=options.get("cache") is not None,
+        )
 
     @property
     def batch(self) -> int:
@@ -67,36 +104,39 @@ class AttentionCall:
         Raises:
             GeomprobeError: this rank has only some of the heads, keys are kept in pages, or the mask is of an unknown kind.
         """
-        heads = getattr(getattr(self.module, "config", None), "num_attention_heads", None)
-        if isinstance(heads, int) and self.query.shape[1] < heads and torch.distributed.is_initialized():
+        if self.heads is not None and self.query.shape[1] < self.heads and torch.distributed.is_initialized():
             raise GeomprobeError(
-                f"this rank holds {self.query.shape[1]} of {heads} attention heads (tensor parallelism), and attention is "
-                "measured over all: load without tensor parallelism, or leave AttentionProfile and ContextLasso(attention=True) out"
+                f"this rank holds {self.query.shape[1]} of {self.heads} attention heads (tensor parallelism), and attention is "
+                "measured over all: load without tensor parallelism, or leave AttentionProfile and "
+                "ContextLasso(attention=True) out"
             )
-        if self.options.get("cache") is not None:
+        if self.paged:
             raise GeomprobeError(
                 "attention cannot be measured during continuous batching, whose keys are kept in pages: use generate()"
             )
         columns = self.key.shape[2]
-        dropout = self.options.get("dropout") if self.module.training else 0  # the weights are wanted as they are before it
-        if self.weights is not None and not dropout:
+        if self.weights is not None:
             summaries = from_weights(self.weights, layout.moved(columns), keep=keep)
         else:
-            causal = self.options.get("is_causal")
-            causal = getattr(self.module, "is_causal", True) if causal is None else causal
             starts = None if starts is None else starts.to(self.device)
             summaries = from_scores(
                 self.query,
                 self.key,
                 layout.moved(columns),
-                sight_of(self.name, self.mask, self.length, columns, self.options | {"is_causal": causal}, starts),
-                scale=self.options.get("scaling") or self.query.shape[-1] ** -0.5,
-                softcap=self.options.get("softcap"),
-                bias=self.options.get("position_bias"),
-                sinks=self.options.get("s_aux"),
+                sight_of(self.name, self.mask, self.length, columns, self.causal, self.window, starts),
+                scale=self.scale,
+                softcap=self.softcap,
+                bias=self.bias,
+                sinks=self.sinks,
                 keep=keep,
             )
         return summaries.map(lambda name, value: _whole(value, layout) if name == "mean" else value)
+
+
+def _weights(result: Any) -> Tensor | None:
+    """The weights that an attention module or function returned, if it did."""
+    weights = result[1] if isinstance(result, tuple) and len(result) > 1 else None
+    return weights.detach() if isinstance(weights, Tensor) and weights.dim() == 4 else None
 
 
 def _whole(mean: Tensor, layout: Layout) -> Tensor:
@@ -110,9 +150,8 @@ Look = Callable[[AttentionCall], None]
 
 def look_at_output(look: Look, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """A forward hook for attention that asks no registry, and returns its weights."""
-    weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-    if isinstance(weights, Tensor) and weights.dim() == 4:
-        look(AttentionCall(module, "own", weights, weights.mT, None, weights, {}))  # of q and k only the sizes are needed
+    if (weights := _weights(output)) is not None:
+        look(AttentionCall("own", weights, weights.mT, weights=weights))  # of q and k only the sizes are needed
 
 
 class _Entry:
@@ -129,8 +168,7 @@ class _Entry:
         result = original(module, query, key, value, mask, *args, **options)
         look: Look | None = module.__dict__.get(_MARK)
         if look is not None:
-            weights = result[1] if isinstance(result[1], Tensor) and result[1].dim() == 4 else None
-            look(AttentionCall(module, self.name, query.detach(), key.detach(), mask, weights, options))
+            look(AttentionCall.of(module, self.name, query, key, mask, result, options))
         return result
 
 

@@ -1,4 +1,4 @@
-"""What a capture hears from inside a compiled graph: three operators that Dynamo does not look into.
+"""What a capture hears from inside a compiled graph: four operators that Dynamo does not look into.
 
 A hook that is traced becomes calls of these. They run in Python when the graph runs, so schedules, faults and settings of
 arithmetic are what they are without a graph, and no change of them recompiles anything. Each says that it writes to ``order``,
@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from geomprobe.capture.attention import AttentionCall
 from geomprobe.capture.frame import one_mask
 
-__all__ = ["begin", "end", "forget", "forget_graphs", "hidden", "register"]
+__all__ = ["attended", "begin", "end", "forget", "forget_graphs", "hidden", "register"]
 
 _TENSORS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "cu_seq_lens_q")
 
@@ -25,6 +26,8 @@ class _Capture(Protocol):
     def begin(self, arguments: dict[str, Any], training: bool) -> None: ...
 
     def hidden(self, number: int, hidden: Tensor) -> None: ...
+
+    def attended(self, layer: int, call: AttentionCall) -> None: ...
 
     def end(self) -> None: ...
 
@@ -82,6 +85,14 @@ def hidden(order: Tensor, number: int, site: int, hidden: Tensor) -> None:
     _hidden(order, number, site, hidden.detach())
 
 
+def attended(order: Tensor, number: int, layer: Tensor, call: AttentionCall) -> None:
+    """A layer called its attention function."""
+    mask = call.mask if isinstance(call.mask, Tensor) else None
+    unread = mask is None and call.mask is not None  # a block mask: no operator takes one
+    options = (call.causal, call.scale, call.softcap, call.window, call.bias, call.sinks, call.heads, call.paged)
+    _attended(order, number, layer, call.name, call.query, call.key, mask, unread, call.weights, *options)
+
+
 def end(order: Tensor, number: int) -> None:
     """The decoder returned."""
     _end(order, number)
@@ -112,6 +123,32 @@ def _begin(
 def _hidden(order: Tensor, number: int, site: int, hidden: Tensor) -> None:
     if (capture := _captures.get(number)) is not None:
         capture.hidden(site, hidden)
+
+
+@torch.library.custom_op("geomprobe::attended", mutates_args=("order",))
+def _attended(
+    order: Tensor,
+    number: int,
+    layer: Tensor,
+    name: str,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    unread: bool,
+    weights: Tensor | None,
+    causal: bool,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    heads: int | None,
+    paged: bool,
+) -> None:
+    if (capture := _captures.get(number)) is not None:
+        options = (causal, scale, softcap, window, bias, sinks, heads, paged)
+        seen = "a block mask inside a compiled graph (run the model uncompiled)" if unread else mask
+        capture.attended(int(layer), AttentionCall(name, query, key, seen, weights, *options))
 
 
 @torch.library.custom_op("geomprobe::end", mutates_args=("order",))

@@ -134,7 +134,7 @@ class Capture:
     def _attach_attention(self) -> None:
         base, layers = self._anatomy.base, self._anatomy.layers
         watched = [layers[i] for i in self._looked_at]
-        looks: list[attention.Look] = [partial(self.attended, i) for i in self._looked_at]
+        looks: list[attention.Look] = [partial(self._look, torch.tensor(i)) for i in self._looked_at]
         own = attention.own_attention(base, watched)
         if not own:
             attention.look_at(self, list(zip(watched, looks, strict=True)))
@@ -148,6 +148,13 @@ class Capture:
         last = len(self._anatomy.layers) - 1
         places = [self._anatomy.sites.index(site) - 1 for site in self._sites]
         return sorted({min(place, last) for place in places if place >= 0})
+
+    def _look(self, layer: Tensor, call: attention.AttentionCall) -> None:
+        """``layer`` is a tensor on the CPU, since Dynamo would make a graph for every integer."""
+        if torch.compiler.is_compiling():
+            compiled.attended(self._order, self._id, layer, call)
+        else:
+            self.attended(int(layer), call)
 
     def attended(self, layer: int, call: attention.AttentionCall) -> None:
         """A layer called its attention function. Only the first call of a forward: a second one attends to another text."""
@@ -320,8 +327,8 @@ class Capture:
             self._listener.failed(
                 GeomprobeError(
                     f"no layer of {type(self._anatomy.base).__name__} called the attention function that it is loaded with: "
-                    "attach the probe after set_attn_implementation(), and run the model uncompiled; or leave AttentionProfile "
-                    "and ContextLasso(attention=True) out"
+                    "attach the probe after set_attn_implementation(), or leave AttentionProfile and "
+                    "ContextLasso(attention=True) out"
                 )
             )
         if not completed:

@@ -13,7 +13,7 @@ from geomprobe.errors import GeomprobeError
 __all__ = ["sight_of"]
 
 
-def sight_of(name: str, mask: Any, length: int, columns: int, options: dict[str, Any], starts: Tensor | None) -> Sight:
+def sight_of(name: str, mask: Any, length: int, columns: int, causal: bool, window: int | None, starts: Tensor | None) -> Sight:
     """How ``length`` rows see ``columns`` keys.
 
     Args:
@@ -21,7 +21,8 @@ def sight_of(name: str, mask: Any, length: int, columns: int, options: dict[str,
         mask: what it was given: 4-D of bool or of numbers to add, a block mask of flex attention, 2-D of tokens, or nothing.
         length: number of rows.
         columns: number of keys.
-        options: ``is_causal`` and ``sliding_window`` count where the mask leaves it to the implementation.
+        causal: whether a row sees nothing after it, where the mask leaves that to the implementation.
+        window: how many columns a row sees, where the mask leaves that to it.
         starts: where texts start within packed rows, ``(batch, length)``, which flash attention is told and masks do not show.
 
     Raises:
@@ -32,14 +33,14 @@ def sight_of(name: str, mask: Any, length: int, columns: int, options: dict[str,
     if hasattr(mask, "mask_mod"):
         return _ByFunction(mask.mask_mod, columns)
     if not (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)):
-        kind = f"{type(mask).__name__} {tuple(getattr(mask, 'shape', ()))}"
+        kind = mask if isinstance(mask, str) else f"{type(mask).__name__} {tuple(getattr(mask, 'shape', ()))}"
         raise GeomprobeError(f"attention was called with a mask that geomprobe cannot read: {kind}")
     flash = "flash" in name
     return _ByPosition(
         keys=columns,
-        causal=options["is_causal"] and name != "eager" and (length > 1 or flash),
+        causal=causal and name != "eager" and (length > 1 or flash),
         offset=0 if name == "sdpa" else columns - length,  # SDPA counts from the first key, flash from the last
-        window=options.get("sliding_window") if flash else None,
+        window=window if flash else None,
         tokens=None if mask is None else mask[:, -columns:].bool(),
         texts=starts.cumsum(1) if flash and starts is not None and length == columns else None,
     )

@@ -28,7 +28,7 @@ class Sight(Protocol):
         ...
 
     def hide(self, rows: slice, scores: Tensor) -> None:
-        """Set to :data:`HIDDEN`, in place, the scores ``(batch, heads, rows, columns)`` of what is among those columns unseen."""
+        """Of scores ``(batch, heads, rows, columns)`` set those to :data:`HIDDEN`, in place, that the rows must not see."""
         ...
 
 
