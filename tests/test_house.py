@@ -22,6 +22,7 @@ LOWER = {
     "errors": set[str](),
     "core": {"errors"},
     "theory": {"errors"},
+    "report": {"errors"},
     "metrics": {"core", "errors"},
     "capture": {"core", "errors"},
     "schedule": {"errors"},

@@ -22,7 +22,8 @@ def project() -> dict[str, Any]:
 
 def modules() -> dict[str, Path]:
     """Every file that must be installed, by its place in the installed tree."""
-    placed = {f"geomprobe/{path.relative_to(ROOT / 'geomprobe')}": path for path in (ROOT / "geomprobe").rglob("*.py")}
+    ours = [path for kind in ("*.py", "*.html") for path in (ROOT / "geomprobe").rglob(kind)]
+    placed = {f"geomprobe/{path.relative_to(ROOT / 'geomprobe')}": path for path in ours}
     for path in (ROOT / "integrations").rglob("*.py"):
         placed[f"geomprobe/integrations/{path.relative_to(ROOT / 'integrations')}"] = path
     placed["geomprobe/py.typed"] = ROOT / "geomprobe" / "py.typed"

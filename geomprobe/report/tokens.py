@@ -1,0 +1,159 @@
+"""One text as a page to move over: what each token adds, and which earlier tokens it can be written by."""
+
+import html
+import json
+import math
+import re
+import unicodedata
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.resources import files
+
+from geomprobe.errors import GeomprobeError
+
+__all__ = ["KINDS", "Row", "TokenPage"]
+
+KINDS = ("lasso", "ridge", "attention")
+"""The ways of picking, in the order the page shows them."""
+
+Row = tuple[tuple[tuple[int, float], ...], ...]
+"""The picks at one site: for every token the earlier tokens by position and their weights, largest first."""
+
+
+@dataclass(frozen=True)
+class TokenPage:
+    """The tokens of one text, what each adds at every site, and which earlier ones pick it up.
+
+    Attributes:
+        title: what is shown, such as the model's name.
+        tokens: the text, token by token, of any characters.
+        sites: the places of the layer slider, in order.
+        gain: for every site and token, the information gain in nats; NaN where unknown.
+        picks: for every kind of :data:`KINDS` there is, a row of picks per site; an empty row where a site has none.
+        r2: for every site and token, the share of the row that the Lasso explains; NaN where undefined.
+        notes: what a reader must know, such as why a kind is missing.
+        start: the site shown first; the last one if there is none of this name.
+
+    Raises:
+        GeomprobeError: there is nothing to show, or the parts do not fit each other.
+    """
+
+    title: str
+    tokens: tuple[str, ...]
+    sites: tuple[str, ...]
+    gain: tuple[tuple[float, ...], ...]
+    picks: Mapping[str, tuple[Row, ...]]
+    r2: tuple[tuple[float, ...], ...]
+    notes: tuple[str, ...] = ()
+    start: str = "final_norm"
+
+    def __post_init__(self) -> None:
+        if not self.tokens or not self.sites:
+            raise GeomprobeError("a page needs at least one token and one site")
+        if unknown := [kind for kind in self.picks if kind not in KINDS]:
+            raise GeomprobeError(f"picks are of the kinds {', '.join(KINDS)}, not {', '.join(unknown)}")
+        shape = (len(self.sites), len(self.tokens))
+        for name, table in {"gain": self.gain, "r2": self.r2, **self.picks}.items():
+            lengths = {len(row) for row in table} - ({0} if name in self.picks else set())
+            if len(table) != shape[0] or not lengths <= {shape[1]}:
+                raise GeomprobeError(f"{name} must have {shape[0]} sites with {shape[1]} tokens each")
+        for kind, sites in self.picks.items():
+            for site, row in zip(self.sites, sites, strict=True):
+                for t, picks in enumerate(row):
+                    if not all(0 <= j < t and math.isfinite(weight) for j, weight in picks):
+                        raise GeomprobeError(f"{kind} at {site}: token {t} must pick earlier tokens with finite weights")
+
+    def to_html(self) -> str:
+        """The page as one document: it loads nothing, and runs from a file or in a frame."""
+        template = files("geomprobe.report").joinpath("tokens.html").read_text("utf-8")
+        script = template.partition("<script>")[2].partition("</script>")[0]
+        start = self.sites.index(self.start) if self.start in self.sites else len(self.sites) - 1
+        gain = self.gain[start]
+        low, high = _range(gain)
+        parts = {
+            "title": html.escape(_printable(self.title)),
+            "script_hash": b64encode(sha256(script.encode()).digest()).decode(),
+            "notes": "".join(f"<li>{html.escape(_printable(note))}</li>" for note in self.notes),
+            "text": "".join(_token(token, value, low, high) for token, value in zip(self.tokens, gain, strict=True)),
+            "site": html.escape(_printable(self.sites[start])),
+            "low": _nats(low),
+            "high": _nats(high),
+            "data": self._data(start),
+        }
+        return re.sub(r"\{\{(\w+)\}\}", lambda field: parts[field[1]], template)  # one pass: a text may hold {{…}} itself
+
+    def _data(self, start: int) -> str:
+        data = {
+            "start": start,
+            "sites": [_printable(site) for site in self.sites],
+            "gain": [_thousandths(row) for row in self.gain],
+            "r2": [_thousandths(row) for row in self.r2],
+            "picks": {kind: [_packed(row) for row in self.picks[kind]] for kind in KINDS if kind in self.picks},
+        }
+        return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """The least and the largest finite value; NaN if there is none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return (min(finite), max(finite)) if finite else (math.nan, math.nan)
+
+
+def _nats(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "unknown"
+
+
+def _thousandths(values: Sequence[float]) -> list[int | None]:
+    return [round(1000 * value) if math.isfinite(value) else None for value in values]
+
+
+def _packed(row: Row) -> str:
+    """Base64 of varints: for every token how many it picks, then each one's distance back and its weight in thousandths.
+
+    Of a thousand tokens, 32 sites and three kinds JSON would be twice as long. A weight ``w`` is written as ``2w``, or
+    ``-2w - 1`` if it is negative.
+    """
+    packed = bytearray()
+    for t, picks in enumerate(row):
+        numbers = [len(picks)]
+        for j, weight in picks:
+            w = round(1000 * weight)
+            numbers += (t - j, 2 * w if w >= 0 else -2 * w - 1)
+        for number in numbers:
+            while number > 127:
+                packed.append(number & 127 | 128)
+                number >>= 7
+            packed.append(number)
+    return b64encode(packed).decode()
+
+
+def _token(token: str, gain: float, low: float, high: float) -> str:
+    """A token in the flow of the text, shaded by its gain. The single space before a word is a gap, not part of it."""
+    gap, word = (" ", token[1:]) if token.startswith(" ") and token[1:2].strip() else ("", token)
+    shade = f' style="--g:{(gain - low) / ((high - low) or 1):.3f}"' if math.isfinite(gain) else ' data-unknown=""'
+    end = "<br>" if "\n" in word else ""
+    return f'{gap}<span class="t"{shade}>{html.escape(_visible(word))}</span>{end}'
+
+
+def _visible(token: str) -> str:
+    """A token with what cannot be seen made visible: spaces at its ends, control characters, nothing at all."""
+    shown = _printable(re.sub(r"^ +| +$| {2,}", lambda spaces: "␣" * len(spaces[0]), token))
+    mark = unicodedata.category(shown[:1] or "-").startswith("M")  # it would land on the letter of another token
+    return "◌" * mark + shown or "∅"
+
+
+def _printable(text: str) -> str:
+    return "".join(_character(character, alone=len(text) == 1) for character in text)
+
+
+def _character(character: str, alone: bool) -> str:
+    if character in "\u200c\u200d" and not alone:  # joiners shape the letters and emoji around them
+        return character
+    if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs") or character == " ":
+        return character
+    code = ord(character)
+    if code < 32:
+        return {"\n": "⏎", "\t": "⇥"}.get(character, chr(0x2400 + code))
+    return f"⟨U+{code:04X}⟩"
