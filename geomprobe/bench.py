@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from geomprobe.capture.anatomy import find_anatomy
 from geomprobe.errors import GeomprobeError
 from geomprobe.live import GainUpdate
 from geomprobe.loading import load
+from geomprobe.metrics.attention import AttentionProfile
 from geomprobe.probe import Probe
 
-__all__ = ["Ratio", "bench_decode", "bench_memory", "bench_overhead", "subject", "table", "timed"]
+__all__ = ["Ratio", "bench_attention", "bench_decode", "bench_memory", "bench_overhead", "subject", "table", "timed"]
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,50 @@ def bench_memory(
     return {"growth_bytes": _peak(device) - at_few, "few": few, "many": seen}
 
 
+def bench_attention(
+    model: nn.Module, *, batch: int = 2, length: int = 256, rounds: int = 9, long: int = 4096
+) -> dict[str, Any]:
+    """A forward with the attention of every layer summarised, against the bare one and against eager attention's own maps; and
+    what it adds to the peak of memory at ``long`` tokens."""
+    device = next(model.parameters()).device
+    base = find_anatomy(model).base
+    probe = Probe(model, [AttentionProfile()], on_error="raise")
+    loaded_with = model.config._attn_implementation  # type: ignore[union-attr]
+
+    def tokens(*shape: int) -> Tensor:
+        return torch.randint(0, model.config.vocab_size, shape, device=device)  # type: ignore[union-attr,arg-type]
+
+    @torch.no_grad()
+    def forward(ids: Tensor, **options: Any) -> None:
+        base(input_ids=ids, use_cache=False, **options)
+
+    def watched(ids: Tensor) -> None:
+        with _hooks(probe):
+            forward(ids)
+
+    def maps(ids: Tensor) -> None:
+        model.set_attn_implementation("eager")  # type: ignore[operator]
+        try:
+            forward(ids, output_attentions=True)
+        finally:
+            model.set_attn_implementation(loaded_with)  # type: ignore[operator]
+
+    model.eval()
+    longest: Any = model.config.max_position_embeddings  # type: ignore[union-attr]
+    ids, text = tokens(batch, length), tokens(1, min(long, longest))
+    ratios = interleaved(
+        {"bare": lambda: forward(ids), "probe": lambda: watched(ids), "maps": lambda: maps(ids)}, rounds, device
+    )
+    runs = {"bare": lambda: forward(text), "probe": lambda: watched(text)}
+    peaks = {name: min(_peak_of(run, device) for _ in range(2)) for name, run in runs.items()}
+    return {
+        "forward": {name: vars(ratio) for name, ratio in ratios.items()},
+        "added_peak_bytes": peaks["probe"] - peaks["bare"],
+        "peak_at_tokens": text.shape[1],
+        "shape": {"batch": batch, "length": length, "implementation": loaded_with, "threads": torch.get_num_threads()},
+    }
+
+
 def table(results: Mapping[str, Any]) -> str:
     """What a benchmark gave, for a terminal."""
     lines = [f"{'':<30}{'median':>9}{'quartiles':>18}{'seconds':>10}"]
@@ -267,6 +313,32 @@ def _probe_flops(model: nn.Module, batch: int, length: int) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _peak_of(run: Callable[[], object], device: torch.device) -> int:
+    """The most memory that is held while ``run`` runs, beyond what is held before.
+
+    Raises:
+        GeomprobeError: a system that does not tell the peak of a part of a process's life.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        before = _resident("VmRSS")
+        run()
+        return _resident("VmHWM") - before
+    except OSError as error:
+        raise GeomprobeError(f"peak memory on the CPU is read off Linux's /proc, and here that gave: {error}") from error
+
+
+def _resident(what: str) -> int:
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(what)).split()[1])
 
 
 def _peak(device: torch.device) -> int:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -42,6 +43,13 @@ def inspect(
     picks: Annotated[
         str | None, typer.Option(help="A site, such as final_norm: show which earlier tokens each token is made of there.")
     ] = None,
+    token: Annotated[
+        list[str] | None, typer.Option(help="With --picks: only of this token, by number or as written; may be repeated.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--html", help="Write a page of its own: what each token is made of at every layer.")
+    ] = None,
+    project: Annotated[str | None, typer.Option("--wandb", help="Log that page to this W&B project.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: sites, curves, tokens, picks.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     gguf_file: Annotated[str | None, typer.Option(help="The GGUF file inside MODEL.")] = None,
@@ -52,6 +60,10 @@ def inspect(
     """Run one text through a model: a table of all sites, and what each token adds."""
     if (text is None) == (file is None):
         raise GeomprobeError("give either a TEXT or --file F")
+    if token and picks is None:
+        raise GeomprobeError("--token says of which token to show the picks: give --picks SITE with it, such as final_norm")
+    from tqdm import tqdm
+
     from geomprobe.inspection import inspect_text
     from geomprobe.loading import load
 
@@ -62,8 +74,31 @@ def inspect(
     loaded = load(
         model, revision=revision, gguf_file=gguf_file, dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )
-    inspection = inspect_text(loaded, content or "", picks_at=picks)
+    every = page is not None or project is not None
+    with tqdm(desc="layers", unit="", leave=False, disable=None if every else True) as bar:
+        inspection = inspect_text(
+            loaded, content or "", picks_at=picks, all_sites=every, tokens=token or None, progress=bar.update
+        )
     print(json.dumps(inspection.to_dict(), allow_nan=False) if as_json else inspection)
+    if page is not None:
+        _write(page, inspection.to_html())
+        print(f"\nwrote {page}: open it in a browser", file=sys.stderr)
+    if project is not None:
+        from geomprobe.integrations import WandbSink
+
+        with WandbSink(project) as sink:
+            sink.log_html("tokens", inspection.to_html())
+
+
+def _write(path: Path, content: str) -> None:
+    """Whole or not at all."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(content, encoding="utf-8")
+        scratch.replace(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise GeomprobeError(f"cannot write {path}: {error}; give a file in a folder that exists and has room") from error
 
 
 class Bench(StrEnum):
@@ -73,11 +108,14 @@ class Bench(StrEnum):
     decode = "decode"
     memory = "memory"
     lasso = "lasso"
+    attention = "attention"
 
 
 @app.command()
 def bench(
-    what: Annotated[Bench, typer.Argument(help="A forward and a training step; generation; growth of memory; the Lasso.")],
+    what: Annotated[
+        Bench, typer.Argument(help="A forward and a training step; generation; growth of memory; the Lasso; attention.")
+    ],
     model: Annotated[str | None, typer.Option(help="Hub id, directory or .gguf file; by default random weights.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda …; CUDA when there is one.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
@@ -97,6 +135,8 @@ def bench(
     subject = benchmarks.subject(what, model=model, device=device, dtype=dtype)
     if what is Bench.overhead:
         results = benchmarks.bench_overhead(subject, batch=batch, length=length or 256, rounds=rounds)
+    elif what is Bench.attention:
+        results = benchmarks.bench_attention(subject, batch=batch, length=length or 256, rounds=rounds)
     elif what is Bench.decode:
         results = benchmarks.bench_decode(subject, rounds=rounds)
     else:

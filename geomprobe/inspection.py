@@ -2,90 +2,120 @@
 
 import math
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from geomprobe.capture.anatomy import find_anatomy
-from geomprobe.core.lasso import explained, sklearn_penalty, solve_lasso
-from geomprobe.core.rows import Rows
-from geomprobe.core.state import Accumulator, State, zeros
-from geomprobe.core.symmetric import assemble
+from geomprobe.errors import GeomprobeError
 from geomprobe.loading import Loaded, tokenize
-from geomprobe.metrics.context import ContextLasso
-from geomprobe.metrics.metric import Metric
+from geomprobe.picks import Pick, Picks, pick_tokens
 from geomprobe.probe import Probe
 from geomprobe.reading import Reading
+from geomprobe.report.tokens import TokenPage
 
-__all__ = ["Inspection", "Picks", "inspect_text"]
+__all__ = ["Inspection", "inspect_text"]
 
-_PAPER = ContextLasso()
-"""The Lasso of the paper's picks."""
-
-
-@dataclass(frozen=True)
-class Picks:
-    """Which earlier tokens each token of a text is made of at one site: its Lasso (section 4.2).
-
-    Attributes:
-        site: where.
-        weights: for every token, the earlier tokens by position and their weights, largest first; those above 0.01.
-        r2: for every token, the share of its row's squared length that all weights rebuild; NaN for the first.
-    """
-
-    site: str
-    weights: tuple[tuple[tuple[int, float], ...], ...]
-    r2: tuple[float, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain lists; a share that is not defined is ``None``."""
-        shares = [value if math.isfinite(value) else None for value in self.r2]
-        return {"site": self.site, "weights": [[list(pick) for pick in row] for row in self.weights], "r2": shares}
+_ON_PAGE = 12
+"""Picks of a token that the page shows of each kind."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """The reading of one text, its tokens as text, and what they are made of where that was asked for."""
+    """The reading of one text, its tokens as text, and what they are made of where that was asked for.
+
+    Attributes:
+        reading: the numbers of every site.
+        tokens: the text, token by token.
+        picks: what tokens are made of, by site.
+        shown: the site whose picks are printed.
+        chosen: the tokens whose picks are printed, by number; ``None`` for all.
+        model: what the page is called.
+    """
 
     reading: Reading
     tokens: tuple[str, ...]
-    picks: Picks | None = None
+    picks: tuple[Picks, ...] = ()
+    shown: str | None = None
+    chosen: tuple[int, ...] | None = None
+    model: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """:meth:`Reading.to_dict` with ``tokens``, and ``picks`` if any."""
-        picks = {} if self.picks is None else {"picks": self.picks.to_dict()}
+        """:meth:`Reading.to_dict` with ``tokens``, and ``picks`` by site if any."""
+        picks = {"picks": [picks.to_dict() for picks in self.picks]} if self.picks else {}
         return self.reading.to_dict() | {"tokens": list(self.tokens)} | picks
 
     def __str__(self) -> str:
         """The table of all sites, then the text with the gain of each token under it, then what tokens are made of."""
-        return "\n\n".join([str(self.reading), self._gains(), *([] if self.picks is None else [self._made_of(self.picks)])])
+        made_of = [self._made_of(picks) for picks in self.picks if picks.site == self.shown]
+        return "\n\n".join([str(self.reading), self._gains(), *made_of])
+
+    def to_html(self) -> str:
+        """A page of its own: the text as tokens, what each is made of at every site that was asked for, no network needed."""
+        sites = tuple(picks.site for picks in self.picks)
+        gains = [self._gain(site) for site in sites]
+        kinds = {"lasso": [p.lasso for p in self.picks], "ridge": [p.ridge for p in self.picks]}
+        if any(picks.attention is not None for picks in self.picks):
+            kinds["attention"] = [p.attention or ((),) * len(self.tokens) for p in self.picks]
+        shown = {kind: tuple(tuple(row[:_ON_PAGE] for row in site) for site in rows) for kind, rows in kinds.items()}
+        page = TokenPage(
+            title=self.model,
+            tokens=self.tokens,
+            sites=sites,
+            gain=tuple(map(tuple, gains)),
+            picks=shown,
+            r2=tuple(picks.r2 for picks in self.picks),
+            notes=tuple(self.reading.notes),
+            start=sites[-1],
+        )
+        return page.to_html()
+
+    def _gain(self, site: str) -> list[float]:
+        """Gain of every token at a site; NaN where it is not known."""
+        known = f"gain_per_token/{site}" in self.reading
+        gain = [*self.reading.curve("gain", site).mean] if known else []
+        return gain + [math.nan] * (len(self.tokens) - len(gain))  # a curve ends with its last finite row
 
     def _made_of(self, picks: Picks, width: int = 80) -> str:
         """A line for every token: how much of its row earlier tokens rebuild, and which, the weightiest that fit."""
+        if self.chosen is not None:
+            return "\n".join(self._chosen(picks, width))
         lines = [f"what each token is made of at {picks.site}: R², and Lasso weights of earlier ones", ""]
-        for t, (token, weights, share) in enumerate(zip(self.tokens, picks.weights, picks.r2, strict=True)):
-            name = _visible(token)
-            while _columns(name) > 14:
-                name = name[:-2] + "…"
-            line = f"{t:>4} {name}{' ' * (14 - _columns(name))} {'' if math.isnan(share) else _share(share):>4} "
-            for j, weight in weights:
-                pick = f" {_visible(self.tokens[j])} {_share(weight)}"
-                if _columns(line) + _columns(pick) > width - 2:
-                    line += " …"
-                    break
-                line += pick
-            lines.append(line.rstrip())
+        for t, (token, weights, share) in enumerate(zip(self.tokens, picks.lasso, picks.r2, strict=True)):
+            start = f"{t:>4} {_fit(token, 14)} {'' if math.isnan(share) else _share(share):>4} "
+            lines.append(self._picked(start, weights, width))
         return "\n".join(lines)
+
+    def _chosen(self, picks: Picks, width: int) -> list[str]:
+        """For each token that was chosen, what its Lasso, its ridge regression and attention give weight to."""
+        lines = [f"what the chosen tokens are made of at {picks.site}: weights of earlier ones"]
+        for t in self.chosen or ():
+            lines += [
+                "",
+                f"{t:>4} [{_visible(self.tokens[t])}]   R² of the Lasso: {_share(picks.r2[t])}"
+                if t
+                else f"{t:>4} [{_visible(self.tokens[t])}]   the first: nothing came before",
+            ]
+            for kind, rows in (("Lasso", picks.lasso), ("ridge", picks.ridge), ("attention", picks.attention)):
+                lines.append(self._picked(f"     {kind:<10}", rows[t] if rows is not None else (), width))
+        return lines
+
+    def _picked(self, line: str, weights: Sequence[Pick], width: int) -> str:
+        """``line`` with as many picks as fit."""
+        for j, weight in weights:
+            pick = f" {_visible(self.tokens[j])} {_share(weight)}"
+            if _columns(line) + _columns(pick) > width - 2:
+                return f"{line} …"
+            line += pick
+        return line.rstrip()
 
     def _gains(self, site: str = "final_norm", width: int = 80) -> str:
         """The text in lines, a bar under every token as high as its information gain."""
         if f"gain_per_token/{site}" not in self.reading:
             return f"no token had a finite row at {site}, so there are no gains to show"
-        gain = [*self.reading.curve("gain", site).mean]
-        gain += [math.nan] * (len(self.tokens) - len(gain))  # a curve ends with its last finite row
+        gain = self._gain(site)
         lines, words, bars, used = [], "", "", 0
         finite = [value for value in gain if math.isfinite(value)]
         least, most = min(finite), max(finite)
@@ -104,63 +134,66 @@ class Inspection:
         return "\n".join([title, "", *lines, words, bars.rstrip()])
 
 
-def inspect_text(loaded: Loaded, text: str, *, picks_at: str | None = None) -> Inspection:
+def inspect_text(
+    loaded: Loaded,
+    text: str,
+    *,
+    picks_at: str | None = None,
+    all_sites: bool = False,
+    tokens: Sequence[str] | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Inspection:
     """Run ``text`` through the model under a probe of every site.
 
     Args:
         loaded: model and tokenizer.
         text: the text.
         picks_at: the site at which to show what each token is made of; nowhere by default.
+        all_sites: find out at all sites, for the page.
+        tokens: of which tokens to print that, by number or as they are written; of all by default.
+        progress: told how many sites are done, as they are.
 
     Raises:
-        GeomprobeError: the text is empty or longer than the model reads, or there is no such site.
+        GeomprobeError: the text is empty or longer than the model reads, or there is no such site or token.
     """
     ids = tokenize(loaded, text)
     base = find_anatomy(loaded.model).base  # the head is not needed
-    picks = None
-    if picks_at is not None:
-        with torch.inference_mode(), Probe(loaded.model, [_Gram()], layers=[picks_at], on_error="raise") as looking:
-            base(input_ids=ids, use_cache=False)
-        picks = _picks(picks_at, {name.rpartition("/")[2]: value for name, value in looking.state_dict().items()})
+    written = tuple(loaded.tokenizer.decode([token]) for token in ids[0].tolist())
+    chosen = None if tokens is None else tuple(dict.fromkeys(t for token in tokens for t in _find(token, written)))
+    picks: tuple[Picks, ...] = ()
+    why = ""
+    if all_sites or picks_at is not None:
+        sites = None if all_sites or picks_at is None else [picks_at]
+        picks, why = pick_tokens(loaded.model, ids, sites, progress=progress)
     with torch.inference_mode(), Probe(loaded.model, on_error="raise") as probe:
         base(input_ids=ids, use_cache=False)
-    tokens = tuple(loaded.tokenizer.decode([token]) for token in ids[0].tolist())
-    return Inspection(probe.read(), tokens, picks)
+    reading = probe.read()
+    reading.notes += [f"no attention: {why}"] if why else []
+    return Inspection(reading, written, picks, picks_at, chosen, str(getattr(loaded.model.config, "name_or_path", "")))
 
 
-@dataclass(frozen=True)
-class _Gram(Metric):
-    """The Gram matrix of a single text, and the width of its rows."""
-
-    @property
-    def needs(self) -> tuple[Accumulator, ...]:
-        return (self,)
-
-    def zero(self, width: int, device: torch.device) -> State:
-        return zeros({"gram": (0, 0), "width": ()}, device)
-
-    def measure(self, rows: Rows) -> State:
-        gram = assemble(rows.gram()).sum(-3)
-        return {"gram": gram, "width": gram.new_full(gram.shape[:-2], rows.width)}
-
-    def scalars(self, states: Any) -> dict[str, float]:
-        return {}
+def _find(token: str, written: Sequence[str]) -> list[int]:
+    """Numbers of the tokens that ``token`` means."""
+    if token.lstrip("-").isdecimal() and -len(written) <= int(token) < len(written):
+        return [int(token) % len(written)]
+    if found := [t for t, other in enumerate(written) if other.strip() == token.strip() != ""]:
+        return found
+    raise GeomprobeError(
+        f"no token {token!r} in this text: expected one of its tokens, or a number from 0 to {len(written) - 1}"
+    )
 
 
-def _picks(site: str, state: Mapping[str, Tensor]) -> Picks:
-    gram = state["gram"]
-    weights = solve_lasso(gram, sklearn_penalty(_PAPER.penalty, int(state["width"]))).coefficients
-    shares = explained(gram, weights)
-    shares[0] = torch.nan
-    ordered = [
-        tuple((j, float(row[j])) for j in row.argsort(descending=True).tolist() if row[j] > _PAPER.threshold) for row in weights
-    ]
-    return Picks(site, tuple(ordered), tuple(shares.tolist()))
+def _fit(token: str, width: int) -> str:
+    """A token in exactly ``width`` places."""
+    name = _visible(token)
+    while _columns(name) > width:
+        name = name[:-2] + "…"
+    return name + " " * (width - _columns(name))
 
 
 def _share(value: float) -> str:
     """Two digits without the zero before them."""
-    return f"{value:.2f}".removeprefix("0")
+    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
 
 
 def _columns(text: str) -> int:

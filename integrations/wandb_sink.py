@@ -86,6 +86,17 @@ class WandbSink:
         # In a run of others, rows are theirs to close: W&B drops what they then log with a step= that has passed.
         self._open_axis().log(flat(reading), step, commit=self._owned)
 
+    def log_html(self, name: str, page: str) -> None:
+        """Log a page of its own as the panel ``geomprobe/<name>``, such as that of ``geomprobe inspect``.
+
+        Raises:
+            GeomprobeError: the sink is not open.
+            wandb.Error: the run was finished elsewhere.
+        """
+        import wandb
+
+        self._open_axis().run.log({f"geomprobe/{name}": wandb.Html(page, inject=False)}, commit=self._owned)
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         axis, self._axis = self._axis, None
         if axis is not None and self._owned:

@@ -9,9 +9,10 @@ import torch
 
 from geomprobe import GeomprobeError
 from geomprobe.core.lasso import sklearn_penalty, solve_lasso
-from geomprobe.inspection import Inspection, Picks, inspect_text
+from geomprobe.inspection import Inspection, inspect_text
 from geomprobe.loading import load, tokenize
 from geomprobe.metrics.metric import Curve
+from geomprobe.picks import Picks
 from geomprobe.reading import Reading
 
 
@@ -66,17 +67,17 @@ def test_what_tokens_are_made_of_is_the_lasso_of_the_site(smollm2_model: Path) -
     text = "Is Moscow the capital of Russia? Yes. Is Paris the capital of France? Yes. Is Beijing the capital of China?"
     loaded = load(str(smollm2_model))
     made = inspect_text(loaded, text, picks_at="final_norm")
-    assert made.picks is not None
+    (picked,) = made.picks
     ids = tokenize(loaded, text)
     with torch.no_grad():
         z = torch.nn.functional.normalize(loaded.model.base_model(ids, use_cache=False).last_hidden_state[0], dim=-1).double()
     weights = solve_lasso(z @ z.mT, sklearn_penalty(1e-4, z.shape[1])).coefficients
     rest = (z - weights @ z).square().sum(-1)
-    for t, (picks, share) in enumerate(zip(made.picks.weights, made.picks.r2, strict=True)):
+    for t, (picks, share) in enumerate(zip(picked.lasso, picked.r2, strict=True)):
         assert {j for j, _ in picks} == set((weights[t] > 0.01).nonzero().flatten().tolist())
         assert [weight for _, weight in picks] == pytest.approx(sorted((float(weights[t, j]) for j, _ in picks), reverse=True))
         assert math.isnan(share) if t == 0 else share == pytest.approx(1 - float(rest[t]), abs=1e-5)
-    assert made.to_dict()["picks"]["r2"][0] is None
+    assert made.to_dict()["picks"][0]["r2"][0] is None
     lines = str(made).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("what each token is made of at final_norm"))
     assert len(lines[start + 2 :]) == len(made.tokens)
@@ -90,7 +91,8 @@ def test_picks_of_strange_tokens_fit_the_terminal() -> None:
     tokens = ("模型" * 20, "\n", "<script>", "🙂", "x" * 40)
     weights = tuple(tuple((j, 0.5) for j in range(t)) for t in range(5))
     reading = inspection(tokens, (1.0,) * 5).reading
-    lines = str(Inspection(reading, tokens, Picks("final_norm", weights, (math.nan, 0.1, 0.2, 0.3, 1.0)))).splitlines()
+    picks = Picks("final_norm", weights, weights, None, (math.nan, 0.1, 0.2, 0.3, 1.0))
+    lines = str(Inspection(reading, tokens, (picks,), "final_norm")).splitlines()
     assert all(columns(line) <= 80 for line in lines[-5:])
     assert lines[-5].split()[0] == "0"
     assert lines[-1].endswith("…")

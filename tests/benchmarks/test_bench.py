@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from geomprobe import GeomprobeError
-from geomprobe.bench import Ratio, bench_decode, bench_memory, bench_overhead, table
+from geomprobe.bench import Ratio, bench_attention, bench_decode, bench_memory, bench_overhead, table
 from geomprobe.bench_lasso import bench_lasso
 from geomprobe.bench_lasso import table as lasso_table
 from geomprobe.probe import Probe
@@ -31,6 +31,18 @@ def test_overhead_gives_every_variant_and_leaves_nothing() -> None:
 def test_decode_hands_over_every_token() -> None:
     results = bench_decode(tiny(), tokens=8, rounds=3)
     assert set(results["generate"]) == {"bare", "live", "probe"}
+
+
+def test_attention_is_measured_beside_its_peer_and_its_memory() -> None:
+    model = tiny()
+    before = snapshot(model)
+    results = bench_attention(model, batch=2, length=16, rounds=3, long=64)
+    assert set(results["forward"]) == {"bare", "probe", "maps"}
+    assert results["peak_at_tokens"] == 64
+    assert isinstance(results["added_peak_bytes"], int)
+    assert snapshot(model).keys() == before.keys()
+    assert model.config._attn_implementation == "sdpa"
+    assert max(map(len, table(results).splitlines())) <= 80
 
 
 def test_memory_counts_tokens() -> None:
