@@ -4,6 +4,7 @@ import math
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,10 @@ __all__ = ["Inspection", "inspect_text"]
 
 _ON_PAGE = 12
 """Picks of a token that the page shows of each kind."""
+
+_ATTENTION = (
+    "Attention is the mean over heads, in the layer before the site: embed has none, final_norm shows the last layer's."
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Inspection:
 
     def __str__(self) -> str:
         """The table of all sites, then the text with the gain of each token under it, then what tokens are made of."""
-        made_of = [self._made_of(picks) for picks in self.picks if picks.site == self.shown]
+        made_of = [self._all_made_of(picks) for picks in self.picks if picks.site == self.shown]
         return "\n\n".join([str(self.reading), self._gains(), *made_of])
 
     def to_html(self) -> str:
@@ -67,7 +72,7 @@ class Inspection:
             gain=tuple(map(tuple, gains)),
             picks=shown,
             r2=tuple(picks.r2 for picks in self.picks),
-            notes=tuple(self.reading.notes),
+            notes=(*self.reading.notes, *([_ATTENTION] if "attention" in kinds else [])),
             start=sites[-1],
         )
         return page.to_html()
@@ -78,29 +83,23 @@ class Inspection:
         gain = [*self.reading.curve("gain", site).mean] if known else []
         return gain + [math.nan] * (len(self.tokens) - len(gain))  # a curve ends with its last finite row
 
-    def _made_of(self, picks: Picks, width: int = 80) -> str:
+    def _all_made_of(self, picks: Picks, width: int = 80) -> str:
         """A line for every token: how much of its row earlier tokens rebuild, and which, the weightiest that fit."""
         if self.chosen is not None:
-            return "\n".join(self._chosen(picks, width))
+            title = f"what the chosen tokens are made of at {picks.site}: weights of earlier ones"
+            return "\n".join([title, *(line for t in self.chosen for line in ("", *self.made_of(picks, t, width)))])
         lines = [f"what each token is made of at {picks.site}: R², and Lasso weights of earlier ones", ""]
         for t, (token, weights, share) in enumerate(zip(self.tokens, picks.lasso, picks.r2, strict=True)):
             start = f"{t:>4} {_fit(token, 14)} {'' if math.isnan(share) else _share(share):>4} "
             lines.append(self._picked(start, weights, width))
         return "\n".join(lines)
 
-    def _chosen(self, picks: Picks, width: int) -> list[str]:
-        """For each token that was chosen, what its Lasso, its ridge regression and attention give weight to."""
-        lines = [f"what the chosen tokens are made of at {picks.site}: weights of earlier ones"]
-        for t in self.chosen or ():
-            lines += [
-                "",
-                f"{t:>4} [{_visible(self.tokens[t])}]   R² of the Lasso: {_share(picks.r2[t])}"
-                if t
-                else f"{t:>4} [{_visible(self.tokens[t])}]   the first: nothing came before",
-            ]
-            for kind, rows in (("Lasso", picks.lasso), ("ridge", picks.ridge), ("attention", picks.attention)):
-                lines.append(self._picked(f"     {kind:<10}", rows[t] if rows is not None else (), width))
-        return lines
+    def made_of(self, picks: Picks, t: int, width: int = 80) -> list[str]:
+        """Four lines: a token, and what its Lasso, its ridge regression and attention give weight to."""
+        share = f"R² of the Lasso: {_share(picks.r2[t])}" if math.isfinite(picks.r2[t]) else "the first: nothing came before"
+        kinds = {"Lasso": picks.lasso, "ridge": picks.ridge, "attention": picks.attention}
+        shown = (self._picked(f"     {kind:<10}", rows[t], width) for kind, rows in kinds.items() if rows is not None)
+        return [f"{t:>4} [{_visible(self.tokens[t])}]   {share}", *shown]
 
     def _picked(self, line: str, weights: Sequence[Pick], width: int) -> str:
         """``line`` with as many picks as fit."""
@@ -158,7 +157,7 @@ def inspect_text(
     """
     ids = tokenize(loaded, text)
     base = find_anatomy(loaded.model).base  # the head is not needed
-    written = tuple(loaded.tokenizer.decode([token]) for token in ids[0].tolist())
+    written = tuple(_written(loaded.tokenizer, token) for token in ids[0].tolist())
     chosen = None if tokens is None else tuple(dict.fromkeys(t for token in tokens for t in _find(token, written)))
     picks: tuple[Picks, ...] = ()
     why = ""
@@ -169,7 +168,19 @@ def inspect_text(
         base(input_ids=ids, use_cache=False)
     reading = probe.read()
     reading.notes += [f"no attention: {why}"] if why else []
-    return Inspection(reading, written, picks, picks_at, chosen, str(getattr(loaded.model.config, "name_or_path", "")))
+    return Inspection(reading, written, picks, picks_at, chosen, _name(loaded))
+
+
+def _name(loaded: Loaded) -> str:
+    """What the model is called: its id on the hub, or the name of its folder."""
+    name = str(getattr(loaded.model.config, "name_or_path", "")) or type(loaded.model).__name__
+    return Path(name).name if Path(name).exists() else name
+
+
+def _written(tokenizer: Any, token: int) -> str:
+    """A token as it stands in a text: SentencePiece's vocabularies drop its leading space where it is decoded alone."""
+    text, piece = str(tokenizer.decode([token])), tokenizer.convert_ids_to_tokens(token)
+    return f" {text}" if isinstance(piece, str) and piece.startswith("▁") and not text.startswith(" ") else text
 
 
 def _find(token: str, written: Sequence[str]) -> list[int]:

@@ -85,8 +85,11 @@ def pick_tokens(
     except GeomprobeError as error:
         why = str(error)
         probe = Probe(model, [_Solve(False, progress)], layers=sites, on_error="raise").attach()
-    with torch.inference_mode(), probe:
-        base(input_ids=ids, use_cache=False)
+    try:
+        with torch.inference_mode():
+            base(input_ids=ids, use_cache=False)
+    finally:
+        probe.close()
     found: dict[str, State] = {}
     for name, value in probe.state_dict().items():
         _, site, accumulator, what = name.split("/")

@@ -20,7 +20,7 @@ def geomprobe(*arguments: str) -> "subprocess.CompletedProcess[str]":
 def test_help_names_the_commands() -> None:
     run = geomprobe("--help")
     assert run.returncode == 0
-    for command in ("demo", "inspect", "bench"):
+    for command in ("demo", "inspect", "bench", "paper"):
         assert command in run.stdout
 
 
@@ -50,9 +50,41 @@ def test_inspect_json_is_sites_curves_tokens(stories_model: Path, tmp_path: Path
     assert data["sites"]["final_norm"]["information_gain"] == pytest.approx(total)
 
 
+def test_inspect_writes_a_page_and_shows_chosen_tokens(stories_model: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    text = "Once upon a time there was a dog."
+    run = geomprobe(
+        "inspect", str(stories_model), text, "--picks", "layer_02", "--token", "was", "--token", "1", "--html", str(page)
+    )
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    start = lines.index("what the chosen tokens are made of at layer_02: weights of earlier ones")
+    assert [line.split()[0] for line in lines[start + 2 : start + 6]] == ["6", "Lasso", "ridge", "attention"]
+    assert [line.split()[0] for line in lines[start + 7 : start + 11]] == ["1", "Lasso", "ridge", "attention"]
+    assert f"wrote {page}" in run.stderr
+    assert page.read_text("utf-8").startswith("<!")
+    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_the_papers_tokens_on_any_vocabulary(stories_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tokens.json"
+    run = geomprobe("paper", "tokens", "--models", str(stories_model), "--out", str(out))
+    assert run.returncode == 0, run.stderr
+    assert max(map(len, run.stdout.splitlines())) <= 80
+    assert "paper      Russia France Beijing of capital   (Lasso, Pythia 1.4B)" in run.stdout
+    assert "(this vocabulary's end of 'China')" in run.stdout
+    (table,) = json.loads(out.read_text("utf-8"))
+    assert list(table["tokens"]) == ["No", "?", "China"]
+    assert table["tokens"]["China"]["paper"] == ["Russia", "France", "Beijing", "of", "capital"]
+    assert table["tokens"]["No"]["paper"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["inspect", "{model}", "a dog", "--token", "dog"], "give --picks SITE with it"),
+        (["inspect", "{model}", "a dog", "--picks", "final_norm", "--token", "cat"], "no token 'cat' in this text"),
         (["inspect", "no/such/model/here", "text"], "cannot load 'no/such/model/here'"),
         (["inspect", "{model}"], "give either a TEXT or --file F"),
         (["inspect", "{model}", "text", "--file", "x"], "give either a TEXT or --file F"),

@@ -72,6 +72,16 @@ def test_in_a_run_of_others_it_loses_nothing_of_theirs_or_its_own(wandb_director
     assert run.series("geomprobe/eval/entropy/embed", "geomprobe/step") == {2: 0.2, 3: 0.3, 4: 0.4}
 
 
+def test_a_page_is_kept_as_it_is(wandb_directory: Path) -> None:
+    page = "<!DOCTYPE html><title>tokens</title><p>&lt;script&gt; 🙂"
+    with WandbSink(project="p") as sink:
+        sink.log_html("tokens", page)
+    (kept,) = wandb_directory.rglob("media/html/geomprobe/tokens*.html")
+    assert kept.read_text("utf-8") == page
+    with pytest.raises(GeomprobeError, match="not open"):
+        sink.log_html("tokens", page)
+
+
 def test_a_sink_that_is_not_open() -> None:
     sink = WandbSink()
     with pytest.raises(GeomprobeError, match="not open: use it as 'with WandbSink"):
