@@ -25,6 +25,13 @@ _COLUMNS = {
     "anisotropy": ("anisotropy", "{:.3f}"),
     "information_gain": ("gain/text", "{:.1f}"),
     "gain_per_token": ("gain/token", "{:.3f}"),
+    "lasso_picks": ("picks", "{:.1f}"),
+    "lasso_r2": ("Lasso R²", "{:.3f}"),
+    "attention_entropy": ("att.entropy", "{:.3f}"),
+    "attention_sink": ("att.sink", "{:.3f}"),
+    "attention_distance": ("att.dist", "{:.1f}"),
+    "lasso_attention_jaccard": ("jaccard", "{:.3f}"),
+    "eq5_r2": ("Eq.5 R²", "{:.3f}"),
 }
 _BAR = 10
 

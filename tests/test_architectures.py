@@ -3,20 +3,17 @@
 ``python -m tests.test_architectures`` writes the table.
 """
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from geomprobe import GeomprobeError, Probe, Reading
+from geomprobe import AttentionProfile, ContextLasso, GeomprobeError, Metric, Probe, Reading
 from geomprobe.capture.anatomy import find_anatomy
 from geomprobe.capture.frame import Frame
 from geomprobe.core.attention import AttentionRows
@@ -61,12 +58,15 @@ def build(name: str, **options: Any) -> Any:
 class Recording(Probe):
     """Keeps what the capture reports, as it was then."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model, on_error="raise")
+    def __init__(self, model: nn.Module, metrics: Sequence[Metric] | None = None) -> None:
+        super().__init__(model, metrics, on_error="raise")
         self.seen: dict[str, Tensor] = {}
+        self.attended: dict[str, Tensor] = {}
 
     def captured(self, frame: Frame, site: str, hidden: Tensor, attention: AttentionRows | None = None) -> None:
         self.seen[site] = hidden.clone()
+        if attention is not None and attention.mean is not None:
+            self.attended[site] = attention.mean
         super().captured(frame, site, hidden, attention)
 
 
@@ -144,39 +144,32 @@ def kv_cache(model: Any) -> str:
 
 
 def attention(name: str) -> str:
-    """Whether attention maps can be had from the model, and q and k from the registry it takes its attention function from."""
-    model, ids = build(name, attn_implementation="eager"), token_batch(2, LENGTH)
-    bare = model(ids, output_attentions=True)
-    if "attentions" not in bare:
-        assert not [module for module in model.modules() if "Attention" in type(module).__name__]
+    """Under which implementations attention can be read, its head means being those of eager's maps."""
+    if name == "Mamba":
+        with pytest.raises(GeomprobeError, match="has no attention"):
+            Recording(build(name), [AttentionProfile()]).attach()
         return "none: a state-space model"
-    assert [weights.shape for weights in bare.attentions] == [(2, 4, LENGTH, LENGTH)] * 3
-    assert all(torch.equal(weights, weights.tril()) for weights in bare.attentions)
-    with counted() as calls:
-        assert torch.equal(model(ids).logits, bare.logits)
-    assert bool(calls) == model._supports_attention_backend
-    if not calls:
-        return "maps; not q, k: attention code of its own"
-    assert [query for query, _ in calls] == [(2, 4, LENGTH, 8)] * 3
-    assert {(key[0], key[2], key[3]) for _, key in calls} == {(2, LENGTH, 8)}
-    return "maps; q, k"
-
-
-@contextmanager
-def counted() -> Iterator[list[tuple[Size, Size]]]:
-    """Shapes of q and k in every call of eager attention that Transformers' registry hands out."""
-    calls: list[tuple[Size, Size]] = []
-
-    def count(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
-        calls.append((query.shape, key.shape))
-        return sys.modules[type(module).__module__].eager_attention_forward(module, query, key, *args, **kwargs)
-
-    assert "eager" not in ALL_ATTENTION_FUNCTIONS  # every architecture brings its own, and asks here first
-    ALL_ATTENTION_FUNCTIONS["eager"] = count
-    try:
-        yield calls
-    finally:
-        del ALL_ATTENTION_FUNCTIONS["eager"]
+    eager, ids = build(name, attn_implementation="eager"), token_batch(2, LENGTH)
+    maps = eager(ids, output_attentions=True, use_cache=False).attentions
+    exact, refused = [], []
+    for implementation in ("eager", "sdpa"):
+        try:
+            model = build(name, attn_implementation=implementation)
+        except ValueError:
+            continue  # Transformers has none for it
+        model.load_state_dict(eager.state_dict())
+        bare = model(ids, use_cache=False).logits
+        try:
+            with Recording(model, [ContextLasso(attention=True, rate=1e-6)]) as probe:
+                assert torch.equal(model(ids, use_cache=False).logits, bare)
+        except GeomprobeError:
+            refused.append(implementation)
+            continue
+        for site, weights in zip(SITES[1:4], maps, strict=True):
+            assert torch.allclose(probe.attended[site], weights.mean(1), rtol=0, atol=1e-6)
+        exact.append(implementation)
+    assert "eager" in exact
+    return ", ".join(exact) + (f"; not {', '.join(refused)}: code of its own" if refused else "")
 
 
 @cache
