@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import geomprobe.gather
 import geomprobe.ledger
-from geomprobe import GeomprobeError, Metric, Probe, RepresentationEntropy
+from geomprobe import AttentionProfile, GeomprobeError, InformationGain, Metric, Probe, RepresentationEntropy
+from geomprobe.capture.hooks import Capture
 from geomprobe.core.rows import Rows
 from geomprobe.core.state import Accumulator, State
 from geomprobe.gather import Gather
@@ -55,11 +56,18 @@ def test_the_hot_path_never_waits(device: str, monkeypatch: pytest.MonkeyPatch) 
         with waiting_forbidden(device):
             flush(self)
 
+    attended = Capture.attended
+
+    def watched_attended(self: Capture, *args: Any) -> None:
+        with waiting_forbidden(device):
+            attended(self, *args)
+
     monkeypatch.setattr(Gather, "put", watched_put)
     monkeypatch.setattr(Gather, "flush", watched_flush)
+    monkeypatch.setattr(Capture, "attended", watched_attended)
     model = tiny().to(device)
     batch = {name: value.to(device) for name, value in padded([token_batch(1, n)[0] for n in (40, 7)]).items()}
-    with Probe(model, on_error="raise") as probe:
+    with Probe(model, [RepresentationEntropy(), InformationGain(), AttentionProfile()], on_error="raise") as probe:
         model(**batch, use_cache=False)
         model(batch["input_ids"][:, :20], use_cache=False)
     assert probe.read()["tokens/final_norm"] == 47 + 40

@@ -134,6 +134,8 @@ class Capture:
     def _attach_attention(self) -> None:
         base, layers = self._anatomy.base, self._anatomy.layers
         watched = [layers[i] for i in self._looked_at]
+        if not watched:
+            raise GeomprobeError("embed comes before any attention: watch a layer, too, or leave what reads attention out")
         looks: list[attention.Look] = [partial(self._look, torch.tensor(i)) for i in self._looked_at]
         own = attention.own_attention(base, watched)
         if not own:

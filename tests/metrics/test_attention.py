@@ -1,0 +1,119 @@
+"""AttentionProfile, and what ContextLasso says of attention, against NumPy and SciPy on eager's maps of a trained model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from sklearn.linear_model import Lasso
+
+from geomprobe import AttentionProfile, ContextLasso, GeomprobeError, Probe
+from geomprobe.loading import Loaded, load, tokenize
+from tests import reference
+from tests.models import tiny, token_batch
+
+TEXTS = (
+    "Once upon a time there was a little dog who lived in a big house by the river.",
+    "Lily and Tom went to the park. They saw a red ball, and Tom said: it is mine!",
+)
+SITE, LAYER = "layer_02", 2
+
+
+@pytest.fixture(scope="module")
+def stories(stories_model: Path) -> Loaded:
+    return load(str(stories_model))
+
+
+@torch.no_grad()
+def targets(stories: Loaded, stories_model: Path) -> Iterator[tuple[Any, Any, int]]:
+    """Unit rows ``(t + 1, d)`` and weights ``(heads, t + 1)`` of every token that has a past."""
+    eager = load(str(stories_model)).model
+    eager.set_attn_implementation("eager")
+    for text in TEXTS:
+        output = eager.model(tokenize(stories, text), output_attentions=True, output_hidden_states=True, use_cache=False)
+        z = reference.unit(output.hidden_states[LAYER + 1][0].numpy())
+        weights = output.attentions[LAYER][0].double().numpy()
+        for t in range(1, len(z)):
+            yield z, weights, t
+
+
+def read(stories: Loaded, metric: AttentionProfile | ContextLasso) -> Any:
+    with torch.no_grad(), Probe(stories.model, [metric], layers=[SITE], on_error="raise") as probe:
+        for text in TEXTS:
+            stories.model.model(tokenize(stories, text), use_cache=False)
+    return probe.read()
+
+
+def test_profile(stories: Loaded, stories_model: Path) -> None:
+    reading = read(stories, AttentionProfile())
+    entropy, sink, distance, picks, octaves = [], [], [], [], []
+    for _, weights, t in targets(stories, stories_model):
+        a = weights[:, t, : t + 1]
+        entropy.append(-(a * np.log(np.maximum(a, 1e-300))).sum(-1))
+        sink.append(a[:, 0])
+        distance.append((a * (t - np.arange(t + 1))).sum(-1))
+        picks.append((a.mean(0) > 0.01).sum())
+        back = a.mean(0)[::-1]
+        octaves.append([back[:1].sum(), *(back[2**k : 2 ** (k + 1)].sum() for k in range(5))])
+    assert reading[f"attention_entropy/{SITE}"] == pytest.approx(np.mean(entropy), rel=1e-5)
+    assert reading[f"attention_sink/{SITE}"] == pytest.approx(np.mean(sink), rel=1e-5)
+    assert reading[f"attention_distance/{SITE}"] == pytest.approx(np.mean(distance), rel=1e-5)
+    assert reading[f"attention_picks/{SITE}"] == pytest.approx(np.mean(picks))
+    for name, values in (("entropy", entropy), ("sink", sink), ("distance", distance)):
+        curve = reading.curve(f"attention_{name}_by_head", SITE)
+        assert curve.mean == pytest.approx(np.mean(values, axis=0), rel=1e-5)
+        assert curve.count == (len(values),) * len(curve)
+    assert reading.curve("attention_octaves", SITE).mean[:6] == pytest.approx(np.mean(octaves, axis=0), abs=1e-6)
+    assert sum(reading.curve("attention_octaves", SITE).mean) == pytest.approx(1, abs=1e-5)
+    by_position = reading.curve("attention_entropy", SITE)
+    assert np.isnan(by_position.mean[0])  # the first token of a text has no past
+    assert by_position.count[1] == len(TEXTS)
+    assert np.dot(np.nan_to_num(by_position.mean), by_position.count) == pytest.approx(np.mean(entropy, -1).sum(), rel=1e-5)
+
+
+def test_agreement_and_equation_5(stories: Loaded, stories_model: Path) -> None:
+    alpha = 1e-3
+    reading = read(stories, ContextLasso(penalty=alpha, tol=1e-12, attention=True))
+    found: dict[str, list[float]] = {name: [] for name in ("jaccard", "precision", "chance", "rank", "eq5")}
+    weight: dict[int, list[float]] = {}
+    implied: dict[int, list[float]] = {}
+    for z, weights, t in targets(stories, stories_model):
+        a, own = weights.mean(0)[t, :t], np.diagonal(weights.mean(0))[:t]
+        beta = Lasso(alpha, fit_intercept=False, tol=1e-14, max_iter=1_000_000).fit(z[:t].T, z[t]).coef_
+        lasso, seen = set(np.flatnonzero(beta > 0.01)), set(np.flatnonzero(a > 0.01))
+        if lasso | seen:
+            found["jaccard"].append(len(lasso & seen) / len(lasso | seen))
+        if lasso:
+            top = np.argsort(-a.round(6), kind="stable")[: len(lasso)]
+            found["precision"].append(len(lasso & set(top)) / len(lasso))
+            found["chance"].append(len(lasso) / t)
+        if len(set(beta.round(6))) > 1 and len(set(a.round(6))) > 1:
+            found["rank"].append(spearmanr(beta.round(6), a.round(6)).statistic)
+        found["eq5"].append(1 - np.square(z[t] - (a / own) @ z[:t]).sum())
+        for j in range(t):
+            weight.setdefault(t - j - 1, []).append(a[j])
+            implied.setdefault(t - j - 1, []).append(a[j] / own[j])
+    for name in ("jaccard", "precision", "chance"):
+        assert reading[f"lasso_attention_{name}/{SITE}"] == pytest.approx(np.mean(found[name]), abs=1e-6), name
+    assert reading[f"lasso_attention_rank/{SITE}"] == pytest.approx(np.mean(found["rank"]), abs=1e-3)
+    assert reading[f"eq5_r2/{SITE}"] == pytest.approx(np.mean(found["eq5"]), rel=1e-4)
+    for name, expected in (("attention_weight", weight), ("eq5_weight", implied)):
+        curve = reading.curve(name, SITE)
+        assert curve.mean == pytest.approx([np.mean(expected[d]) for d in sorted(expected)], rel=1e-4)
+
+
+@torch.no_grad()
+def test_sites_without_attention_have_none() -> None:
+    model = tiny("llama")
+    with Probe(model, [AttentionProfile(), ContextLasso(attention=True)], on_error="raise") as probe:
+        model(token_batch(), use_cache=False)
+    reading = probe.read()
+    assert np.isnan(reading["attention_entropy/embed"])
+    assert np.isnan(reading["lasso_attention_jaccard/embed"])
+    assert reading["lasso_r2/embed"] > 0
+    assert reading["attention_entropy/final_norm"] == reading["attention_entropy/layer_02"]
+    with pytest.raises(GeomprobeError, match="embed comes before any attention: watch a layer"):
+        Probe(model, [AttentionProfile()], layers=["embed"]).attach()
