@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.distributed import DistributedConfig
 
-from geomprobe import GeomprobeError, Probe, Reading
+from geomprobe import AttentionProfile, GeomprobeError, Probe, Reading
 from tests.models import HandMade, snapshot, tiny, token_batch
 from tests.test_ranks import RANKS, torchrun
 
@@ -153,7 +153,15 @@ def transformers_tp(path: str) -> dict[str, Reading]:
         plain = [model(text).logits for text in TEXTS]
         with Probe(model, on_error="raise") as probe:
             assert all(torch.equal(model(text).logits, logits) for text, logits in zip(TEXTS, plain, strict=True))
+    refuses_attention(model)
     return {"eval": probe.read(), "eval/base": measure(model.model, TEXTS)} | train_watched(load, TEXTS)
+
+
+def refuses_attention(model: Any) -> None:
+    """Each rank has some of the heads, and their mean is not the mean over all."""
+    refused = pytest.raises(GeomprobeError, match=r"this rank holds 2 of 4 attention heads \(tensor parallelism\)")
+    with torch.no_grad(), Probe(model, [AttentionProfile()], on_error="raise"), refused:
+        model(TEXTS[0])
 
 
 def torch_tp(path: str) -> dict[str, Reading]:
@@ -170,6 +178,7 @@ def torch_tp(path: str) -> dict[str, Reading]:
             parallelize_module(layer, init_device_mesh("cpu", (RANKS,)), plan)
         return model
 
+    refuses_attention(parallelize(tiny()))
     model = tiny()
     with torch.no_grad(), Probe(model, on_error="raise") as probe:
         parallelize(model)
