@@ -36,7 +36,12 @@ class Gather:
         follows = frame is self._frame and i == self._start + self._held and i % GROUP
         device = torch.device("cpu") if hidden.device.type == "mps" else hidden.device  # MPS has no float64
         dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        if not follows or (hidden.shape, device, dtype) != (self._buffer.shape[1:], self._buffer.device, self._buffer.dtype):
+        heads = {rows.entropy.shape[-2] for rows in (*self._attention, attention) if rows is not None}
+        if (
+            not follows
+            or len(heads) > 1
+            or (hidden.shape, device, dtype) != (self._buffer.shape[1:], self._buffer.device, self._buffer.dtype)
+        ):
             self.flush()
             batch, length, width = hidden.shape
             room = max(1, _ENTRIES // max(1, batch * length * max(length, width)))

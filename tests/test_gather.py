@@ -13,10 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import geomprobe.gather
 import geomprobe.ledger
 from geomprobe import AttentionProfile, GeomprobeError, InformationGain, Metric, Probe, RepresentationEntropy
+from geomprobe.capture.frame import Frame
 from geomprobe.capture.hooks import Capture
 from geomprobe.core.rows import Rows
 from geomprobe.core.state import Accumulator, State
 from geomprobe.gather import Gather
+from tests.accumulators import attended
 from tests.models import padded, tiny, token_batch
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
@@ -110,6 +112,19 @@ def test_a_state_goes_on_after_it_was_loaded_on_top_of_what_is_stacked() -> None
     assert resumed.state_dict().keys() == both.state_dict().keys()
     resumed.reset()
     assert not resumed.state_dict()
+
+
+def test_layers_may_differ_in_their_number_of_heads() -> None:
+    probe, frame = Probe(tiny(), [AttentionProfile()], on_error="raise"), Frame(training=False)
+    hidden = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
+    few = attended(Rows(hidden))
+    many = few.map(lambda name, value: torch.cat([value, value], 1) if name in ("entropy", "first", "distance") else value)
+    for site, seen in zip(probe.sites, (None, few, many, few, few), strict=True):
+        probe.captured(frame, site, hidden, seen)
+    probe.closed(frame, completed=True)
+    reading = probe.read()
+    assert [len(reading.curve("attention_sink_by_head", site)) for site in probe.sites[1:]] == [2, 4, 2, 2]
+    assert reading["attention_sink/layer_01"] == pytest.approx(reading["attention_sink/layer_00"])
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,9 +64,11 @@ class AttentionCall:
 
     @classmethod
     def of(
-        cls, module: nn.Module, name: str, query: Tensor, key: Tensor, mask: Any, result: Any, options: Mapping[str, Any]
+        cls, module: nn.Module, name: str, result: Any, given: tuple[Any, ...], options: Mapping[str, Any]
     ) -> "AttentionCall":
         """From what an attention function was given and returned."""
+        options = dict(zip(("query", "key", "value", "attention_mask"), given, strict=False)) | dict(options)
+        query, key, mask = options["query"], options["key"], options.get("attention_mask")
         dropped = module.training and options.get("dropout")
         causal, scale = options.get("is_causal"), options.get("scaling")
         heads = getattr(getattr(module, "config", None), "num_attention_heads", None)
@@ -145,13 +148,14 @@ def _whole(mean: Tensor, layout: Layout) -> Tensor:
     return torch.nn.functional.pad(mean, (columns - mean.shape[-1], 0)) if mean.shape[-1] < columns else mean[..., :columns]
 
 
-Look = Callable[[AttentionCall], None]
+Look = Callable[[Callable[[], AttentionCall]], None]
+"""Is told of a call by what makes it, so that a fault in the making is its own to handle."""
 
 
 def look_at_output(look: Look, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """A forward hook for attention that asks no registry, and returns its weights."""
-    if (weights := _weights(output)) is not None:
-        look(AttentionCall("own", weights, weights.mT, weights=weights))  # of q and k only the sizes are needed
+    if (weights := _weights(output)) is not None:  # of q and k only the sizes are needed
+        look(partial(AttentionCall, "own", weights, weights.mT, weights=weights))
 
 
 class _Entry:
@@ -161,20 +165,13 @@ class _Entry:
         self.name = name
         self.original = original
 
-    def __call__(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **options: Any
-    ) -> Any:
-        original = self.original or _own_eager(module)
-        result = original(module, query, key, value, mask, *args, **options)
+    def __call__(self, module: nn.Module, *given: Any, **options: Any) -> Any:
+        original = self.original or next(_of_files(module, _EAGER))
+        result = original(module, *given, **options)
         look: Look | None = module.__dict__.get(_MARK)
         if look is not None:
-            look(AttentionCall.of(module, self.name, query, key, mask, result, options))
+            look(partial(AttentionCall.of, module, self.name, result, given, options))
         return result
-
-
-def _own_eager(module: nn.Module) -> Callable[..., Any]:
-    found: Callable[..., Any] = next(_of_files(module, _EAGER))
-    return found
 
 
 def _of_files(module: nn.Module, name: str) -> Iterator[Any]:
@@ -189,21 +186,11 @@ _registries: list[MutableMapping[str, Any]] = []
 
 
 def look_at(who: Any, layers: Sequence[tuple[nn.Module, Look]]) -> None:
-    """Have each look told of every attention call of its layer, until ``who`` looks away or is gone.
-
-    Raises:
-        GeomprobeError: no layer has attention that goes through a registry.
-    """
-    registries = {
-        id(registry): registry
-        for layer, _ in layers
-        for module in layer.modules()
-        for registry in _of_files(module, "ALL_ATTENTION_FUNCTIONS")
-    }
+    """Have each look told of every attention call of its layer, until ``who`` looks away or is gone."""
     for layer, look in layers:
         for module in layer.modules():
             module.__dict__[_MARK] = look
-    for registry in registries.values():
+    for registry in _registries_of([layer for layer, _ in layers]):
         for name in {*registry, "eager"}:
             if not isinstance(original := registry.get(name), _Entry):
                 registry[name] = _Entry(name, original)
@@ -211,6 +198,13 @@ def look_at(who: Any, layers: Sequence[tuple[nn.Module, Look]]) -> None:
             _registries.append(registry)
     _watching.add(who)
     weakref.finalize(who, _restore).atexit = False
+
+
+def _registries_of(layers: Sequence[nn.Module]) -> list[Any]:
+    """The registries that the files of these layers' modules know: nearly always one, of all Transformers."""
+    modules = (module for layer in layers for module in layer.modules())
+    found = {id(registry): registry for module in modules for registry in _of_files(module, "ALL_ATTENTION_FUNCTIONS")}
+    return list(found.values())
 
 
 def look_away(who: Any, layers: Sequence[nn.Module]) -> None:
@@ -243,7 +237,7 @@ def own_attention(base: nn.Module, layers: Sequence[nn.Module]) -> list[list[nn.
     Raises:
         GeomprobeError: it has no attention, or gives no weights as it was loaded.
     """
-    if any(True for layer in layers for module in layer.modules() for _ in _of_files(module, "ALL_ATTENTION_FUNCTIONS")):
+    if _registries_of(layers):
         return []
     name = type(base).__name__
     found = [[module for module in layer.modules() if "Attention" in type(module).__name__] for layer in layers]

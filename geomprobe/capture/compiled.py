@@ -9,6 +9,7 @@ import gc
 import itertools
 import sys
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -27,7 +28,7 @@ class _Capture(Protocol):
 
     def hidden(self, number: int, hidden: Tensor) -> None: ...
 
-    def attended(self, layer: int, call: AttentionCall) -> None: ...
+    def attended(self, layer: int, make: Callable[[], AttentionCall]) -> None: ...
 
     def end(self) -> None: ...
 
@@ -148,7 +149,7 @@ def _attended(
     if (capture := _captures.get(number)) is not None:
         options = (causal, scale, softcap, window, bias, sinks, heads, paged)
         seen = "a block mask inside a compiled graph (run the model uncompiled)" if unread else mask
-        capture.attended(int(layer), AttentionCall(name, query, key, seen, weights, *options))
+        capture.attended(int(layer), lambda: AttentionCall(name, query, key, seen, weights, *options))
 
 
 @torch.library.custom_op("geomprobe::end", mutates_args=("order",))

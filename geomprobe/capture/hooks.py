@@ -2,7 +2,7 @@
 
 import inspect
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -151,18 +151,21 @@ class Capture:
         places = [self._anatomy.sites.index(site) - 1 for site in self._sites]
         return sorted({min(place, last) for place in places if place >= 0})
 
-    def _look(self, layer: Tensor, call: attention.AttentionCall) -> None:
+    def _look(self, layer: Tensor, make: Callable[[], attention.AttentionCall]) -> None:
         """``layer`` is a tensor on the CPU, since Dynamo would make a graph for every integer."""
         if torch.compiler.is_compiling():
-            compiled.attended(self._order, self._id, layer, call)
+            compiled.attended(self._order, self._id, layer, make())
         else:
-            self.attended(int(layer), call)
+            self.attended(int(layer), make)
 
-    def attended(self, layer: int, call: attention.AttentionCall) -> None:
+    def attended(self, layer: int, make: Callable[[], attention.AttentionCall]) -> None:
         """A layer called its attention function. Only the first call of a forward: a second one attends to another text."""
-        if (frame := self._frame) is None or layer in self._attended or (call.batch, call.length) != self._shape:
+        if (frame := self._frame) is None or layer in self._attended:
             return
         try:
+            call = make()
+            if (call.batch, call.length) != self._shape:
+                return
             with exact_arithmetic(call.device.type):
                 layout = frame.layout(call.batch, call.length, call.device)
                 self._attended[layer] = call.rows(layout, frame.starts, keep=self._attention == "maps")
