@@ -17,8 +17,8 @@ class AttentionSum:
     """Sums over targets: rows that have a past and attend to something.
 
     State (float64): ``targets``; sums over them of means over heads, ``entropy`` (nats), ``first`` (weight on the text's first
-    token), ``distance`` (tokens), and of ``picks``; by head: ``head_entropy``, ``head_first``, ``head_distance``; by position
-    in the text: ``entropy_at`` and ``count``; ``octaves``: head-mean weight by distance, 0, 1, 2–3, 4–7, …
+    token), ``distance`` (tokens), and of ``picks``; by head: ``head_entropy``, ``head_first``, ``head_distance`` and
+    ``head_count``; by position in the text: ``entropy_at`` and ``count``; ``octaves``: head-mean weight by distance, 0, 1, 2–3, 4–7, …
     """
 
     @property
@@ -27,7 +27,9 @@ class AttentionSum:
 
     def zero(self, width: int, device: torch.device) -> State:
         sums: dict[str, tuple[int, ...]] = dict.fromkeys(("targets", "entropy", "first", "distance", "picks"), ())
-        curves = dict.fromkeys(("head_entropy", "head_first", "head_distance", "entropy_at", "count", "octaves"), (0,))
+        curves = dict.fromkeys(
+            ("head_entropy", "head_first", "head_distance", "head_count", "entropy_at", "count", "octaves"), (0,)
+        )
         return zeros(sums | curves, device)
 
     def measure(self, rows: Rows) -> State:
@@ -44,6 +46,7 @@ class AttentionSum:
             "targets": counted.sum((-2, -1)),
             **{name: value.mean(-1) for name, value in heads.items()},
             **{f"head_{name}": value for name, value in heads.items()},
+            "head_count": counted.sum((-2, -1)).unsqueeze(-1).expand_as(heads["entropy"]),
             "picks": _sum(seen.picks, targets, (-2, -1)),
             "entropy_at": rows.at_positions(entropy),
             "count": rows.at_positions(counted),

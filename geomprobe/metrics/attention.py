@@ -47,11 +47,9 @@ class AttentionProfile(Metric):
 
     def curves(self, states: Mapping[Accumulator, State]) -> Mapping[str, Curve]:
         state = states[AttentionSum()]
-        means = {
-            "attention_octaves": state["octaves"],
-            "attention_entropy_by_head": state["head_entropy"],
-            "attention_sink_by_head": state["head_first"],
-            "attention_distance_by_head": state["head_distance"],
+        heads = {"entropy": "head_entropy", "sink": "head_first", "distance": "head_distance"}
+        by_head = {f"attention_{name}_by_head": Curve.from_sums(state[key], state["head_count"]) for name, key in heads.items()}
+        return by_head | {
+            "attention_entropy": Curve.from_sums(state["entropy_at"], state["count"]),
+            "attention_octaves": Curve.from_sums(state["octaves"], state["targets"].expand_as(state["octaves"])),
         }
-        by_place = {name: Curve.from_sums(total, state["targets"].expand_as(total)) for name, total in means.items()}
-        return {"attention_entropy": Curve.from_sums(state["entropy_at"], state["count"])} | by_place
