@@ -18,7 +18,8 @@ class AttentionSum:
 
     State (float64): ``targets``; sums over them of means over heads, ``entropy`` (nats), ``first`` (weight on the text's first
     token), ``distance`` (tokens), and of ``picks``; by head: ``head_entropy``, ``head_first``, ``head_distance`` and
-    ``head_count``; by position in the text: ``entropy_at`` and ``count``; ``octaves``: head-mean weight by distance, 0, 1, 2–3, 4–7, …
+    ``head_count``; by position in the text: ``entropy_at`` and ``count``; ``octaves``: head-mean weight by distance: 0, 1, 2–3,
+    4–7, …
     """
 
     @property
