@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import textwrap
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -63,6 +64,7 @@ def inspect(
         raise GeomprobeError("give either a TEXT or --file F")
     if token and picks is None:
         raise GeomprobeError("--token says of which token to show the picks: give --picks SITE with it, such as final_norm")
+    _writable(page)
     from tqdm import tqdm
 
     from geomprobe.inspection import inspect_text
@@ -91,15 +93,24 @@ def inspect(
             sink.log_html("tokens", inspection.to_html())
 
 
+def _writable(path: Path | None) -> None:
+    """Before the work, not after it."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise GeomprobeError(f"cannot write {path}: expected the name of a file in a folder that exists")
+
+
 def _write(path: Path, content: str) -> None:
     """Whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{os.getpid()}.part")
     try:
         scratch.write_text(content, encoding="utf-8")
         scratch.replace(path)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise GeomprobeError(f"cannot write {path}: {error}; give a file in a folder that exists and has room") from error
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise GeomprobeError(
+            f"cannot write {path}: {error}; give a file in a folder that can be written and has room"
+        ) from error
 
 
 paper = typer.Typer(help="The figures and tables of the paper, on any model.", no_args_is_help=True)
@@ -116,6 +127,7 @@ def tokens(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; CUDA when there is one.")] = None,
 ) -> None:
     """Section 4.2: what [No], [?] and [China] are made of, beside the paper's own table."""
+    _writable(out)
     from geomprobe.loading import load
     from geomprobe.paper.tokens import SENTENCE, token_table
 

@@ -35,6 +35,8 @@ class Gather:
         i = self._index[site]
         follows = frame is self._frame and i == self._start + self._held and i % GROUP
         device = torch.device("cpu") if hidden.device.type == "mps" else hidden.device  # MPS has no float64
+        if attention is not None and attention.picks.device != device:
+            attention = attention.map(lambda name, value: value.to(device))
         dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         heads = {rows.entropy.shape[-2] for rows in (*self._attention, attention) if rows is not None}
         if (

@@ -1,6 +1,7 @@
 """One text through one model: every site's numbers, and what each token adds."""
 
 import math
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -185,7 +186,7 @@ def _written(tokenizer: Any, token: int) -> str:
 
 def _find(token: str, written: Sequence[str]) -> list[int]:
     """Numbers of the tokens that ``token`` means."""
-    if token.lstrip("-").isdecimal() and -len(written) <= int(token) < len(written):
+    if re.fullmatch(r"-?[0-9]{1,9}", token) and -len(written) <= int(token) < len(written):
         return [int(token) % len(written)]
     if found := [t for t, other in enumerate(written) if other.strip() == token.strip() != ""]:
         return found

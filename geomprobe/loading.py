@@ -77,6 +77,10 @@ def tokenize(loaded: Loaded, text: str) -> torch.Tensor:
     Raises:
         GeomprobeError: the text has no token, or more than the model reads.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise GeomprobeError(f"the text is not Unicode: {error}") from error
     ids: torch.Tensor = loaded.tokenizer(text, return_tensors="pt").input_ids
     if not text or not ids.shape[1]:
         raise GeomprobeError("the text is empty: give at least one token to look at")

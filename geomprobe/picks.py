@@ -25,8 +25,8 @@ __all__ = ["Pick", "Picks", "pick_tokens"]
 _LASSO, _SIGMA = ContextLasso(), InformationGain().sigma
 """The Lasso of the paper's picks, and the noise of its ridge regression."""
 
-_MOST = 32
-"""Picks of a token that are kept, the weightiest: ridge and attention give weight to all."""
+_MOST = 100
+"""Picks of a token that are kept, the weightiest: no more shares than these are above 0.01."""
 
 _KINDS = ("lasso", "ridge", "attention")
 
@@ -45,7 +45,7 @@ class Picks:
         attention: what it attends to in the layer before the site, head-mean weights above 0.01; ``None`` where there is none.
         r2: for every token the share of its row's squared length that the Lasso's weights rebuild; NaN for the first.
 
-    Picks stand in the order of their weights, largest first, and at most 32.
+    Picks stand in the order of their weights, largest first, and at most 100.
     """
 
     site: str

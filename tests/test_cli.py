@@ -85,6 +85,11 @@ def test_the_papers_tokens_on_any_vocabulary(stories_model: Path, tmp_path: Path
     [
         (["inspect", "{model}", "a dog", "--token", "dog"], "give --picks SITE with it"),
         (["inspect", "{model}", "a dog", "--picks", "final_norm", "--token", "cat"], "no token 'cat' in this text"),
+        (["inspect", "{model}", "a dog", "--picks", "final_norm", "--token=--5"], "no token '--5' in this text"),
+        (["inspect", "{model}", "a dog", "--html", "{tmp}/missing/page.html"], "in a folder that exists"),
+        (["inspect", "{model}", "a dog", "--html", "{tmp}"], "expected the name of a file"),
+        (["inspect", "{model}", "a dog", "--html", "{tmp}/" + "x" * 300], "cannot write"),
+        (["inspect", "{model}", "\udcff"], "the text is not Unicode"),
         (["inspect", "no/such/model/here", "text"], "cannot load 'no/such/model/here'"),
         (["inspect", "{model}"], "give either a TEXT or --file F"),
         (["inspect", "{model}", "text", "--file", "x"], "give either a TEXT or --file F"),

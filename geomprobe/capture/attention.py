@@ -1,13 +1,13 @@
-"""The attention tap: a function around each of Transformers' attention functions that looks at what goes in.
+"""The attention tap: a look at what goes into Transformers' attention functions.
 
-Every decoder of Transformers asks a registry for its attention function. While a tap is on, the entries of that registry call
-what they called before, and then hand queries, keys, mask and options on. What the model gets is what the original returned;
-which implementation it uses, its config and its masks are not touched.
+Every decoder of Transformers asks a registry for its attention function. While a tap is on, what the registry answers is
+wrapped: it is called as it would have been, and then queries, keys, mask and options are handed on. What the model gets is what
+the original returned; the registry's entries, the implementation a model uses, its config and its masks are not touched.
 """
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,8 +24,8 @@ __all__ = ["AttentionCall", "Look", "look_at", "look_at_output", "look_away", "o
 _MARK = "_geomprobe_attention"
 """Attribute of a watched layer's modules, while they are watched: whom to tell."""
 
-_EAGER = "eager_attention_forward"
-"""What each file of Transformers calls its own attention function, used when the registry has no entry ``eager``."""
+_GET = "get_interface"
+"""The method by which models ask; it is shadowed on the registry itself, as only it is told of a model's own eager function."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class AttentionCall:
         window: how many columns a row sees, where the mask does not say.
         bias: added to the scores.
         sinks: a score per head that no token gets the weight of.
-        heads: how many there are; ``query`` has fewer where ranks share them.
+        heads: how many there are, where ranks share them and ``query`` may have fewer.
+        crosses: whether it attends to another text, such as an encoder's.
         paged: whether keys are kept in pages, and ``key`` is only a part.
     """
 
@@ -60,6 +61,7 @@ class AttentionCall:
     bias: Tensor | None = None
     sinks: Tensor | None = None
     heads: int | None = None
+    crosses: bool = False
     paged: bool = False
 
     @classmethod
@@ -71,14 +73,15 @@ class AttentionCall:
         query, key, mask = options["query"], options["key"], options.get("attention_mask")
         dropped = module.training and options.get("dropout")
         causal, scale = options.get("is_causal"), options.get("scaling")
-        heads = getattr(getattr(module, "config", None), "num_attention_heads", None)
+        sharded = torch.distributed.is_initialized() and any(hasattr(weight, "placements") for weight in module.parameters())
+        heads = getattr(getattr(module, "config", None), "num_attention_heads", None) if sharded else None
         bias, sinks = options.get("position_bias"), options.get("s_aux")
         return cls(
             name=name,
             query=query.detach(),
             key=key.detach(),
             mask=mask.detach() if isinstance(mask, Tensor) else mask,
-            weights=None if dropped else _weights(result),
+            weights=None if dropped else _weights(result, (*query.shape[:3], key.shape[2])),
             causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
             scale=query.shape[-1] ** -0.5 if scale is None else scale,
             softcap=options.get("softcap"),
@@ -86,6 +89,7 @@ class AttentionCall:
             bias=None if bias is None else bias.detach(),
             sinks=None if sinks is None else sinks.detach(),
             heads=heads if isinstance(heads, int) else None,
+            crosses="CrossAttention" in type(module).__name__ or bool(getattr(module, "is_cross_attention", False)),
             paged=options.get("cache") is not None,
         )
 
@@ -107,7 +111,7 @@ class AttentionCall:
         Raises:
             GeomprobeError: this rank has only some of the heads, keys are kept in pages, or the mask is of an unknown kind.
         """
-        if self.heads is not None and self.query.shape[1] < self.heads and torch.distributed.is_initialized():
+        if self.heads is not None and self.query.shape[1] < self.heads:
             raise GeomprobeError(
                 f"this rank holds {self.query.shape[1]} of {self.heads} attention heads (tensor parallelism), and attention is "
                 "measured over all: load without tensor parallelism, or leave AttentionProfile and "
@@ -136,10 +140,12 @@ class AttentionCall:
         return summaries.map(lambda name, value: _whole(value, layout) if name == "mean" else value)
 
 
-def _weights(result: Any) -> Tensor | None:
-    """The weights that an attention module or function returned, if it did."""
-    weights = result[1] if isinstance(result, tuple) and len(result) > 1 else None
-    return weights.detach() if isinstance(weights, Tensor) and weights.dim() == 4 else None
+def _weights(result: Any, shape: tuple[int, ...] | None = None) -> Tensor | None:
+    """The weights that an attention module or function returned, if it did, of the ``shape`` they must have."""
+    weights = result[1] if isinstance(result, tuple | list) and len(result) > 1 else None
+    if not isinstance(weights, Tensor) or weights.dim() != 4 or (shape is not None and weights.shape != shape):
+        return None
+    return weights.detach()
 
 
 def _whole(mean: Tensor, layout: Layout) -> Tensor:
@@ -158,86 +164,77 @@ def look_at_output(look: Look, module: nn.Module, args: tuple[Any, ...], output:
         look(partial(AttentionCall, "own", weights, weights.mT, weights=weights))
 
 
-class _Entry:
-    """What stands in a registry while anything is watched."""
-
-    def __init__(self, name: str, original: Callable[..., Any] | None) -> None:
-        self.name = name
-        self.original = original
-
-    def __call__(self, module: nn.Module, *given: Any, **options: Any) -> Any:
-        original = self.original or next(_of_files(module, _EAGER))
-        result = original(module, *given, **options)
-        look: Look | None = module.__dict__.get(_MARK)
-        if look is not None:
-            look(partial(AttentionCall.of, module, self.name, result, given, options))
-        return result
+def _interface(original: Callable[..., Any], name: str, *default: Any, **named: Any) -> Callable[..., Any]:
+    """What a registry's ``get_interface`` is while anything is watched: its answer, looked at when it is called."""
+    return partial(_attend, name, original(name, *default, **named))
 
 
-def _of_files(module: nn.Module, name: str) -> Iterator[Any]:
-    """What is called ``name`` in the files that define the classes of ``module``."""
-    for kind in type(module).__mro__:
-        if (found := getattr(sys.modules.get(kind.__module__), name, None)) is not None:
-            yield found
+def _attend(name: str, function: Callable[..., Any], module: nn.Module, *given: Any, **options: Any) -> Any:
+    result = function(module, *given, **options)
+    look: Look | None = module.__dict__.get(_MARK)
+    if look is not None:
+        look(partial(AttentionCall.of, module, name, result, given, options))
+    return result
 
 
 _watching: "weakref.WeakSet[Any]" = weakref.WeakSet()
-_registries: list[MutableMapping[str, Any]] = []
+_shadowed: list[Any] = []
 
 
-def look_at(who: Any, layers: Sequence[tuple[nn.Module, Look]]) -> None:
-    """Have each look told of every attention call of its layer, until ``who`` looks away or is gone."""
-    for layer, look in layers:
-        for module in layer.modules():
-            module.__dict__[_MARK] = look
-    for registry in _registries_of([layer for layer, _ in layers]):
-        for name in {*registry, "eager"}:
-            if not isinstance(original := registry.get(name), _Entry):
-                registry[name] = _Entry(name, original)
-        if all(registry is not known for known in _registries):
-            _registries.append(registry)
+def look_at(who: Any, modules: Mapping[nn.Module, Look]) -> None:
+    """Have looks told of every attention call of their modules, until ``who`` looks away or is gone.
+
+    Raises:
+        GeomprobeError: another is looking at one of them: models that share layers.
+    """
+    if any(_MARK in module.__dict__ for module in modules):
+        raise GeomprobeError(
+            "another probe is looking at the attention of layers that this model shares with it: close that one first"
+        )
+    for module, look in modules.items():
+        module.__dict__[_MARK] = look
+    for registry in _registries_of(modules):
+        if _GET not in vars(registry):
+            setattr(registry, _GET, partial(_interface, getattr(registry, _GET)))
+            _shadowed.append(registry)
     _watching.add(who)
     weakref.finalize(who, _restore).atexit = False
 
 
-def _registries_of(layers: Sequence[nn.Module]) -> list[Any]:
-    """The registries that the files of these layers' modules know: nearly always one, of all Transformers."""
-    modules = (module for layer in layers for module in layer.modules())
-    found = {id(registry): registry for module in modules for registry in _of_files(module, "ALL_ATTENTION_FUNCTIONS")}
-    return list(found.values())
-
-
-def look_away(who: Any, layers: Sequence[nn.Module]) -> None:
+def look_away(who: Any, modules: Iterable[nn.Module]) -> None:
     """Undo :func:`look_at`. Safe to call twice."""
-    for layer in layers:
-        for module in layer.modules():
+    if who in _watching:
+        for module in modules:
             module.__dict__.pop(_MARK, None)
-    _watching.discard(who)
-    _restore()
+        _watching.discard(who)
+        _restore()
 
 
 def _restore() -> None:
-    """Put every registry back as it was, when nobody is watching. An entry that another has replaced since stays."""
+    """Put every registry back as it was, when nobody is watching."""
     if any(True for _ in _watching):  # its length counts those that are about to go
         return
-    for registry in _registries:
-        for name, entry in list(registry.items()):
-            if isinstance(entry, _Entry):
-                del registry[name]  # which uncovers the entry that all registries share, if there is one
-                if entry.original is not None and registry.get(name) is not entry.original:
-                    registry[name] = entry.original
-    _registries.clear()
+    for registry in _shadowed:
+        delattr(registry, _GET)
+    _shadowed.clear()
+
+
+def _registries_of(modules: Iterable[nn.Module]) -> list[Any]:
+    """The registries that the files of these modules' classes know: nearly always one, of all Transformers."""
+    kinds = {kind for module in modules for kind in type(module).__mro__}
+    found = (getattr(sys.modules.get(kind.__module__), "ALL_ATTENTION_FUNCTIONS", None) for kind in kinds)
+    return list({id(registry): registry for registry in found if hasattr(registry, _GET)}.values())
 
 
 def own_attention(base: nn.Module, layers: Sequence[nn.Module]) -> list[list[nn.Module]]:
-    """For a decoder whose attention asks no registry: the modules of each layer whose output carries the weights.
+    """For a decoder whose attention asks no registry: the modules of each layer whose output may carry the weights.
 
     Empty for a decoder that does ask one.
 
     Raises:
         GeomprobeError: it has no attention, or gives no weights as it was loaded.
     """
-    if _registries_of(layers):
+    if _registries_of(module for layer in layers for module in layer.modules()):
         return []
     name = type(base).__name__
     found = [[module for module in layer.modules() if "Attention" in type(module).__name__] for layer in layers]

@@ -28,7 +28,7 @@ class _Capture(Protocol):
 
     def hidden(self, number: int, hidden: Tensor) -> None: ...
 
-    def attended(self, layer: int, make: Callable[[], AttentionCall]) -> None: ...
+    def attended(self, layers: list[int], make: Callable[[], AttentionCall]) -> None: ...
 
     def end(self) -> None: ...
 
@@ -86,12 +86,15 @@ def hidden(order: Tensor, number: int, site: int, hidden: Tensor) -> None:
     _hidden(order, number, site, hidden.detach())
 
 
-def attended(order: Tensor, number: int, layer: Tensor, call: AttentionCall) -> None:
-    """A layer called its attention function."""
+def attended(order: Tensor, number: int, layers: Tensor, call: AttentionCall) -> None:
+    """One of some layers called its attention function."""
     mask = call.mask if isinstance(call.mask, Tensor) else None
-    unread = mask is None and call.mask is not None  # a block mask: no operator takes one
-    options = (call.causal, call.scale, call.softcap, call.window, call.bias, call.sinks, call.heads, call.paged)
-    _attended(order, number, layer, call.name, call.query, call.key, mask, unread, call.weights, *options)
+    numbers = (call.scale, call.softcap, call.window)
+    # A block mask, a scale that is a tensor: no operator takes these.
+    unread = (mask is None and call.mask is not None) or not all(isinstance(n, int | float | None) for n in numbers)
+    scale, softcap, window = (1.0, None, None) if unread else numbers
+    options = (call.causal, scale, softcap, window, call.bias, call.sinks, call.heads, call.crosses, call.paged)
+    _attended(order, number, layers, call.name, call.query, call.key, mask, unread, call.weights, *options)
 
 
 def end(order: Tensor, number: int) -> None:
@@ -130,7 +133,7 @@ def _hidden(order: Tensor, number: int, site: int, hidden: Tensor) -> None:
 def _attended(
     order: Tensor,
     number: int,
-    layer: Tensor,
+    layers: Tensor,
     name: str,
     query: Tensor,
     key: Tensor,
@@ -144,12 +147,15 @@ def _attended(
     bias: Tensor | None,
     sinks: Tensor | None,
     heads: int | None,
+    crosses: bool,
     paged: bool,
 ) -> None:
     if (capture := _captures.get(number)) is not None:
-        options = (causal, scale, softcap, window, bias, sinks, heads, paged)
-        seen = "a block mask inside a compiled graph (run the model uncompiled)" if unread else mask
-        capture.attended(int(layer), lambda: AttentionCall(name, query, key, seen, weights, *options))
+        options = (causal, scale, softcap, window, bias, sinks, heads, crosses, paged)
+        seen = (
+            "a block mask, or a scale that is a tensor, inside a compiled graph (run the model uncompiled)" if unread else mask
+        )
+        capture.attended(layers.tolist(), lambda: AttentionCall(name, query, key, seen, weights, *options))
 
 
 @torch.library.custom_op("geomprobe::end", mutates_args=("order",))

@@ -4,7 +4,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -117,9 +117,16 @@ class Capture:
 
     def attach(self) -> None:
         """Register the hooks. Each costs an off-step one attribute look-up."""
+        try:
+            if self._attention is not None:  # first: it may refuse
+                self._attach_attention()
+            self._attach_hooks()
+        except BaseException:
+            self.detach()
+            raise
+
+    def _attach_hooks(self) -> None:
         base, layers = self._anatomy.base, self._anatomy.layers
-        if self._attention is not None:  # first: it may refuse
-            self._attach_attention()
         compiled.forget_graphs(self._model, base)
         self._id = compiled.register(self)
         add = self._handles.append
@@ -133,42 +140,48 @@ class Capture:
 
     def _attach_attention(self) -> None:
         base, layers = self._anatomy.base, self._anatomy.layers
-        watched = [layers[i] for i in self._looked_at]
-        if not watched:
+        if not self._looked_at:
             raise GeomprobeError("embed comes before any attention: watch a layer, too, or leave what reads attention out")
-        looks: list[attention.Look] = [partial(self._look, torch.tensor(i)) for i in self._looked_at]
-        own = attention.own_attention(base, watched)
-        if not own:
-            attention.look_at(self, list(zip(watched, looks, strict=True)))
-        for look, modules in zip(looks, own, strict=False):
-            for module in modules:
-                self._handles.append(module.register_forward_hook(partial(attention.look_at_output, look)))
+        if own := attention.own_attention(base, layers):
+            for i, modules in enumerate(own):
+                hook = partial(attention.look_at_output, partial(self._look, torch.tensor([i])))
+                self._handles += [module.register_forward_hook(hook) for module in modules]
+            return
+        places: dict[nn.Module, list[int]] = {}
+        for i, layer in enumerate(layers):
+            for module in layer.modules():
+                places.setdefault(module, []).append(i)  # several, where layers share one
+        attention.look_at(self, {module: partial(self._look, torch.tensor(indices)) for module, indices in places.items()})
 
-    @property
-    def _looked_at(self) -> list[int]:
+    @cached_property
+    def _looked_at(self) -> set[int]:
         """Layers whose attention goes with a site."""
         last = len(self._anatomy.layers) - 1
         places = [self._anatomy.sites.index(site) - 1 for site in self._sites]
-        return sorted({min(place, last) for place in places if place >= 0})
+        return {min(place, last) for place in places if place >= 0}
 
-    def _look(self, layer: Tensor, make: Callable[[], attention.AttentionCall]) -> None:
-        """``layer`` is a tensor on the CPU, since Dynamo would make a graph for every integer."""
+    def _look(self, layers: Tensor, make: Callable[[], attention.AttentionCall]) -> None:
+        """``layers`` is a tensor on the CPU, since Dynamo would make a graph for every integer."""
         if torch.compiler.is_compiling():
-            compiled.attended(self._order, self._id, layer, make())
+            compiled.attended(self._order, self._id, layers, make())
         else:
-            self.attended(int(layer), make)
+            self.attended(layers.tolist(), make)
 
-    def attended(self, layer: int, make: Callable[[], attention.AttentionCall]) -> None:
-        """A layer called its attention function. Only the first call of a forward: a second one attends to another text."""
-        if (frame := self._frame) is None or layer in self._attended:
+    def attended(self, layers: list[int], make: Callable[[], attention.AttentionCall]) -> None:
+        """One of ``layers``, the first that has not yet, called its attention function. A layer's second call attends to
+        another text."""
+        layer = next((layer for layer in layers if layer not in self._attended), None)
+        if (frame := self._frame) is None or layer is None:
             return
         try:
             call = make()
-            if (call.batch, call.length) != self._shape:
+            if (call.batch, call.length) != self._shape or call.crosses:
                 return
-            with exact_arithmetic(call.device.type):
-                layout = frame.layout(call.batch, call.length, call.device)
-                self._attended[layer] = call.rows(layout, frame.starts, keep=self._attention == "maps")
+            self._attended[layer] = None
+            if layer in self._looked_at:
+                with exact_arithmetic(call.device.type):
+                    layout = frame.layout(call.batch, call.length, call.device)
+                    self._attended[layer] = call.rows(layout, frame.starts, keep=self._attention == "maps")
         except Exception as error:
             self._frame = None  # nothing more of this forward
             self._listener.failed(error)
@@ -181,7 +194,7 @@ class Capture:
             handle.remove()
         self._handles.clear()
         if self._attention is not None:
-            attention.look_away(self, self._anatomy.layers)
+            attention.look_away(self, (module for layer in self._anatomy.layers for module in layer.modules()))
         self._end(self._streams)
 
     def _open(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -331,8 +344,8 @@ class Capture:
         if frame is not None and completed and self._attention is not None and not attended:
             self._listener.failed(
                 GeomprobeError(
-                    f"no layer of {type(self._anatomy.base).__name__} called the attention function that it is loaded with: "
-                    "attach the probe after set_attn_implementation(), or leave AttentionProfile and "
+                    f"no layer of {type(self._anatomy.base).__name__} gave its attention away: it neither asks Transformers "
+                    "for its attention function (get_interface) nor returns weights. Leave AttentionProfile and "
                     "ContextLasso(attention=True) out"
                 )
             )

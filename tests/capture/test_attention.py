@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, StaticCache
+from transformers import AttentionInterface, DynamicCache, MllamaForCausalLM, MllamaTextConfig, StaticCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from geomprobe import AttentionProfile, ContextLasso, GeomprobeError, Probe
 from geomprobe.capture.attention import AttentionCall
@@ -18,7 +19,7 @@ from geomprobe.capture.frame import Frame
 from geomprobe.core import attention
 from geomprobe.core.attention import AttentionRows
 from tests.accumulators import attended
-from tests.models import padded, snapshot, tiny, token_batch
+from tests.models import hooks, padded, snapshot, tiny, token_batch
 from tests.test_architectures import ARCHITECTURES, LENGTH, build
 
 LAYERS = ("layer_00", "layer_01", "layer_02")
@@ -51,7 +52,7 @@ def assert_rows(seen: AttentionRows, weights: Tensor, where: Tensor) -> None:
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if no implementation returned weights: they are computed from q and k."""
     with monkeypatch.context() as patch:
-        patch.setattr("geomprobe.capture.attention._weights", lambda result: None)
+        patch.setattr("geomprobe.capture.attention._weights", lambda *given: None)
         yield
 
 
@@ -248,7 +249,7 @@ def test_training_with_dropout_and_checkpointing_changes_no_gradient() -> None:
 
 
 def registry() -> dict[str, Any]:
-    return dict(ALL_ATTENTION_FUNCTIONS)
+    return {**ALL_ATTENTION_FUNCTIONS, **vars(ALL_ATTENTION_FUNCTIONS)}
 
 
 def test_everything_is_put_back() -> None:
@@ -260,7 +261,6 @@ def test_everything_is_put_back() -> None:
     try:
         first, second = Maps(model).attach(), Maps(other).attach()
         assert registry() != before
-        assert ALL_ATTENTION_FUNCTIONS["mine"] is not own
         first.close()
         with torch.no_grad():
             other(token_batch())  # goes on being watched
@@ -284,15 +284,21 @@ def test_everything_is_put_back() -> None:
 
 
 @torch.no_grad()
-def test_an_entry_that_another_put_there_meanwhile_stays() -> None:
-    model, before = tiny("llama"), registry()
-    with Maps(model):
-        wrapped = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        theirs = lambda *arguments, **options: wrapped(*arguments, **options)  # noqa: E731
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = theirs
+def test_an_entry_that_another_puts_there_meanwhile_is_used_and_stays() -> None:
+    model, before, calls = tiny("llama"), registry(), []
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def theirs(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments[0])
+        return sdpa(*arguments, **options)
+
     try:
+        with Maps(model) as probe:
+            ALL_ATTENTION_FUNCTIONS["sdpa"] = theirs
+            model(token_batch())
+        assert len(calls) == 3
+        assert len(probe.seen) == 4
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is theirs
-        model(token_batch())
     finally:
         del ALL_ATTENTION_FUNCTIONS["sdpa"]
     assert registry() == before
@@ -306,22 +312,120 @@ def test_a_copy_of_a_watched_model_is_not_watched() -> None:
     assert not probe.seen
 
 
+class OwnEager(LlamaAttention):  # type: ignore[misc]
+    """Attention of a user's own file, with an eager function of its own, and arguments by name."""
+
+    def forward(self, hidden_states: Tensor, **options: Any) -> Any:
+        function = ALL_ATTENTION_FUNCTIONS.get_interface("eager", self.quiet)
+        states = self.q_proj(hidden_states).view(*hidden_states.shape[:-1], -1, self.head_dim).transpose(1, 2)
+        return function(self, query=states, key=states, value=states, attention_mask=None, scaling=1.0)
+
+    @staticmethod
+    def quiet(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any) -> Any:
+        weights = torch.full((*query.shape[:3], key.shape[2]), 1 / key.shape[2])
+        return (weights @ value).transpose(1, 2).flatten(2), weights
+
+
 @torch.no_grad()
-def test_where_there_is_no_attention_it_is_said() -> None:
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_models_own_eager_function_is_called_as_it_calls_it(watched: bool) -> None:
+    """Also that of a model that nobody watches, while another is watched."""
+    model = tiny("llama")
+    for layer in model.model.layers:
+        layer.self_attn.__class__ = OwnEager
+    bare = model(ids := token_batch(2, LENGTH)).logits
+    with Maps(model if watched else tiny("gpt_neox")) as probe:
+        assert torch.equal(model(ids).logits, bare)
+    assert bool(probe.seen) == watched
+    if watched:
+        assert_rows(probe.seen["layer_01"][0], torch.full((2, 4, LENGTH, LENGTH), 1 / LENGTH), torch.ones_like(ids).bool())
+
+
+@torch.no_grad()
+def test_layers_that_share_their_attention_have_each_their_own() -> None:
+    model = tiny("llama")
+    model.model.layers[2].self_attn = model.model.layers[0].self_attn
+    eager = tiny("llama", attn_implementation="eager")
+    eager.load_state_dict(model.state_dict())
+    ids = token_batch(2, LENGTH)
+    maps = [weights.mean(1) for weights in eager(ids, output_attentions=True, use_cache=False).attentions]
+    with Maps(model) as probe:
+        model(ids, use_cache=False)
+    for site, expected in zip(LAYERS, maps, strict=True):
+        torch.testing.assert_close(probe.seen[site][0].mean, expected, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_models_that_share_layers_are_watched_one_at_a_time() -> None:
+    model, other = tiny("llama"), tiny("llama")
+    other.model.layers = model.model.layers
+    with Maps(model) as probe:
+        with pytest.raises(GeomprobeError, match="close that one first"):
+            Maps(other).attach()
+        model(token_batch(), use_cache=False)
+    assert len(probe.seen) == 4
+    assert hooks(other) == []
+    with Maps(other) as probe:
+        other(token_batch(), use_cache=False)
+    assert len(probe.seen) == 4
+
+
+@torch.no_grad()
+def test_layers_without_attention_and_those_that_look_at_an_encoder_have_none() -> None:
+    hybrid = tiny(
+        "qwen3_next",
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    )
+    with Maps(hybrid) as probe:
+        hybrid(token_batch(), use_cache=False)
+    assert list(probe.seen) == ["layer_01"]
+    with Maps(hybrid, layers=[0, "final_norm"]) as probe:
+        hybrid(token_batch(), use_cache=False)
+    assert not probe.seen
+    crossing = MllamaForCausalLM(
+        MllamaTextConfig(
+            vocab_size=64,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=64,
+            cross_attention_layers=[1],
+            pad_token_id=0,
+        )
+    ).eval()
+    with Maps(crossing) as probe:
+        crossing(token_batch(2, LENGTH), cross_attention_states=torch.randn(2, 30, 32), use_cache=False)
+    assert set(probe.seen) == {"layer_00", "layer_02", "final_norm"}
+
+
+@torch.no_grad()
+def test_where_there_is_no_attention_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(GeomprobeError, match="MambaModel has no attention to measure"):
         Maps(build("Mamba")).attach()
     model = tiny("llama")
-    late = pytest.raises(GeomprobeError, match=r"attach the probe after set_attn_implementation\(\)")
-    with Maps(model) as probe, emulated_flash(model), late:
+    kept_to_itself = pytest.raises(GeomprobeError, match=r"neither asks Transformers for its attention function")
+    with Maps(model) as probe, kept_to_itself:
+        monkeypatch.setattr("transformers.models.llama.modeling_llama.ALL_ATTENTION_FUNCTIONS", AttentionInterface())
         model(token_batch())
     assert probe.fault is not None
 
 
-def test_a_fault_in_the_tap_leaves_the_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["rows", "of"])
+def test_a_fault_in_the_tap_leaves_the_model_alone(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch, before = tiny("llama"), token_batch(), registry()
     with torch.no_grad():
         bare = model(batch).logits
-        monkeypatch.setattr(AttentionCall, "rows", lambda *arguments, **options: 1 / 0)
+        monkeypatch.setattr(AttentionCall, part, lambda *arguments, **options: 1 / 0)
         with Probe(model, [AttentionProfile()]):
             with pytest.warns(RuntimeWarning, match="ZeroDivisionError"):
                 logits = model(batch).logits
