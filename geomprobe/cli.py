@@ -95,7 +95,11 @@ def inspect(
 
 def _writable(path: Path | None) -> None:
     """Before the work, not after it."""
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+    try:
+        fits = path is None or (not path.is_dir() and path.absolute().parent.is_dir())
+    except OSError as error:  # a name that is too long, a folder that must not be looked into
+        raise GeomprobeError(f"cannot write {path}: {error}") from error
+    if not fits:
         raise GeomprobeError(f"cannot write {path}: expected the name of a file in a folder that exists")
 
 
