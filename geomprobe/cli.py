@@ -83,14 +83,15 @@ def inspect(
             loaded, content or "", picks_at=picks, all_sites=every, tokens=token or None, progress=bar.update
         )
     print(json.dumps(inspection.to_dict(), allow_nan=False) if as_json else inspection)
+    document = inspection.to_html() if every else ""
     if page is not None:
-        _write(page, inspection.to_html())
+        _write(page, document)
         print(f"\nwrote {page}: open it in a browser", file=sys.stderr)
     if project is not None:
         from geomprobe.integrations import WandbSink
 
         with WandbSink(project) as sink:
-            sink.log_html("tokens", inspection.to_html())
+            sink.log_html("tokens", document)
 
 
 def _writable(path: Path | None) -> None:

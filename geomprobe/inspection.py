@@ -61,19 +61,20 @@ class Inspection:
     def to_html(self) -> str:
         """A page of its own: the text as tokens, what each is made of at every site that was asked for, no network needed."""
         sites = tuple(picks.site for picks in self.picks)
-        gains = [self._gain(site) for site in sites]
-        kinds = {"lasso": [p.lasso for p in self.picks], "ridge": [p.ridge for p in self.picks]}
-        if any(picks.attention is not None for picks in self.picks):
-            kinds["attention"] = [p.attention or ((),) * len(self.tokens) for p in self.picks]
-        shown = {kind: tuple(tuple(row[:_ON_PAGE] for row in site) for site in rows) for kind, rows in kinds.items()}
+        by_kind = {kind: [picks.kinds[kind] for picks in self.picks] for kind in self.picks[0].kinds}
+        shown = {
+            kind: tuple(tuple(row[:_ON_PAGE] for row in rows or ((),) * len(self.tokens)) for rows in sites)
+            for kind, sites in by_kind.items()
+            if any(rows is not None for rows in sites)
+        }
         page = TokenPage(
             title=self.model,
             tokens=self.tokens,
             sites=sites,
-            gain=tuple(map(tuple, gains)),
+            gain=tuple(tuple(self._gain(site)) for site in sites),
             picks=shown,
             r2=tuple(picks.r2 for picks in self.picks),
-            notes=(*self.reading.notes, *([_ATTENTION] if "attention" in kinds else [])),
+            notes=(*self.reading.notes, *([_ATTENTION] if "attention" in shown else [])),
             start=sites[-1],
         )
         return page.to_html()
@@ -98,8 +99,8 @@ class Inspection:
     def made_of(self, picks: Picks, t: int, width: int = 80) -> list[str]:
         """Four lines: a token, and what its Lasso, its ridge regression and attention give weight to."""
         share = f"R² of the Lasso: {_share(picks.r2[t])}" if math.isfinite(picks.r2[t]) else "the first: nothing came before"
-        kinds = {"Lasso": picks.lasso, "ridge": picks.ridge, "attention": picks.attention}
-        shown = (self._picked(f"     {kind:<10}", rows[t], width) for kind, rows in kinds.items() if rows is not None)
+        named = {kind.replace("lasso", "Lasso"): rows for kind, rows in picks.kinds.items()}
+        shown = (self._picked(f"     {kind:<10}", rows[t], width) for kind, rows in named.items() if rows is not None)
         return [f"{t:>4} [{_visible(self.tokens[t])}]   {share}", *shown]
 
     def _picked(self, line: str, weights: Sequence[Pick], width: int) -> str:

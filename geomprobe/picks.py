@@ -54,10 +54,14 @@ class Picks:
     attention: tuple[tuple[Pick, ...], ...] | None
     r2: tuple[float, ...]
 
+    @property
+    def kinds(self) -> dict[str, tuple[tuple[Pick, ...], ...] | None]:
+        """The picks by the name of their kind."""
+        return {"lasso": self.lasso, "ridge": self.ridge, "attention": self.attention}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists; a share that is not defined is ``None``."""
-        kinds = {"lasso": self.lasso, "ridge": self.ridge, "attention": self.attention}
-        lists = {name: None if rows is None else [[list(pick) for pick in row] for row in rows] for name, rows in kinds.items()}
+        lists = {k: None if rows is None else [[list(pick) for pick in row] for row in rows] for k, rows in self.kinds.items()}
         return {"site": self.site, **lists, "r2": [value if math.isfinite(value) else None for value in self.r2]}
 
 
@@ -121,16 +125,14 @@ class _Solve(Metric):
         gram = assemble(rows.gram()).squeeze(-3)
         weights = solve_lasso(gram, sklearn_penalty(_LASSO.penalty, rows.width)).coefficients
         ridge = ridge_coefficients(scaled_factor(gram, _SIGMA)[0])
-        seen = None if rows.attention is None else rows.attention.mean
-        maps = torch.full_like(gram, torch.nan) if seen is None else seen.squeeze(-3).double()
-        attended = maps.isfinite().all((-2, -1)).double()
+        maps = rows.maps.squeeze(-3).double()
         self.progress(gram.shape[0])
         return {
             **_table("lasso", weights.clamp_min(0)),
             **_table("ridge", ridge),
             **_table("attention", maps.nan_to_num(0).tril(-1)),
             "r2": explained(gram, weights).nan_to_num(0, 0, 0),
-            "attended": attended,
+            "attended": maps.isfinite().all((-2, -1)).double(),
         }
 
     def scalars(self, states: Mapping[Accumulator, State]) -> dict[str, float]:

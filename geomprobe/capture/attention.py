@@ -19,7 +19,7 @@ from geomprobe.capture.sight import sight_of
 from geomprobe.core.attention import AttentionRows, Layout, from_scores, from_weights
 from geomprobe.errors import GeomprobeError
 
-__all__ = ["AttentionCall", "Look", "look_at", "look_at_output", "look_away", "own_attention"]
+__all__ = ["AttentionCall", "Look", "crosses", "look_at", "look_at_output", "look_away", "own_attention"]
 
 _MARK = "_geomprobe_attention"
 """Attribute of a watched layer's modules, while they are watched: whom to tell."""
@@ -44,9 +44,7 @@ class AttentionCall:
         window: how many columns a row sees, where the mask does not say.
         bias: added to the scores.
         sinks: a score per head that no token gets the weight of.
-        heads: how many there are, where ranks share them and ``query`` may have fewer.
-        crosses: whether it attends to another text, such as an encoder's.
-        paged: whether keys are kept in pages, and ``key`` is only a part.
+        unread: why this call cannot be read, if it cannot.
     """
 
     name: str
@@ -60,9 +58,7 @@ class AttentionCall:
     window: int | None = None
     bias: Tensor | None = None
     sinks: Tensor | None = None
-    heads: int | None = None
-    crosses: bool = False
-    paged: bool = False
+    unread: str = ""
 
     @classmethod
     def of(
@@ -73,8 +69,6 @@ class AttentionCall:
         query, key, mask = options["query"], options["key"], options.get("attention_mask")
         dropped = module.training and options.get("dropout")
         causal, scale = options.get("is_causal"), options.get("scaling")
-        sharded = torch.distributed.is_initialized() and any(hasattr(weight, "placements") for weight in module.parameters())
-        heads = getattr(getattr(module, "config", None), "num_attention_heads", None) if sharded else None
         bias, sinks = options.get("position_bias"), options.get("s_aux")
         return cls(
             name=name,
@@ -88,9 +82,7 @@ class AttentionCall:
             window=options.get("sliding_window"),
             bias=None if bias is None else bias.detach(),
             sinks=None if sinks is None else sinks.detach(),
-            heads=heads if isinstance(heads, int) else None,
-            crosses="CrossAttention" in type(module).__name__ or bool(getattr(module, "is_cross_attention", False)),
-            paged=options.get("cache") is not None,
+            unread=_why_unread(module, query, options),
         )
 
     @property
@@ -109,18 +101,10 @@ class AttentionCall:
         """Summaries of what each row attends to; ``layout`` and ``starts`` as of the forward it belongs to.
 
         Raises:
-            GeomprobeError: this rank has only some of the heads, keys are kept in pages, or the mask is of an unknown kind.
+            GeomprobeError: it cannot be read (``unread``), or the mask is of an unknown kind.
         """
-        if self.heads is not None and self.query.shape[1] < self.heads:
-            raise GeomprobeError(
-                f"this rank holds {self.query.shape[1]} of {self.heads} attention heads (tensor parallelism), and attention is "
-                "measured over all: load without tensor parallelism, or leave AttentionProfile and "
-                "ContextLasso(attention=True) out"
-            )
-        if self.paged:
-            raise GeomprobeError(
-                "attention cannot be measured during continuous batching, whose keys are kept in pages: use generate()"
-            )
+        if self.unread:
+            raise GeomprobeError(self.unread)
         columns = self.key.shape[2]
         if self.weights is not None:
             summaries = from_weights(self.weights, layout.moved(columns), keep=keep)
@@ -138,6 +122,20 @@ class AttentionCall:
                 keep=keep,
             )
         return summaries.map(lambda name, value: _whole(value, layout) if name == "mean" else value)
+
+
+def _why_unread(module: nn.Module, query: Tensor, options: Mapping[str, Any]) -> str:
+    """Why there is more to a call than its arguments show; empty when there is not."""
+    heads = getattr(getattr(module, "config", None), "num_attention_heads", None)
+    sharded = torch.distributed.is_initialized() and any(hasattr(weight, "placements") for weight in module.parameters())
+    if sharded and isinstance(heads, int) and query.shape[1] < heads:
+        return (
+            f"this rank holds {query.shape[1]} of {heads} attention heads (tensor parallelism), and attention is measured over "
+            "all: load without tensor parallelism, or leave AttentionProfile and ContextLasso(attention=True) out"
+        )
+    if options.get("cache") is not None:
+        return "attention cannot be measured during continuous batching, whose keys are kept in pages: use generate()"
+    return ""
 
 
 def _weights(result: Any, shape: tuple[int, ...] | None = None) -> Tensor | None:
@@ -226,6 +224,11 @@ def _registries_of(modules: Iterable[nn.Module]) -> list[Any]:
     return list({id(registry): registry for registry in found if hasattr(registry, _GET)}.values())
 
 
+def crosses(module: nn.Module) -> bool:
+    """Whether it attends to another text, such as an encoder's."""
+    return "CrossAttention" in type(module).__name__ or bool(getattr(module, "is_cross_attention", False))
+
+
 def own_attention(base: nn.Module, layers: Sequence[nn.Module]) -> list[list[nn.Module]]:
     """For a decoder whose attention asks no registry: the modules of each layer whose output may carry the weights.
 
@@ -237,7 +240,10 @@ def own_attention(base: nn.Module, layers: Sequence[nn.Module]) -> list[list[nn.
     if _registries_of(module for layer in layers for module in layer.modules()):
         return []
     name = type(base).__name__
-    found = [[module for module in layer.modules() if "Attention" in type(module).__name__] for layer in layers]
+    found = [
+        [module for module in layer.modules() if "Attention" in type(module).__name__ and not crosses(module)]
+        for layer in layers
+    ]
     if not any(found):
         raise GeomprobeError(f"{name} has no attention to measure: leave AttentionProfile and ContextLasso(attention=True) out")
     if getattr(base.config, "_attn_implementation", None) != "eager":

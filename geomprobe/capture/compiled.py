@@ -88,13 +88,14 @@ def hidden(order: Tensor, number: int, site: int, hidden: Tensor) -> None:
 
 def attended(order: Tensor, number: int, layers: Tensor, call: AttentionCall) -> None:
     """One of some layers called its attention function."""
-    mask = call.mask if isinstance(call.mask, Tensor) else None
     numbers = (call.scale, call.softcap, call.window)
-    # A block mask, a scale that is a tensor: no operator takes these.
-    unread = (mask is None and call.mask is not None) or not all(isinstance(n, int | float | None) for n in numbers)
-    scale, softcap, window = (1.0, None, None) if unread else numbers
-    options = (call.causal, scale, softcap, window, call.bias, call.sinks, call.heads, call.crosses, call.paged)
-    _attended(order, number, layers, call.name, call.query, call.key, mask, unread, call.weights, *options)
+    if not (isinstance(call.mask, Tensor | None) and all(isinstance(number, int | float | None) for number in numbers)):
+        why = (
+            "attention was called with a block mask, or a scale that is a tensor, in a compiled graph: run the model uncompiled"
+        )
+        call = AttentionCall(call.name, call.query, call.key, unread=why)
+    options = (call.causal, call.scale, call.softcap, call.window, call.bias, call.sinks, call.unread)
+    _attended(order, number, layers, call.name, call.query, call.key, call.mask, call.weights, *options)
 
 
 def end(order: Tensor, number: int) -> None:
@@ -138,7 +139,6 @@ def _attended(
     query: Tensor,
     key: Tensor,
     mask: Tensor | None,
-    unread: bool,
     weights: Tensor | None,
     causal: bool,
     scale: float,
@@ -146,16 +146,11 @@ def _attended(
     window: int | None,
     bias: Tensor | None,
     sinks: Tensor | None,
-    heads: int | None,
-    crosses: bool,
-    paged: bool,
+    unread: str,
 ) -> None:
     if (capture := _captures.get(number)) is not None:
-        options = (causal, scale, softcap, window, bias, sinks, heads, crosses, paged)
-        seen = (
-            "a block mask, or a scale that is a tensor, inside a compiled graph (run the model uncompiled)" if unread else mask
-        )
-        capture.attended(layers.tolist(), lambda: AttentionCall(name, query, key, seen, weights, *options))
+        options = (causal, scale, softcap, window, bias, sinks, unread)
+        capture.attended(layers.tolist(), lambda: AttentionCall(name, query, key, mask, weights, *options))
 
 
 @torch.library.custom_op("geomprobe::end", mutates_args=("order",))

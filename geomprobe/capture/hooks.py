@@ -150,7 +150,8 @@ class Capture:
         places: dict[nn.Module, list[int]] = {}
         for i, layer in enumerate(layers):
             for module in layer.modules():
-                places.setdefault(module, []).append(i)  # several, where layers share one
+                if not attention.crosses(module):
+                    places.setdefault(module, []).append(i)  # several, where layers share one
         attention.look_at(self, {module: partial(self._look, torch.tensor(indices)) for module, indices in places.items()})
 
     @cached_property
@@ -175,7 +176,7 @@ class Capture:
             return
         try:
             call = make()
-            if (call.batch, call.length) != self._shape or call.crosses:
+            if (call.batch, call.length) != self._shape:
                 return
             self._attended[layer] = None
             if layer in self._looked_at:

@@ -33,7 +33,7 @@ def sight_of(name: str, mask: Any, length: int, columns: int, causal: bool, wind
     if hasattr(mask, "mask_mod"):
         return _ByFunction(mask.mask_mod, columns)
     if not (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)):
-        kind = mask if isinstance(mask, str) else f"{type(mask).__name__} {tuple(getattr(mask, 'shape', ()))}"
+        kind = f"{type(mask).__name__} {tuple(getattr(mask, 'shape', ()))}"
         raise GeomprobeError(f"attention was called with a mask that geomprobe cannot read: {kind}")
     flash = "flash" in name
     return _ByPosition(

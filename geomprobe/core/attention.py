@@ -1,7 +1,6 @@
 """What each token attends to, head by head, from queries and keys: in chunks, so that no map of a long text is ever whole."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, Self
 
@@ -60,8 +59,7 @@ class AttentionRows:
 
     def batch(self, part: slice) -> Self:
         """Of some batch rows."""
-        before = {"picks": -2, "octaves": -3, "mean": -3}
-        return self.map(lambda name, value: value.movedim(before.get(name, -3), 0)[part].movedim(0, before.get(name, -3)))
+        return self.map(lambda name, value: value[..., part, :] if name == "picks" else value[..., part, :, :])
 
     def until(self, length: int) -> Self:
         """Of the leading rows, with as many columns."""
@@ -76,21 +74,15 @@ class AttentionRows:
     @classmethod
     def joined(cls, parts: "list[AttentionRows]") -> "AttentionRows":
         """Rows that came one after another, as of one forward."""
-        if len(parts) == 1:
-            return parts[0]
-        octaves, columns = max(p.octaves.shape[-1] for p in parts), max(_columns(p) for p in parts)
-        wide = {"octaves": octaves, "mean": columns}
-
-        def row_dim(name: str) -> int:
-            return -2 if name in wide else -1
 
         def join(name: str, first: Tensor) -> Tensor:
             several: list[Tensor] = [getattr(part, name) for part in parts]
-            if name in wide:
-                several = [torch.nn.functional.pad(value, (0, wide[name] - value.shape[-1])) for value in several]
-            return torch.cat(several, row_dim(name))
+            if name not in ("octaves", "mean"):
+                return torch.cat(several, -1)
+            widest = max(value.shape[-1] for value in several)  # later rows have more behind them
+            return torch.cat([torch.nn.functional.pad(value, (0, widest - value.shape[-1])) for value in several], -2)
 
-        return parts[0].map(join)
+        return parts[0] if len(parts) == 1 else parts[0].map(join)
 
     @classmethod
     def stacked(cls, sites: "list[AttentionRows | None]") -> "AttentionRows | None":
@@ -103,10 +95,6 @@ class AttentionRows:
                 [torch.full_like(value, torch.nan) if site is None else getattr(site, name) for site in sites]
             )
         )
-
-
-def _columns(rows: AttentionRows) -> int:
-    return 0 if rows.mean is None else rows.mean.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -142,7 +130,7 @@ class Layout:
             here = torch.arange(columns, device=tokens.device)[-length:].expand(batch, length)
             first = torch.where(starts & tokens[:, -length:], here, 0).cummax(1).values
         own = position[:, -length:]
-        steps = 2 ** torch.arange(1 + max(1, math.ceil(math.log2(max(2, columns)))), device=tokens.device)
+        steps = 2 ** torch.arange(1 + max(1, (columns - 1).bit_length()), device=tokens.device)
         behind = own.unsqueeze(-1) - steps
         edges = torch.searchsorted(position, behind.flatten(1), right=True).view(behind.shape)
         return cls(position, own, first, edges)
@@ -186,11 +174,10 @@ def from_scores(
     batch, heads, length, width = query.shape
     groups = key.shape[1]
     kind = torch.float64 if query.dtype == torch.float64 else torch.float32
-    query, key = query.detach().to(kind) * scale, key.detach().to(kind)
+    query, key = query.to(kind) * scale, key.to(kind)
+    sinks = None if sinks is None else sinks.to(kind).view(1, -1, 1)
     out = _Out(layout, heads, length, kind, keep)
-    step = max(1, _ENTRIES // max(1, batch * heads * key.shape[2]))
-    for start in range(0, length, step):
-        part = slice(start, min(start + step, length))
+    for part in _chunks(length, batch * heads * key.shape[2]):
         columns = sight.columns(part)
         rows = query[:, :, part].reshape(batch, groups, -1, width)
         scores = (rows @ key[:, :, :columns].mT).view(batch, heads, -1, columns)
@@ -206,7 +193,7 @@ def from_scores(
         if sinks is None:
             entropy = total - inside
         else:  # Σa log a of weights that a sink has made smaller by one factor
-            every = torch.logaddexp(total, sinks.detach().to(kind).view(1, -1, 1) - most.squeeze(-1))
+            every = torch.logaddexp(total, sinks - most.squeeze(-1))
             left = (total - every).exp()
             weights.mul_(left.unsqueeze(-1))
             entropy = left * (every - inside)
@@ -216,13 +203,18 @@ def from_scores(
 
 def from_weights(weights: Tensor, layout: Layout, *, keep: bool = False) -> AttentionRows:
     """Summaries of the weights ``(batch, heads, length, columns)`` that a model computed itself."""
-    weights = weights.detach().to(torch.float64 if weights.dtype == torch.float64 else torch.float32)
-    out = _Out(layout, weights.shape[1], weights.shape[2], weights.dtype, keep)
-    step = max(1, _ENTRIES // max(1, weights[:, :, 0].numel()))
-    for start in range(0, weights.shape[2], step):
-        part = slice(start, min(start + step, weights.shape[2]))
+    weights = weights.to(torch.float64 if weights.dtype == torch.float64 else torch.float32)
+    batch, heads, length, columns = weights.shape
+    out = _Out(layout, heads, length, weights.dtype, keep)
+    for part in _chunks(length, batch * heads * columns):
         out.put(part, weights[:, :, part], torch.special.entr(weights[:, :, part]).sum(-1))
     return out.rows()
+
+
+def _chunks(length: int, entries: int) -> Iterator[slice]:
+    """Rows of ``entries`` scores each, as many at a time as may be held."""
+    step = max(1, _ENTRIES // max(1, entries))
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
 class _Out:

@@ -90,13 +90,11 @@ class ContextLassoSum:
 
     def _compared(self, rows: Rows, gram: Tensor, weights: Tensor, targets: Tensor, distance: Tensor, known: Tensor) -> State:
         """The sums that only ``compare`` has; zero for sites without attention."""
-        maps = (
-            torch.full_like(gram, torch.nan) if rows.attention is None or rows.attention.mean is None else rows.attention.mean
-        )
+        maps = rows.maps.double()
         targets = targets & maps.isfinite().all(-1)
         past = known & rows.valid.unsqueeze(-2) & targets.unsqueeze(-1)
-        seen = torch.where(past, maps.double(), 0)
-        own = maps.double().diagonal(dim1=-2, dim2=-1)
+        seen = torch.where(past, maps, 0)
+        own = maps.diagonal(dim1=-2, dim2=-1)
         implied = torch.where(past & (own > 0).unsqueeze(-2), seen / own.unsqueeze(-2), 0)
         picked = (weights > self.threshold) & past
         ordered = seen.round(decimals=_DECIMALS)

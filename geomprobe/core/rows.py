@@ -107,6 +107,13 @@ class Rows:
         """How many texts have a row that is used, ``(…)``."""
         return (self.counts > 0).sum(-1)
 
+    @property
+    def maps(self) -> Tensor:
+        """Head-mean attention weights ``(…, batch, length, length)``; NaN where there are none."""
+        if self.attention is not None and self.attention.mean is not None:
+            return self.attention.mean
+        return self.norms.new_full((*self.norms.shape, self.norms.shape[-1]), torch.nan)
+
     def per_text(self, values: Tensor) -> Tensor:
         """Sums of ``values`` ``(…, batch, length)`` over the rows of each text, ``(…, texts)``; padding must be zero."""
         return values.sum(-1) if not self.packed else self._scatter(values, self.text, self.texts)

@@ -43,10 +43,9 @@ class TokenTable:
         attention, and the paper's own picks (``None`` where they are not known here)."""
         tokens: dict[str, Any] = {}
         for token, t in zip(TOKENS, self.inspection.chosen or (), strict=True):
-            kinds = {"lasso": self.picks.lasso, "ridge": self.picks.ridge, "attention": self.picks.attention}
             named = {
                 kind: None if rows is None else [[self.inspection.tokens[j], weight] for j, weight in rows[t]]
-                for kind, rows in kinds.items()
+                for kind, rows in self.picks.kinds.items()
             }
             printed = list(PRINTED[token]) if token in PRINTED else None
             tokens[token] = {"position": t, **named, "r2": self.picks.r2[t], "jaccard": self._jaccard(t), "paper": printed}
