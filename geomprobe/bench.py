@@ -101,7 +101,7 @@ def bench_overhead(model: nn.Module, *, batch: int = 2, length: int = 256, round
     state with hooks and computes at the end.
     """
     device = next(model.parameters()).device
-    ids = torch.randint(0, model.config.vocab_size, (batch, length), device=device)  # type: ignore[union-attr,arg-type]
+    ids = _tokens(model, batch, length)
     probe = Probe(model, on_error="raise")
     resting = Probe(model, when=lambda step: False, on_error="raise")
 
@@ -171,7 +171,7 @@ def bench_overhead(model: nn.Module, *, batch: int = 2, length: int = 256, round
 def bench_decode(model: nn.Module, *, tokens: int = 256, rounds: int = 5) -> dict[str, Any]:
     """``generate`` with the information gain of every new token at every site handed over live, against the bare one."""
     device = next(model.parameters()).device
-    ids = torch.randint(0, model.config.vocab_size, (1, 8), device=device)  # type: ignore[union-attr,arg-type]
+    ids = _tokens(model, 1, 8)
     updates: list[GainUpdate] = []
 
     def bare() -> None:
@@ -200,7 +200,7 @@ def bench_memory(
     from tqdm import tqdm
 
     device = next(model.parameters()).device
-    ids = torch.randint(0, model.config.vocab_size, (batch, length), device=device)  # type: ignore[union-attr,arg-type]
+    ids = _tokens(model, batch, length)
     base = find_anatomy(model).base
     model.eval()
     at_few = seen = 0
@@ -224,9 +224,6 @@ def bench_attention(
     probe = Probe(model, [AttentionProfile()], on_error="raise")
     loaded_with = model.config._attn_implementation  # type: ignore[union-attr]
 
-    def tokens(*shape: int) -> Tensor:
-        return torch.randint(0, model.config.vocab_size, shape, device=device)  # type: ignore[union-attr,arg-type]
-
     @torch.no_grad()
     def forward(ids: Tensor, **options: Any) -> None:
         base(input_ids=ids, use_cache=False, **options)
@@ -244,7 +241,7 @@ def bench_attention(
 
     model.eval()
     longest: Any = model.config.max_position_embeddings  # type: ignore[union-attr]
-    ids, text = tokens(batch, length), tokens(1, min(long, longest))
+    ids, text = _tokens(model, batch, length), _tokens(model, 1, min(long, longest))
     ratios = interleaved(
         {"bare": lambda: forward(ids), "probe": lambda: watched(ids), "maps": lambda: maps(ids)}, rounds, device
     )
@@ -270,6 +267,12 @@ def table(results: Mapping[str, Any]) -> str:
         if isinstance(value, float | int):
             lines.append(f"{name:<30}{value:>9,.3f}" if isinstance(value, float) else f"{name:<30}{value:>9,}")
     return "\n".join(lines)
+
+
+def _tokens(model: nn.Module, batch: int, length: int) -> Tensor:
+    """Random tokens of the model's vocabulary, where the model is."""
+    vocabulary: Any = model.config.vocab_size  # type: ignore[union-attr]
+    return torch.randint(0, vocabulary, (batch, length), device=next(model.parameters()).device)
 
 
 @contextmanager

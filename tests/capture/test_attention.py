@@ -45,7 +45,7 @@ def assert_rows(seen: AttentionRows, weights: Tensor, where: Tensor) -> None:
     assert seen.mean is not None
     assert float((seen.mean - weights.mean(1))[where].abs().max()) <= 1e-6
     entropy = torch.special.entr(weights).sum(-1)
-    assert float((seen.entropy - entropy).movedim(1, -1)[where].abs().max()) <= 1e-5
+    assert float((of_tokens(seen, "entropy", where) - entropy.movedim(1, -1)[where]).abs().max()) <= 1e-5
 
 
 @contextmanager
@@ -154,14 +154,13 @@ def test_generation_gives_a_row_per_step_and_the_maps_of_the_finished_text(name:
         assert_rows(joined, weights, mask.bool())
         twin = summaries(weights, mask.bool())
         for what in ("first", "distance", "octaves", "picks"):
-            torch.testing.assert_close(
-                getattr(joined, what).movedim(1, -1)[mask.bool()]
-                if what in ("first", "distance")
-                else getattr(joined, what)[mask.bool()],
-                twin[what],
-                rtol=1e-4,
-                atol=1e-4,
-            )
+            torch.testing.assert_close(of_tokens(joined, what, mask.bool()), twin[what], rtol=1e-4, atol=1e-4)
+
+
+def of_tokens(rows: AttentionRows, what: str, tokens: Tensor) -> Tensor:
+    """A summary in the rows that are tokens, as :func:`summaries` gives it."""
+    values: Tensor = getattr(rows, what)
+    return (values.movedim(1, -1) if what in ("entropy", "first", "distance") else values)[tokens]
 
 
 def summaries(weights: Tensor, tokens: Tensor) -> dict[str, Tensor]:
@@ -200,9 +199,9 @@ def test_summaries_are_those_of_the_maps_in_chunks_of_any_size(
             rows, twin = seen[site][0], summaries(weights, tokens)
             assert_rows(rows, weights, tokens)
             for what in ("first", "distance"):
-                torch.testing.assert_close(getattr(rows, what).movedim(1, -1)[tokens], twin[what], rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(of_tokens(rows, what, tokens), twin[what], rtol=1e-5, atol=1e-5)
             for what in ("picks", "octaves"):
-                torch.testing.assert_close(getattr(rows, what)[tokens], twin[what], rtol=1e-5, atol=1e-6)
+                torch.testing.assert_close(of_tokens(rows, what, tokens), twin[what], rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()
