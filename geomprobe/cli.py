@@ -2,10 +2,8 @@
 
 import io
 import json
-import os
 import sys
 import textwrap
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +11,7 @@ from typing import Annotated
 import typer
 
 from geomprobe.errors import GeomprobeError
+from geomprobe.files import check_writable, write_whole
 
 __all__ = ["main"]
 
@@ -64,7 +63,7 @@ def inspect(
         raise GeomprobeError("give either a TEXT or --file F")
     if token and picks is None:
         raise GeomprobeError("--token says of which token to show the picks: give --picks SITE with it, such as final_norm")
-    _writable(page)
+    check_writable(page)
     from tqdm import tqdm
 
     from geomprobe.inspection import inspect_text
@@ -85,37 +84,13 @@ def inspect(
     print(json.dumps(inspection.to_dict(), allow_nan=False) if as_json else inspection)
     document = inspection.to_html() if every else ""
     if page is not None:
-        _write(page, document)
+        write_whole(page, document)
         print(f"\nwrote {page}: open it in a browser", file=sys.stderr)
     if project is not None:
         from geomprobe.integrations import WandbSink
 
         with WandbSink(project) as sink:
             sink.log_html("tokens", document)
-
-
-def _writable(path: Path | None) -> None:
-    """Before the work, not after it."""
-    try:
-        fits = path is None or (not path.is_dir() and path.absolute().parent.is_dir())
-    except OSError as error:  # a name that is too long, a folder that must not be looked into
-        raise GeomprobeError(f"cannot write {path}: {error}") from error
-    if not fits:
-        raise GeomprobeError(f"cannot write {path}: expected the name of a file in a folder that exists")
-
-
-def _write(path: Path, content: str) -> None:
-    """Whole or not at all."""
-    scratch = path.with_name(f".{os.getpid()}.part")
-    try:
-        scratch.write_text(content, encoding="utf-8")
-        scratch.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
-        raise GeomprobeError(
-            f"cannot write {path}: {error}; give a file in a folder that can be written and has room"
-        ) from error
 
 
 paper = typer.Typer(help="The figures and tables of the paper, on any model.", no_args_is_help=True)
@@ -132,7 +107,7 @@ def tokens(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; CUDA when there is one.")] = None,
 ) -> None:
     """Section 4.2: what [No], [?] and [China] are made of, beside the paper's own table."""
-    _writable(out)
+    check_writable(out)
     from geomprobe.loading import load
     from geomprobe.paper.tokens import SENTENCE, token_table
 
@@ -143,7 +118,7 @@ def tokens(
         print(f"\n{table}")
         results.append(table.to_dict())
     if out is not None:
-        _write(out, json.dumps(results, allow_nan=False, indent=1))
+        write_whole(out, json.dumps(results, allow_nan=False, indent=1))
 
 
 class Bench(StrEnum):
