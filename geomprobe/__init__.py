@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from geomprobe.errors import GeomprobeError
 
 if TYPE_CHECKING:
+    from geomprobe.metrics.activations import MassiveActivations
     from geomprobe.metrics.attention import AttentionProfile
     from geomprobe.metrics.context import ContextLasso
+    from geomprobe.metrics.curvature import Curvature
     from geomprobe.metrics.entropy import RepresentationEntropy
     from geomprobe.metrics.gain import InformationGain
     from geomprobe.metrics.metric import Metric
@@ -22,8 +24,10 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionProfile",
     "ContextLasso",
+    "Curvature",
     "GeomprobeError",
     "InformationGain",
+    "MassiveActivations",
     "Metric",
     "Probe",
     "Reading",
@@ -34,7 +38,9 @@ __all__ = [
 _HOME = {
     "AttentionProfile": "geomprobe.metrics.attention",
     "ContextLasso": "geomprobe.metrics.context",
+    "Curvature": "geomprobe.metrics.curvature",
     "InformationGain": "geomprobe.metrics.gain",
+    "MassiveActivations": "geomprobe.metrics.activations",
     "Metric": "geomprobe.metrics.metric",
     "Probe": "geomprobe.probe",
     "Reading": "geomprobe.reading",

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from geomprobe.core import spectrum
+from geomprobe.core.activations import ActivationSum
 from geomprobe.core.attention import PICKED, AttentionRows
 from geomprobe.core.attention_sum import AttentionSum
 from geomprobe.core.context import ContextLassoSum
-from geomprobe.core.covariance import Covariance, eigenvalues, mean_cosine, outer
+from geomprobe.core.covariance import Covariance, eigenvalues, mean_cosine, outer, rounding
+from geomprobe.core.curvature import CurvatureSum
 from geomprobe.core.gain import InformationGainSum
 from geomprobe.core.rows import Rows
 from geomprobe.core.sketch import CovarianceSketch
@@ -74,7 +76,7 @@ def covariance_bounds(state: State) -> list[Chain]:
     ]
     if values.sum() > 0:
         ranks = spectrum.stable_rank(values), spectrum.participation_ratio(values), spectrum.effective_rank(values)
-        chains.append((1, *ranks, min(float(n), WIDTH)))
+        chains.append((1, *ranks, spectrum.rankme(values, rounding(exact=False)), min(float(n), WIDTH)))
     if n > 1:
         chains.append((-1 / (float(n) - 1), mean_cosine(state), 1))
     return chains
@@ -145,7 +147,22 @@ def attention_bounds(state: State) -> list[Chain]:
     return chains
 
 
+def curvature_bounds(state: State) -> list[Chain]:
+    chains: list[Chain] = [(0, state["still"])]
+    for angle, squared, count in zip(*(state[k] for k in ("angle", "angle_sq", "count")), strict=True):
+        chains += [(0, angle, count * math.pi), (angle.square(), count * squared), (squared, math.pi * angle)]
+    return chains
+
+
+def activation_bounds(state: State) -> list[Chain]:
+    half = max(LENGTHS) * WIDTH / 2  # of a text's numbers are at most the median
+    chains: list[Chain] = [(0, state["median"], state["max"]), (0, state["massive"], half * state["texts"])]
+    return [*chains, (0, state["ratio_texts"], state["ratio"]), (state["ratio_texts"], state["texts"])]
+
+
 CASES = (
+    Case(ActivationSum(), lambda state: {"texts": state["texts"]}, activation_bounds),  # every other number is by coordinate
+    Case(CurvatureSum(), bounds=curvature_bounds),
     Case(AttentionSum(), bounds=attention_bounds, float32=1e-4),
     Case(ContextLassoSum(penalty=0.01, compare=True), bounds=compared_bounds, float64=1e-6, float32=1e-3),
     # How weight is shared between rows that are nearly equal, or many more than d, hangs on rounding; the objective does not.

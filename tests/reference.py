@@ -5,10 +5,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.stats
 import torch
 from torch import Tensor, nn
 
 Array = npt.NDArray[np.float64]
+
+FLOOR = 8 * 2.0**-23  # the share of the largest eigenvalue that float32 products may leave in empty directions
 
 
 def hidden_states(model: Any, batch: dict[str, Tensor]) -> dict[str, Array]:
@@ -58,8 +61,23 @@ def entropies(rows: Array, epsilon: float = 0.1, missing: int = 0) -> dict[str, 
         "rank_ratio": math.exp(matrix_entropy) / width,
         "stable_rank": float(values.sum() / values.max()),
         "participation_ratio": float(values.sum() ** 2 / (values**2).sum()),
+        "rankme": rankme(values),
+        "alpha_req": alpha_req(values),
         "anisotropy": float((cosines.sum() - np.trace(cosines)) / (n * (n - 1))),
     }
+
+
+def rankme(values: Array) -> float:
+    """RankMe of eigenvalues, of those above what a probe takes for rounding."""
+    singular = np.sqrt(values[values > FLOOR * values.max()])
+    return math.exp(scipy.stats.entropy(singular))
+
+
+def alpha_req(values: Array) -> float:
+    """α-ReQ: a weighted straight line through the eigenvalues 4 to 100 of those above the same floor."""
+    kept = np.sort(values[values > FLOOR * values.max()])[::-1][3:100]
+    j = np.arange(4, 4 + len(kept))
+    return float(-np.polyfit(np.log(j), np.log(kept), 1, w=j**-0.5)[0]) if len(kept) > 1 else math.nan
 
 
 def text_entropies(texts: list[Array], missing: int = 0) -> dict[str, float]:

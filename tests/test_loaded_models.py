@@ -97,7 +97,7 @@ def check(reading: Reading, model: Any, tolerance: float) -> None:
         values["information_gain"] = float(np.mean([gain.sum() for gain in gains]))
         values["gain_per_token"] = float(np.concatenate(gains).mean())
         values = {name: value for name, value in values.items() if f"{name}/{site}" in reading}
-        assert len(values) == 14
+        assert len(values) == 16
         assert {name: reading[f"{name}/{site}"] for name in values} == pytest.approx(values, rel=tolerance), site
         by_position = [np.mean([gain[t] for gain in gains if len(gain) > t]) for t in range(max(LENGTHS))]
         assert reading.curve("gain", site).mean == pytest.approx(by_position, abs=tolerance), site

@@ -9,7 +9,7 @@ from geomprobe.core.rows import Rows
 from geomprobe.core.state import State, zeros
 from geomprobe.core.symmetric import assemble, panel_starts, panels
 
-__all__ = ["Covariance", "covariance", "eigenvalues", "mean_cosine", "outer", "row_shapes", "row_sums"]
+__all__ = ["Covariance", "covariance", "eigenvalues", "mean_cosine", "outer", "rounding", "row_shapes", "row_sums"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,17 @@ def eigenvalues(state: State) -> Tensor:
         return torch.full(sigma.shape[:1], torch.nan, dtype=sigma.dtype)
     values: Tensor = torch.linalg.eigvalsh(sigma)
     return values
+
+
+def rounding(exact: bool) -> float:
+    """What share of the largest eigenvalue may be rounding, for functions that take roots or logs: 1e-6, ``exact`` 1e-13.
+
+    In directions that hold no row, float32 products were measured to leave up to 1.1e-7 λ_max on a trained model, and 4.6e-7,
+    four eps, of thousands of rows in one forward. With float64 products what is left is the square of how float32 rows
+    themselves round, eps², and was up to 5e-14. Eight of either leaves room.
+    """
+    eps = torch.finfo(torch.float32).eps
+    return 8 * (eps**2 if exact else eps)
 
 
 def mean_cosine(state: State) -> Tensor:

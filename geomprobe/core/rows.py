@@ -1,5 +1,6 @@
 """What a site of a model shows of one forward pass: rows, which of them are real, and which text each belongs to."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,6 +127,15 @@ class Rows:
     def _scatter(values: Tensor, index: Tensor, size: int) -> Tensor:
         values = values.flatten(-2)
         return values.new_zeros((*values.shape[:-1], size)).scatter_add_(-1, index.flatten().expand_as(values), values)
+
+    def each_text(self) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        """The texts that have a row that is used, one by one: the site, and where the rows are, ``(batch, length)`` bool.
+
+        Waits for the device.
+        """
+        for site in itertools.product(*map(range, self._lead)):
+            for text in self.text[self.valid[site]].unique():  # type: ignore[no-untyped-call]
+                yield site, (self.text == text) & self.valid[site]
 
     def split(self, entries: int = 1 << 24) -> Iterator["Rows"]:
         """The same rows in batches whose Gram matrices hold at most about ``entries`` numbers (128 MiB); states add."""

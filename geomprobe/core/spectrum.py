@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "alpha_req",
     "condition",
     "effective_rank",
     "equal_spectrum_entropy",
@@ -19,9 +20,13 @@ __all__ = [
     "max_rate_distortion_entropy",
     "participation_ratio",
     "rank_ratio",
+    "rankme",
     "rate_distortion_entropy",
     "stable_rank",
 ]
+
+_FITTED = slice(3, 100)
+"""Which eigenvalues, of the largest first, α-ReQ is fitted to."""
 
 
 def log_volume(eigenvalues: Tensor, epsilon: float = 0.1) -> Tensor:
@@ -93,6 +98,46 @@ def stable_rank(eigenvalues: Tensor) -> Tensor:
 def participation_ratio(eigenvalues: Tensor) -> Tensor:
     """``(Σλ)² / Σλ²``, 1 to d; between the stable rank and the effective rank."""
     return eigenvalues.sum(-1).square() / eigenvalues.square().sum(-1)
+
+
+def rankme(eigenvalues: Tensor, floor: float = 0.0) -> Tensor:
+    """RankMe (Garrido et al. 2023): ``exp(−Σ p log p)`` with ``p = √λ / Σ√λ``, the shares of *singular* values; 1 to d.
+
+    At least the effective rank, because roots are more even than eigenvalues: it weighs small directions more, down to those
+    that are rounding, which they drown by adding 1e-7 to every p and which are left out here. Theirs is of embeddings as they
+    come, a probe's of unit rows. It is no accuracy: they rank models of one kind by it.
+
+    Args:
+        floor: eigenvalues of at most this share of the largest are left out as rounding. NaN where none is left.
+
+    >>> float(rankme(torch.tensor([1.0, 1.0, 1e-9]), floor=1e-6))
+    2.0
+    """
+    return effective_rank(eigenvalues.where(eigenvalues > floor * eigenvalues.amax(-1, keepdim=True), 0).sqrt())
+
+
+def alpha_req(eigenvalues: Tensor, floor: float = 0.0) -> Tensor:
+    """α-ReQ (Agrawal et al. 2022): the exponent of ``λ_j ∝ j^−α``; 0 or more, 0 for equal eigenvalues.
+
+    Least squares of log λ on log j for j from 4 to 100, the largest first, with weights 1/j, by which every octave of j weighs
+    the same: what their code does, over ranges that vary. Theirs are eigenvalues of the covariance of features as they come,
+    less their mean; a probe's of unit rows, less each text's mean or none. It says how fast a spectrum falls, not whether it
+    is a power law.
+
+    Args:
+        floor: eigenvalues of at most this share of the largest are left out as rounding. NaN where fewer than two are left.
+
+    >>> float(alpha_req(torch.arange(1, 50).double() ** -1.5))  # doctest: +ELLIPSIS
+    1.5...
+    """
+    fitted = eigenvalues.sort(dim=-1, descending=True).values[..., _FITTED]
+    j = torch.arange(1, eigenvalues.shape[-1] + 1, dtype=eigenvalues.dtype, device=eigenvalues.device)[_FITTED]
+    kept = fitted > floor * eigenvalues.amax(-1, keepdim=True)
+    weights = torch.where(kept, 1 / j, 0)
+    weights = weights / weights.sum(-1, keepdim=True)
+    x, y = j.log(), fitted.where(kept, 1).log()
+    x = x - (weights * x).sum(-1, keepdim=True)
+    return -(weights * x * y).sum(-1) / (weights * x.square()).sum(-1)
 
 
 def condition(eigenvalues: Tensor) -> Tensor:

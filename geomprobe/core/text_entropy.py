@@ -1,6 +1,5 @@
 """Entropies of single texts, summed over texts."""
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -72,10 +71,9 @@ class TextEntropySum:
         lead = rows.valid.shape[:-2]
         measured = zeros(dict.fromkeys(_SPECTRAL, lead), rows.hidden.device)
         z = rows.unit(self.center).double()
-        for site in itertools.product(*map(range, lead)):
-            for text in rows.text[rows.valid[site]].unique():  # type: ignore[no-untyped-call]
-                for name, value in self._spectrum(z[site][(rows.text == text) & rows.valid[site]]).items():
-                    measured[name][site] += value
+        for site, place in rows.each_text():
+            for name, value in self._spectrum(z[site][place]).items():
+                measured[name][site] += value
         return measured
 
     def _spectrum(self, z: Tensor) -> dict[str, Tensor | float]:

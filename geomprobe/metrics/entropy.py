@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geomprobe.core import spectrum
-from geomprobe.core.covariance import Covariance, eigenvalues, mean_cosine
+from geomprobe.core.covariance import Covariance, eigenvalues, mean_cosine, rounding
 from geomprobe.core.sketch import CovarianceSketch, sketched_eigenvalues
 from geomprobe.core.state import Accumulator, State
 from geomprobe.core.text_entropy import TextEntropySum
@@ -29,6 +29,8 @@ class RepresentationEntropy(Metric):
       ``matrix_entropy_log_n = H/log min(n, d)`` (centred: n less one per text). Look at all three: most of a trend of H/log d
       over model sizes is its denominator;
     - ``effective_rank`` e^H, ``rank_ratio`` e^H/d, ``stable_rank``, ``participation_ratio``;
+    - ``rankme`` and ``alpha_req`` (:mod:`geomprobe.core.spectrum`), of the eigenvalues above
+      :func:`~geomprobe.core.covariance.rounding`;
     - ``anisotropy``: mean cosine of two different rows.
 
     Mean over texts: ``text_entropy``, ``text_entropy_nats``; with ``text_spectrum`` also ``text_matrix_entropy``,
@@ -39,19 +41,23 @@ class RepresentationEntropy(Metric):
     Args:
         epsilon: distortion ε of the entropies.
         center: subtract each text's mean row before scaling (Wei et al. 2024); every name then starts with ``centered_``.
+        texts: the numbers of texts too. Without them a forward costs the covariance alone: for sweeps over many tokens.
         text_spectrum: the per-text eigenvalue metrics too; about ten times dearer per forward.
         sketch: keep Σ by its image of this many random directions instead of whole, for models too wide for a d×d sum at
             every layer (70B: 27 GB of sums, 2.7 GB with ``sketch=512``). ``sketch_residual`` is then the share of tr Σ that the
             sketch does not know, with the bounds of :func:`geomprobe.core.sketch.sketched_eigenvalues`: small means accurate,
-            for ``entropy`` much smaller than ε²/d. The numbers of texts stay exact.
+            for ``entropy`` much smaller than ε²/d. ``rankme``, of roots, is too high where the rest is not spread evenly (by
+            14% at a residual of 1e-3 and ``λ_j ∝ j^−3``); ``alpha_req`` is fitted to what exceeds the residual. The numbers of
+            texts stay exact.
 
     Raises:
         GeomprobeError: ``epsilon`` is not a number from 1e-5 to 1e3, the range float64 holds; ``sketch`` is not a positive
-            whole number.
+            whole number; ``text_spectrum`` is asked for without ``texts``.
     """
 
     epsilon: float = 0.1
     center: bool = False
+    texts: bool = True
     text_spectrum: bool = False
     sketch: int | None = None
 
@@ -62,6 +68,8 @@ class RepresentationEntropy(Metric):
             )
         if self.sketch is not None and (not isinstance(self.sketch, int) or self.sketch < 1):
             raise GeomprobeError(f"RepresentationEntropy(sketch={self.sketch!r}): expected a number of directions, such as 512")
+        if self.text_spectrum and not self.texts:
+            raise GeomprobeError("RepresentationEntropy(texts=False, text_spectrum=True): spectra of texts need texts=True")
 
     @property
     def _stream(self) -> Covariance | CovarianceSketch:
@@ -75,17 +83,22 @@ class RepresentationEntropy(Metric):
 
     @property
     def needs(self) -> tuple[Accumulator, ...]:
-        return (self._stream, self._texts)
+        return (self._stream, *([self._texts] if self.texts else []))
 
     def scalars(self, states: Mapping[Accumulator, State]) -> Mapping[str, Tensor | float]:
-        measured = self._of_stream(states[self._stream]) | self._of_texts(states[self._texts], states[self._stream])
+        measured = self._of_stream(states[self._stream])
+        if self.texts:
+            measured |= self._of_texts(states[self._texts], states[self._stream])
         return {f"centered_{name}": value for name, value in measured.items()} if self.center else measured
 
     def _of_stream(self, state: State) -> dict[str, Tensor | float]:
         n, width = float(state["n"]), state["sum"].shape[0]
         measured: dict[str, Tensor | float] = {}
+        floor = known = rounding(self._stream.exact)
         if isinstance(self._stream, CovarianceSketch):
-            values, measured["sketch_residual"] = sketched_eigenvalues(state, self._stream)
+            values, residual = sketched_eigenvalues(state, self._stream)
+            measured["sketch_residual"] = residual
+            known = max(floor, float(residual * spectrum.stable_rank(values)))
         else:
             values = eigenvalues(state)
         nats = spectrum.rate_distortion_entropy(values, n, self.epsilon)
@@ -101,6 +114,8 @@ class RepresentationEntropy(Metric):
             "rank_ratio": matrix_entropy.exp() / width,
             "stable_rank": spectrum.stable_rank(values),
             "participation_ratio": spectrum.participation_ratio(values),
+            "rankme": spectrum.rankme(values, floor),
+            "alpha_req": spectrum.alpha_req(values, known),
             "anisotropy": mean_cosine(state),
         }
 

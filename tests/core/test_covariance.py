@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics.pairwise import cosine_similarity
 
-from geomprobe.core.covariance import Covariance, covariance, eigenvalues, mean_cosine, outer
+from geomprobe.core.covariance import Covariance, covariance, eigenvalues, mean_cosine, outer, rounding
 from geomprobe.core.rows import Rows
 from geomprobe.core.spectrum import log_volume
 from geomprobe.core.state import State, add
@@ -71,6 +71,19 @@ def test_float32_rows_give_the_entropy_of_float64_rows(n: int, width: int) -> No
     hidden = torch.randn(1, n, width, generator=torch.Generator().manual_seed(0)) + 1
     low, high = (log_volume(eigenvalues(state_of(Rows(rows)))) for rows in (hidden, hidden.double()))
     assert float(low) == pytest.approx(float(high), rel=2e-6)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("common", [0.0, 3.0])
+def test_what_is_left_in_empty_directions_is_below_rounding_and_not_far(exact: bool, common: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    distinct = torch.randn(50, 512, generator=generator) + common * torch.randn(512, generator=generator)
+    rows = distinct[torch.randint(50, (4000,), generator=generator)] * (1 + torch.rand(4000, 1, generator=generator))
+    measured = Covariance(exact=exact).measure(Rows(rows.unsqueeze(0)))
+    values = eigenvalues(measured)
+    left = float(values[:-50].abs().max() / values[-1])
+    assert rounding(exact) / 1000 < left < rounding(exact) / 2
+    assert float(values[-50] / values[-1]) > rounding(exact)
 
 
 def test_a_long_stream_does_not_drift() -> None:

@@ -88,18 +88,62 @@ def test_condition() -> None:
         assert float(spectrum.condition(eigenvalues(7, 8, seed))) == math.inf
 
 
+@pytest.mark.parametrize(("n", "width"), [(5, 8), (40, 8), (60, 200), (500, 200)])
+def test_rankme_is_of_singular_values_and_alpha_req_a_weighted_line(n: int, width: int) -> None:
+    sigma = random_covariance(n, width)
+    values = torch.from_numpy(np.linalg.eigvalsh(sigma))
+    singular = scipy.linalg.svdvals(scipy.linalg.sqrtm(sigma + 1e-13 * np.eye(width)))
+    singular = singular[: min(n, width)]
+    shares = singular / singular.sum()
+    assert float(spectrum.rankme(values, 1e-9)) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-6)
+    fitted = np.sort(values.numpy())[::-1][: min(n, width)][3:100]
+    j = np.arange(4, 4 + len(fitted))
+    slope, _ = np.polyfit(np.log(j), np.log(fitted), 1, w=j**-0.5)
+    assert float(spectrum.alpha_req(values, 1e-9)) == pytest.approx(-slope, rel=1e-9)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("width", [5, 64, 300])
+def test_alpha_req_finds_the_power_whatever_the_scale_and_the_first_three(alpha: float, width: int) -> None:
+    values = 7 * torch.arange(1, width + 1).double() ** -alpha
+    values[:3] += torch.tensor([100.0, 10.0, 8.0])
+    values[100:] = 0
+    assert float(spectrum.alpha_req(values)) == pytest.approx(alpha, abs=1e-12)
+
+
+def test_rounding_in_a_null_space_does_not_count() -> None:
+    """Of either sign, at the size that float32 products leave; of a root it would be a thousandth."""
+    clean = torch.zeros(400, dtype=torch.float64)
+    clean[:50] = torch.arange(1, 51).double() ** -2
+    noisy = clean + 1e-7 * torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for function in (spectrum.rankme, spectrum.alpha_req):
+        assert float(function(noisy, 1e-6)) == pytest.approx(float(function(clean)), rel=1e-4)
+        assert abs(float(function(noisy)) / float(function(clean)) - 1) > 0.01
+
+
+def test_what_is_undefined_is_nan() -> None:
+    assert spectrum.rankme(torch.zeros(8)).isnan()
+    assert spectrum.alpha_req(torch.zeros(8)).isnan()
+    for values in ([1.0], [1.0, 0.5, 0.2], [1.0, 0.5, 0.2, 0.1], [1.0, 0.5, 0.2, 0.1, 0.0]):
+        assert spectrum.alpha_req(torch.tensor(values)).isnan()
+    assert not spectrum.alpha_req(torch.tensor([1.0, 0.5, 0.2, 0.1, 0.1])).isnan()
+
+
 @few
 @given(spectra, st.floats(1e-3, 1e3))
 def test_ranks_are_ordered_and_free_of_scale(values: list[float], scale: float) -> None:
     given, scaled = torch.tensor(values, dtype=torch.float64), torch.tensor(values, dtype=torch.float64) * scale
     rank = sum(value > 0 for value in values)
-    functions = (spectrum.stable_rank, spectrum.participation_ratio, spectrum.effective_rank)
+    functions = (spectrum.stable_rank, spectrum.participation_ratio, spectrum.effective_rank, spectrum.rankme)
     chain = [1.0, *(float(function(given)) for function in functions), float(rank)]
     for low, high in itertools.pairwise(chain):
         assert low <= high * (1 + 1e-12)
     for function in (*functions, spectrum.matrix_entropy, spectrum.rank_ratio):
         assert float(function(scaled)) == pytest.approx(float(function(given)), rel=1e-10, abs=1e-12)
     assert float(spectrum.matrix_entropy(given)) >= -1e-15
+    alpha, same = float(spectrum.alpha_req(given)), float(spectrum.alpha_req(scaled))
+    assert same == pytest.approx(alpha, rel=1e-9, abs=1e-9, nan_ok=True)
+    assert not alpha < -1e-12
     if all(values):
         assert float(spectrum.condition(scaled)) == pytest.approx(float(spectrum.condition(given)), rel=1e-12)
 
@@ -108,9 +152,16 @@ def test_ranks_are_ordered_and_free_of_scale(values: list[float], scale: float) 
 @given(spectra, st.randoms(use_true_random=False))
 def test_order_of_eigenvalues_does_not_matter(values: list[float], draw: random.Random) -> None:
     shuffled = draw.sample(values, len(values))
-    for function in (spectrum.log_volume, spectrum.matrix_entropy, spectrum.stable_rank, spectrum.participation_ratio):
+    for function in (
+        spectrum.log_volume,
+        spectrum.matrix_entropy,
+        spectrum.stable_rank,
+        spectrum.participation_ratio,
+        spectrum.rankme,
+        spectrum.alpha_req,
+    ):
         one, other = (float(function(torch.tensor(order, dtype=torch.float64))) for order in (values, shuffled))
-        assert one == pytest.approx(other, rel=1e-12, abs=1e-15)
+        assert one == pytest.approx(other, rel=1e-12, abs=1e-15, nan_ok=True)
 
 
 def test_batches_are_spectra_one_by_one() -> None:
@@ -124,6 +175,8 @@ def test_batches_are_spectra_one_by_one() -> None:
             spectrum.rank_ratio,
             spectrum.stable_rank,
             spectrum.participation_ratio,
+            spectrum.rankme,
+            spectrum.alpha_req,
             spectrum.condition,
         ):
             assert float(function(batch)[i, j]) == near(float(function(batch[i, j])))

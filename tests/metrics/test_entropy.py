@@ -12,6 +12,7 @@ from geomprobe.core.rows import Rows
 from geomprobe.errors import GeomprobeError
 from geomprobe.metrics.entropy import RepresentationEntropy
 from geomprobe.metrics.gain import InformationGain
+from tests import reference
 from tests.accumulators import WIDTH, padded, texts
 from tests.metrics.measure import curves_of, scalars_of
 
@@ -27,6 +28,8 @@ STREAM = {
     "rank_ratio",
     "stable_rank",
     "participation_ratio",
+    "rankme",
+    "alpha_req",
     "anisotropy",
 }
 TEXT = {"text_entropy", "text_entropy_nats"}
@@ -47,7 +50,7 @@ def unit(text: Array, center: bool) -> Array:
 
 def twin(z: Array, epsilon: float, rank: int) -> dict[str, float]:
     """By the definitions, from unit rows: the determinant, singular values, and the cosine of every pair."""
-    (n, d), singular = z.shape, np.linalg.svd(z, compute_uv=False)
+    (n, d), singular = z.shape, np.asarray(np.linalg.svd(z, compute_uv=False), np.float64)
     nats = (d + n) / 2 * np.linalg.slogdet(np.eye(d) + d / epsilon**2 * z.T @ z / n).logabsdet
     shares = singular[singular > 1e-9] ** 2 / np.sum(singular**2)
     entropy = -float(np.sum(shares * np.log(shares)))
@@ -61,6 +64,8 @@ def twin(z: Array, epsilon: float, rank: int) -> dict[str, float]:
         "rank_ratio": np.exp(entropy) / d,
         "stable_rank": np.sum(singular**2) / singular[0] ** 2,
         "participation_ratio": np.sum(singular**2) ** 2 / np.sum(singular**4),
+        "rankme": reference.rankme(singular**2),
+        "alpha_req": reference.alpha_req(singular**2),
         "anisotropy": (z @ z.T)[~np.eye(n, dtype=bool)].mean() if n > 1 else math.nan,
     }
 
@@ -82,7 +87,7 @@ def test_every_number_is_numpys(center: bool, epsilon: float, lengths: tuple[int
     expected["text_matrix_entropy_log_n"] = float(np.nanmean([one["matrix_entropy_log_n"] for one in by_text]))
     assert actual.keys() == {prefix + name for name in expected}
     for name, value in expected.items():
-        assert actual[prefix + name] == pytest.approx(value, rel=1e-11, abs=1e-12), name
+        assert actual[prefix + name] == pytest.approx(value, rel=1e-11, abs=1e-12, nan_ok=True), name
 
 
 def test_names_are_the_designs() -> None:
@@ -92,6 +97,15 @@ def test_names_are_the_designs() -> None:
     centered = scalars_of(RepresentationEntropy(center=True, text_spectrum=True), rows)
     assert centered.keys() == {f"centered_{name}" for name in STREAM | TEXT | TEXT_SPECTRUM}
     assert curves_of(RepresentationEntropy(), rows) == {}
+
+
+def test_without_texts_there_are_the_numbers_of_the_stream_alone() -> None:
+    rows, bare = padded(texts(), "left"), RepresentationEntropy(texts=False)
+    assert bare.needs == (Covariance(),)
+    whole = scalars_of(RepresentationEntropy(), rows)
+    assert scalars_of(bare, rows) == {name: whole[name] for name in STREAM}
+    with pytest.raises(GeomprobeError, match="need texts=True"):
+        RepresentationEntropy(texts=False, text_spectrum=True)
 
 
 def test_defaults_are_the_papers() -> None:
@@ -108,24 +122,26 @@ def test_rows_along_the_axes_reach_the_maximum() -> None:
     numbers = scalars_of(RepresentationEntropy(text_spectrum=True), Rows(3 * torch.eye(WIDTH).unsqueeze(0)))
     for name in ("entropy", "matrix_entropy_log_d", "matrix_entropy_log_n", "rank_ratio", "text_entropy", "text_rank_ratio"):
         assert numbers[name] == pytest.approx(1, rel=1e-12), name
-    for name in ("effective_rank", "stable_rank", "participation_ratio", "text_effective_rank"):
+    for name in ("effective_rank", "stable_rank", "participation_ratio", "rankme", "text_effective_rank"):
         assert numbers[name] == pytest.approx(WIDTH, rel=1e-12), name
     assert numbers["anisotropy"] == 0
+    assert numbers["alpha_req"] == pytest.approx(0, abs=1e-12)
 
 
 def test_one_row() -> None:
     """Undefined numbers are NaN, and only they."""
     numbers = scalars_of(RepresentationEntropy(text_spectrum=True), Rows(texts()[1].unsqueeze(0)))
-    undefined = {"matrix_entropy_log_n", "text_matrix_entropy_log_n", "anisotropy"}
+    undefined = {"matrix_entropy_log_n", "text_matrix_entropy_log_n", "anisotropy", "alpha_req"}
     assert {name for name, value in numbers.items() if math.isnan(value)} == undefined
     assert numbers["effective_rank"] == pytest.approx(1, rel=1e-14)
     assert numbers["stable_rank"] == pytest.approx(1, rel=1e-14)
+    assert numbers["rankme"] == 1
 
 
 def test_one_centred_row_has_no_direction() -> None:
     numbers = scalars_of(RepresentationEntropy(center=True, text_spectrum=True), Rows(texts()[1].unsqueeze(0)))
     assert numbers["centered_entropy"] == numbers["centered_entropy_nats"] == numbers["centered_text_entropy"] == 0
-    for name in ("matrix_entropy", "effective_rank", "stable_rank", "matrix_entropy_log_n", "anisotropy"):
+    for name in ("matrix_entropy", "effective_rank", "stable_rank", "rankme", "alpha_req", "anisotropy"):
         assert math.isnan(numbers[f"centered_{name}"]), name
 
 
