@@ -1,0 +1,170 @@
+"""Distances between texts (§4.3, App. A): between the covariances of their rows, or between one vector of each.
+
+Of a text with rows Z ``(n, d)`` the covariance is ``Σ = ZᵀZ/n``, not centred. All numbers are float64. With ``A = Σ₁ + δI``,
+``B = Σ₂ + δI``:
+
+=================  =======================================================  ==============================================
+``logdet``         ``logdet((A + B)/2) − ½ logdet(AB)``                     S-divergence (Sra 2012); its root is a metric
+``js``             ``logdet(I + γ(Σ₁+Σ₂)/2) − ½ Σᵢ logdet(I + γΣᵢ)``        ``logdet`` with δ = 1/γ: Theorem A.1's limit
+                                                                            is ``logdet`` with δ = 0, as γ → ∞
+``riemann``        ``‖log(A^{−½} B A^{−½})‖_F``                             affine-invariant
+``log_euclidean``  ``‖log A − log B‖_F``
+``frobenius``      ``‖Σ₁ − Σ₂‖_F``                                          no δ in it
+=================  =======================================================  ==============================================
+
+A text of n < d tokens has a singular covariance: ``logdet``, ``riemann`` and ``log_euclidean`` are then infinite without δ, and
+grow with ``log(1/δ)`` times the directions that only one text uses. Compare distances of one δ, and of texts about as long.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from geomprobe.errors import GeomprobeError
+
+__all__ = ["Distance", "covariance_distances", "text_distances", "vector_distances"]
+
+Distance = Literal["logdet", "js", "riemann", "log_euclidean", "frobenius"]
+
+_LOGDET = ("logdet", "js")
+
+_CHUNK = 2**21
+"""Numbers in one chunk's matrices: 16 MiB in float64."""
+
+_INDEFINITE = "a covariance is not positive definite, even with δ added: give a larger delta, or the texts' rows"
+
+
+def text_distances(rows: Sequence[Tensor], distance: Distance, *, delta: float = 1e-6, gamma: float = 100.0) -> Tensor:
+    """Distances between the covariances of k texts, ``(k, k)`` float64: symmetric, zero on the diagonal.
+
+    Two covariances differ from each other only in the span of both texts' rows, so each pair is compared there, exactly: with
+    the coordinates of all rows in a basis of it, of 2n directions instead of d.
+
+    Args:
+        rows: k texts ``(n_i, d)``, as they are: scale them to length one first to have the paper's covariances.
+        distance: see the module's table.
+        delta: δ of ``logdet``, ``riemann`` and ``log_euclidean``.
+        gamma: γ of ``js``. The paper's is 100, the 1/ε² of its entropy.
+
+    Raises:
+        GeomprobeError: a text without rows, of another width or with rows that are not finite; δ or γ not positive.
+    """
+    delta = _regulariser(distance, delta, gamma)
+    widths = {text.shape[1:] for text in rows}
+    if len(widths) != 1 or any(text.ndim != 2 or not len(text) or not text.isfinite().all() for text in rows):
+        raise GeomprobeError("text_distances takes one or more texts of finite rows (n, d), all of one width d and none empty")
+    padded = torch.nn.utils.rnn.pad_sequence([text.double() / len(text) ** 0.5 for text in rows], batch_first=True)
+    k, n, width = padded.shape
+    if 2 * n >= width:
+        return covariance_distances(padded.mT @ padded, distance, delta=delta, gamma=gamma)
+    if k * n < width:
+        padded = _coordinates(padded.flatten(0, 1)).view(k, n, -1)
+    if distance == "log_euclidean":  # log A − log δ·I = VᵀV of these rows
+        _, singular, directions = torch.linalg.svd(padded, full_matrices=False)
+        padded = torch.log1p(singular.square() / delta).sqrt().unsqueeze(-1) * directions
+    own = _log_volume(padded @ padded.mT, delta)
+
+    def between(i: Tensor, j: Tensor) -> Tensor:
+        pair = torch.cat([padded[i], padded[j]], 1)
+        if distance in _LOGDET:  # logdet(I + ZᵀZ) = logdet(I + ZZᵀ)
+            return _log_volume(pair @ pair.mT / 2, delta) - (own[i] + own[j]) / 2
+        pair = _coordinates(pair)
+        first, second = pair[:, :n], pair[:, n:]
+        return _between(first.mT @ first, second.mT @ second, distance, delta)
+
+    return _all_pairs(k, n * padded.shape[-1], between)
+
+
+def covariance_distances(covariances: Tensor, distance: Distance, *, delta: float = 1e-6, gamma: float = 100.0) -> Tensor:
+    """Distances between k covariances ``(k, d, d)``, as :func:`text_distances` of their texts.
+
+    ``riemann`` solves an eigenproblem of d×d for each pair; texts of fewer than d/2 rows are far cheaper as rows.
+
+    Raises:
+        GeomprobeError: not finite or not symmetric; with δ added not positive definite; δ or γ not positive.
+    """
+    delta = _regulariser(distance, delta, gamma)
+    sigma = covariances.double()
+    if sigma.ndim != 3 or not sigma.isfinite().all() or not torch.allclose(sigma, sigma.mT, rtol=1e-6, atol=1e-12):
+        raise GeomprobeError(f"covariance_distances takes finite symmetric matrices (k, d, d), got shape {tuple(sigma.shape)}")
+    if distance == "log_euclidean":
+        values, directions = torch.linalg.eigh(sigma)
+        sigma = (directions * (values + delta).log().unsqueeze(-2)) @ directions.mT
+    own = _log_volume(sigma, delta) if distance in _LOGDET else sigma
+
+    def between(i: Tensor, j: Tensor) -> Tensor:
+        if distance in _LOGDET:
+            return _log_volume((sigma[i] + sigma[j]) / 2, delta) - (own[i] + own[j]) / 2
+        return _between(sigma[i], sigma[j], distance, delta)
+
+    return _all_pairs(len(sigma), sigma.shape[-1] ** 2, between)
+
+
+def vector_distances(vectors: Tensor) -> Tensor:
+    """Euclidean distances ``(k, k)`` between one vector of each text ``(k, d)``: its mean row, or its last.
+
+    >>> vector_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+    tensor([[0., 5.],
+            [5., 0.]], dtype=torch.float64)
+    """
+    return torch.cdist(vectors.double(), vectors.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _regulariser(distance: str, delta: float, gamma: float) -> float:
+    """What is added to the diagonal."""
+    if distance not in get_args(Distance):
+        raise GeomprobeError(f"no distance {distance!r}: there are {', '.join(get_args(Distance))}")
+    if not (delta > 0 and gamma > 0):
+        raise GeomprobeError(f"delta and gamma are positive, got {delta} and {gamma}")
+    return 1 / gamma if distance == "js" else delta
+
+
+def _all_pairs(k: int, size: int, between: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """``between`` of the indices of every pair i < j, ``(k, k)``, in chunks of about ``_CHUNK / size`` pairs."""
+    first, second = torch.triu_indices(k, k, 1)
+    pieces = [between(i, j) for i, j in zip(*(ends.split(max(1, _CHUNK // size)) for ends in (first, second)), strict=True)]
+    values = torch.cat(pieces).clamp_min(0)  # between equal texts it is rounding, of either sign
+    if not values.isfinite().all():
+        raise GeomprobeError(_INDEFINITE)
+    distances = values.new_zeros(k, k)
+    distances[first, second] = distances[second, first] = values
+    return distances
+
+
+def _coordinates(rows: Tensor) -> Tensor:
+    """Rows ``(…, n, d)`` in an orthonormal basis of a space that holds them, ``(…, n, min(n, d))``."""
+    triangle: Tensor = torch.linalg.qr(rows.mT, mode="r").R
+    return triangle.mT
+
+
+def _between(a: Tensor, b: Tensor, distance: str, delta: float) -> Tensor:
+    """Riemann or Frobenius distances between matrices ``(…, m, m)``, covariances before δ or their logarithms: ``(…)``."""
+    if distance != "riemann":
+        norms: Tensor = torch.linalg.matrix_norm(a - b)
+        return norms
+    # With λ those of A⁻¹B, t = (λ − 1)/(λ + 1) lie in (−1, 1): the smallest λ keep their digits beside the largest.
+    root = _cholesky(_shifted(a + b, 2 * delta))
+    half = torch.linalg.solve_triangular(root, b - a, upper=False)
+    t = torch.linalg.eigvalsh(torch.linalg.solve_triangular(root, half.mT, upper=False))
+    distances: Tensor = 2 * torch.linalg.vector_norm(t.atanh(), dim=-1)
+    return distances
+
+
+def _log_volume(matrix: Tensor, delta: float) -> Tensor:
+    """``logdet(I + matrix/δ)``, ``(…)``: the same in whatever space of more directions."""
+    diagonal = _cholesky(_shifted(matrix / delta, 1.0)).diagonal(dim1=-2, dim2=-1)
+    return 2 * diagonal.log().sum(-1)
+
+
+def _shifted(matrix: Tensor, shift: float) -> Tensor:
+    return matrix + shift * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    factor, fault = torch.linalg.cholesky_ex(matrix)
+    if fault.any():
+        raise GeomprobeError(_INDEFINITE)
+    lower: Tensor = factor
+    return lower
