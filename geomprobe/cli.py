@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 import textwrap
 from enum import StrEnum
@@ -91,6 +92,81 @@ def inspect(
 
         with WandbSink(project) as sink:
             sink.log_html("tokens", document)
+
+
+@app.command()
+def sweep(
+    models: Annotated[
+        list[str], typer.Argument(help="A folder of checkpoint-*; or hub ids or directories, several for sizes.")
+    ],
+    data: Annotated[str, typer.Option(help=".txt, .jsonl[.gz], .parquet, or a data set's id (name:configuration).")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; one that is there is gone on with.")],
+    revisions: Annotated[str, typer.Option(help="Of one model on the hub: step1,step512,…")] = "",
+    field: Annotated[str, typer.Option(help="Where the text of a document stands.")] = "text",
+    split: Annotated[str, typer.Option(help="Split of a data set of the hub.")] = "train",
+    tokens: Annotated[int, typer.Option(help="Tokens that every checkpoint reads.", min=2)] = 65_536,
+    length: Annotated[int | None, typer.Option(help="Longest text: 512, or what the model reads.", min=2)] = None,
+    sample: Annotated[int, typer.Option(help="How many of them are measured closely (gain, Lasso …).", min=2)] = 2048,
+    batch_tokens: Annotated[int, typer.Option(help="Places per forward, padding included.", min=2)] = 2048,
+    seed: Annotated[int, typer.Option(help="Of the order of documents and of the baselines.")] = 0,
+    sketch: Annotated[int | None, typer.Option(help="Sketch covariances by this many directions.", min=1)] = None,
+    baselines: Annotated[bool, typer.Option(help="Also an untrained model, and Gaussian rows.")] = True,
+    wandb: Annotated[str | None, typer.Option("--wandb", help="Log to this W&B project.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; CUDA when there is one.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="auto, for models that one device does not hold.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Where to take it from, for checkpoints without.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run the models' own code.")] = False,
+) -> None:
+    """Read many checkpoints, or sizes of a model, on the same tokens, into a folder that a crash does not harm."""
+    from geomprobe.runs.sweep import sweep as run_sweep
+    from geomprobe.runs.table import table
+    from geomprobe.tracking import tracked
+
+    with tracked(out, wandb) as on_record:
+        run = run_sweep(
+            models,
+            data=data,
+            out=out,
+            revisions=[name.strip() for name in revisions.split(",") if name.strip()],
+            field=field,
+            split=split,
+            tokens=tokens,
+            length=length,
+            sample=sample,
+            batch_tokens=batch_tokens,
+            seed=seed,
+            sketch=sketch,
+            baselines=baselines,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            tokenizer=tokenizer,
+            trust_remote_code=trust_remote_code,
+            progress=True,
+            on_record=on_record,
+        )
+    if os.environ.get("RANK", "0") != "0":
+        return
+    print(table(run))
+    if run.failed:
+        raise GeomprobeError(
+            f"{len(run.failed)} of {len(run.records)} failed (see above); run the same command to try those again"
+        )
+    print(f"\nlook at it:  geomprobe report {out}", file=sys.stderr)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a sweep.")],
+    to: Annotated[Path, typer.Option(help="A .csv or .parquet file.")],
+) -> None:
+    """Write every number of a sweep as one long table."""
+    check_writable(to)
+    from geomprobe.runs.export import export as write_table
+    from geomprobe.runs.records import Run
+
+    write_table(Run.open(run), to)
 
 
 paper = typer.Typer(help="The figures and tables of the paper, on any model.", no_args_is_help=True)

@@ -11,7 +11,7 @@ from geomprobe.errors import GeomprobeError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Loaded", "load", "tokenize"]
+__all__ = ["Loaded", "load", "tokenize", "untrained"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ def load(
     gguf_file: str | None = None,
     dtype: str = "float32",
     device: str | None = None,
+    device_map: str | None = None,
+    tokenizer: str | None = None,
     trust_remote_code: bool = False,
 ) -> Loaded:
     """Load a causal language model, from safetensors or GGUF only.
@@ -39,6 +41,8 @@ def load(
         gguf_file: the file to read inside ``model``.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto`` (what the checkpoint has).
         device: where to; CUDA when there is one, else the CPU.
+        device_map: ``auto`` and its like, for a model that one device does not hold; in place of ``device``.
+        tokenizer: where to take the tokenizer from, if not from ``model``.
         trust_remote_code: run the model's own code. Only when you trust whoever wrote it.
 
     Raises:
@@ -59,16 +63,33 @@ def load(
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise GeomprobeError(f"dtype {dtype!r}: expected float32, bfloat16, float16 or auto")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, **source)
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, **source, **weights)
-        loaded = loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        reads = AutoTokenizer.from_pretrained(tokenizer or model, **(source if tokenizer is None else {}))
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, device_map=device_map, **source, **weights).eval()
+        if device_map is None:
+            loaded = loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except Exception as error:  # whatever a hub, a disk or a file format can do wrong
         first_line = str(error).strip().split("\n")[0]
         raise GeomprobeError(
             f"cannot load {model!r}: {type(error).__name__}: {first_line}. Expected a hub id, a directory with config.json, "
             "tokenizer and safetensors weights, or a GGUF file"
         ) from error
-    return Loaded(loaded, tokenizer)
+    return Loaded(loaded, reads)
+
+
+def untrained(loaded: Loaded, *, seed: int = 0) -> Loaded:
+    """The same architecture with the random weights that a training starts from, in evaluation mode, on the same device.
+
+    Raises:
+        GeomprobeError: the model cannot be made from its configuration.
+    """
+    model = loaded.model
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            fresh = type(model)(model.config)
+    except Exception as error:  # code of the model's own
+        raise GeomprobeError(f"cannot make an untrained {type(model).__name__}: {type(error).__name__}: {error}") from error
+    return Loaded(fresh.to(device=model.device, dtype=model.dtype).eval(), loaded.tokenizer)
 
 
 def tokenize(loaded: Loaded, text: str) -> torch.Tensor:

@@ -15,7 +15,7 @@ from geomprobe.capture.hooks import Capture
 from geomprobe.capture.stream import Endings, Stream
 from geomprobe.core.attention import AttentionRows
 from geomprobe.core.rows import exact_arithmetic
-from geomprobe.core.state import Accumulator, ReadsAttention, State, Tally
+from geomprobe.core.state import ReadsAttention, Tally
 from geomprobe.distributed import replicas
 from geomprobe.errors import GeomprobeError
 from geomprobe.gather import Gather
@@ -174,7 +174,7 @@ class Probe:
         reading = Reading(mode=mode, sites=self.sites, notes=self._notes())
         with torch.inference_mode(False), torch.no_grad():
             for site, states in banks[mode].items():
-                self._compute(reading, site, states)
+                reading.measure(site, self.metrics, states)
         if reset:
             self.reset(mode)
         return reading
@@ -215,21 +215,6 @@ class Probe:
                 "num_beams=1 and no assistant, or run the finished text through the model under the probe"
             )
         return not stream.rearranged
-
-    def _compute(self, reading: Reading, site: str, states: Mapping[Accumulator, State]) -> None:
-        tally = {name: float(value) for name, value in states[Tally()].items()}
-        reading.add(site, "tokens", tally["tokens"])
-        reading.add(site, "texts", tally["texts"])
-        if tally["nonfinite"]:
-            reading.add(site, "nonfinite", tally["nonfinite"])
-            reading.notes.append(f"{site}: {tally['nonfinite']:.0f} rows held NaN or Inf and were left out of every number")
-        if not tally["tokens"]:
-            return
-        for metric in self.metrics:
-            for name, value in metric.scalars(states).items():
-                reading.add(site, name, float(value))
-            for name, curve in metric.curves(states).items():
-                reading.add_curve(site, name, curve)
 
     def _notes(self) -> list[str]:
         if self.fault is None:

@@ -4,12 +4,13 @@ import html
 import json
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from geomprobe.core.state import Accumulator, State, Tally
 from geomprobe.errors import GeomprobeError
-from geomprobe.metrics.metric import Curve
+from geomprobe.metrics.metric import Curve, Metric
 
 if TYPE_CHECKING:
     import pandas
@@ -73,6 +74,26 @@ class Reading:
             raise GeomprobeError(f"two metrics of this probe both give the curve {metric!r}: use one of them, or rename yours")
         self._curves[key] = curve
 
+    def measure(self, site: str, metrics: Sequence[Metric], states: Mapping[Accumulator, State]) -> None:
+        """Set what ``metrics`` make of the states of one site, and the counts behind it.
+
+        Raises:
+            GeomprobeError: two metrics gave the same name.
+        """
+        tally = {name: float(value) for name, value in states[Tally()].items()}
+        self.add(site, "tokens", tally["tokens"])
+        self.add(site, "texts", tally["texts"])
+        if tally["nonfinite"]:
+            self.add(site, "nonfinite", tally["nonfinite"])
+            self.notes.append(f"{site}: {tally['nonfinite']:.0f} rows held NaN or Inf and were left out of every number")
+        if not tally["tokens"]:
+            return
+        for metric in metrics:
+            for name, value in metric.scalars(states).items():
+                self.add(site, name, float(value))
+            for name, curve in metric.curves(states).items():
+                self.add_curve(site, name, curve)
+
     # -- look up ------------------------------------------------------------------------------------------------------------
 
     def __getitem__(self, key: str) -> float:
@@ -108,6 +129,16 @@ class Reading:
     def site(self, site: str) -> dict[str, float]:
         """All scalars of one site by metric name."""
         return {key.split("/")[0]: value for key, value in self.values.items() if key.split("/")[1] == site}
+
+    def beside(self, other: "Reading") -> "Reading":
+        """This reading and what only ``other`` has: numbers, curves, notes. Of a name that both have, this one's is kept."""
+        return Reading(
+            mode=self.mode,
+            sites=self.sites,
+            values=other.values | self.values,
+            notes=list(dict.fromkeys([*self.notes, *other.notes])),
+            _curves=other._curves | self._curves,
+        )
 
     # -- out and in ---------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,205 @@
+"""What a sweep measures of one model: every token cheaply, a sample of them closely."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from geomprobe.core.rows import Rows, exact_arithmetic
+from geomprobe.core.state import Accumulator, ReadsAttention, State, Tally, merge, zeros
+from geomprobe.errors import GeomprobeError
+from geomprobe.ledger import Ledger
+from geomprobe.loading import Loaded
+from geomprobe.metrics.activations import MassiveActivations
+from geomprobe.metrics.attention import AttentionProfile
+from geomprobe.metrics.context import ContextLasso
+from geomprobe.metrics.curvature import Curvature
+from geomprobe.metrics.entropy import RepresentationEntropy
+from geomprobe.metrics.gain import InformationGain
+from geomprobe.metrics.metric import Metric
+from geomprobe.probe import Probe
+from geomprobe.reading import Reading
+from geomprobe.runs.corpus import Batch
+from geomprobe.runs.team import Team
+
+__all__ = ["Measured", "anchor_grams", "close_metrics", "gaussian", "measure", "of_all_tokens"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one model read, and its loss in nats per predicted token."""
+
+    reading: Reading
+    loss: float
+
+
+def of_all_tokens(sketch: int | None = None) -> tuple[Metric, ...]:
+    """What is measured of every token: running covariances, which cost a few percent of the forward."""
+    return (RepresentationEntropy(texts=False, sketch=sketch),)
+
+
+def close_metrics(sketch: int | None = None) -> tuple[Metric, ...]:
+    """What is measured of a sample: it costs more than the forward. Of a name that both give, all tokens' number is taken."""
+    return (
+        RepresentationEntropy(text_spectrum=True, sketch=sketch),
+        RepresentationEntropy(text_spectrum=True, center=True, sketch=sketch),
+        InformationGain(),
+        ContextLasso(attention=True, rate=0.25),
+        AttentionProfile(),
+        Curvature(),
+        MassiveActivations(),
+    )
+
+
+def measure(
+    loaded: Loaded,
+    sample: Sequence[Batch],
+    rest: Sequence[Batch],
+    *,
+    close: Sequence[Metric],
+    wide: Sequence[Metric],
+    team: Team,
+    advance: Callable[[int], object],
+) -> Measured:
+    """Run every batch through the model once: ``sample`` under the ``close`` metrics, all under the ``wide`` ones. A collective.
+
+    Args:
+        loaded: model and tokenizer.
+        sample: batches to measure closely.
+        rest: the others.
+        close: metrics of the sample.
+        wide: metrics of all; what they accumulate, ``close`` accumulates too, so that the sums of both parts add.
+        team: the processes that share the batches.
+        advance: told how many tokens were read.
+
+    Raises:
+        GeomprobeError: the model cannot be measured, or gives no finite row at a site.
+    """
+    kept = {repr(need) for metric in wide for need in metric.needs} | {repr(Tally())}
+
+    def run() -> tuple[Probe, Probe, Tensor, list[str]]:
+        metrics, notes = _that_fit(loaded, close)
+        near, loss = _run(loaded, metrics, team.share(sample), advance)
+        far, more = _run(loaded, wide, team.share(rest), advance)
+        far.load_state_dict(_sums(near.state_dict(), far.state_dict(), kept))
+        return near, far, loss + more, notes
+
+    near, whole, loss, notes = team.all_do(run)
+    reading = _joined(whole.read("eval"), near.read("eval"))
+    reading.notes += notes
+    if silent := [site for site in reading.sites if not reading.values.get(f"tokens/{site}")]:
+        raise GeomprobeError(
+            f"not one finite row at {silent[0]}{' and ' * (len(silent) > 1)}{f'{len(silent) - 1} more sites' * (len(silent) > 1)}:"
+            " the weights hold NaN or Inf, or overflow in this dtype; look at the checkpoint, or try --dtype float32"
+        )
+    total, predicted = team.sum(loss).tolist()
+    return Measured(reading, total / predicted)
+
+
+def gaussian(
+    width: int, sample: Sequence[Batch], rest: Sequence[Batch], *, close: Sequence[Metric], wide: Sequence[Metric], seed: int
+) -> Reading:
+    """The reading of rows drawn from a Gaussian, as many and as wide, in texts of the same lengths: one site, ``"gaussian"``."""
+    generator = torch.Generator().manual_seed(seed)
+    readings = []
+    alone = _without_attention(close)
+    for metrics, batches in ((wide, [*sample, *rest]), (alone, sample)):
+        needs = dict.fromkeys([Tally(), *(need for metric in metrics for need in metric.needs)])
+        ledger = Ledger(tuple(needs), ("gaussian",))
+        for batch in batches:
+            with exact_arithmetic("cpu"):
+                rows = torch.randn(1, *batch.ids.shape, width, generator=generator)
+                ledger.add("eval", slice(0, 1), Rows(rows, batch.mask.bool()))
+        reading = Reading(mode="eval", sites=("gaussian",))
+        reading.measure("gaussian", metrics, ledger.banks["eval"]["gaussian"])
+        readings.append(reading)
+    return _joined(*readings)
+
+
+def anchor_grams(loaded: Loaded, batch: Batch) -> dict[str, Tensor]:
+    """For every site the Gram matrix ``(n, n)`` of the unit rows of one batch, float32: what CKA compares."""
+    with Probe(loaded.model, [_Anchor()], on_error="raise") as probe:
+        _forward(loaded, batch)
+    grams = {name.split("/")[1]: value for name, value in probe.state_dict().items() if name.endswith("/gram")}
+    tokens = batch.mask.flatten().bool()
+    return {site: gram[tokens][:, tokens].float() for site, gram in grams.items()}
+
+
+def _run(
+    loaded: Loaded, metrics: Sequence[Metric], batches: Sequence[Batch], advance: Callable[[int], object]
+) -> tuple[Probe, Tensor]:
+    """The probe after ``batches``, closed, and Σ of the loss over predicted tokens beside their number."""
+    loss = torch.zeros(2, dtype=torch.float64)
+    with Probe(loaded.model, metrics, on_error="raise") as probe:
+        for batch in batches:
+            predicted = int(batch.mask[:, 1:].sum())
+            loss += torch.tensor([float(_forward(loaded, batch).loss) * predicted, predicted], dtype=torch.float64)
+            advance(batch.tokens)
+    return probe, loss
+
+
+@torch.inference_mode()
+def _forward(loaded: Loaded, batch: Batch):  # type: ignore[no-untyped-def]  # Transformers' output
+    ids, mask = batch.ids.to(loaded.model.device), batch.mask.to(loaded.model.device)
+    return loaded.model(
+        input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100), use_cache=False
+    )
+
+
+def _sums(near: Mapping[str, Tensor], far: Mapping[str, Tensor], kept: set[str]) -> dict[str, Tensor]:
+    """Two states of probes as one, of the accumulators in ``kept``."""
+    parts = [{name: value for name, value in part.items() if name.split("/")[2] in kept} for part in (near, far)]
+    return {
+        name: merge([{name: part[name]} for part in parts if name in part])[name] for name in dict.fromkeys([*parts[0], *parts[1]])
+    }
+
+
+def _joined(whole: Reading, sample: Reading) -> Reading:
+    """The numbers of all tokens, and what only the sample has; how much that was, as ``sample_tokens``."""
+    counts = {f"sample_{key}": value for key, value in sample.values.items() if key.startswith("tokens/")}
+    joined = whole.beside(sample)
+    joined.values |= counts
+    return joined
+
+
+def _that_fit(loaded: Loaded, metrics: Sequence[Metric]) -> tuple[Sequence[Metric], list[str]]:
+    """``metrics``, without attention where the model keeps it to itself, and the note that says so."""
+    probe = Probe(loaded.model, metrics, on_error="raise")
+    try:
+        probe.attach()
+    except GeomprobeError as error:
+        if not any(map(_reads_attention, metrics)):
+            raise
+        return _without_attention(metrics), [f"no attention: {error}"]
+    finally:
+        probe.close()
+    return metrics, []
+
+
+def _without_attention(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
+    alone = [replace(metric, attention=False) if isinstance(metric, ContextLasso) else metric for metric in metrics]
+    return tuple(metric for metric in alone if not _reads_attention(metric))
+
+
+def _reads_attention(metric: Metric) -> bool:
+    return any(isinstance(need, ReadsAttention) and need.attention is not None for need in metric.needs)
+
+
+@dataclass(frozen=True)
+class _Anchor(Metric):
+    """The Gram matrix of all rows of one forward: of rows, not a sum over them, so it is kept out of every run's sums."""
+
+    @property
+    def needs(self) -> tuple[Accumulator, ...]:
+        return (self,)
+
+    def zero(self, width: int, device: torch.device) -> State:
+        return zeros({"gram": (0, 0)}, device)
+
+    def measure(self, rows: Rows) -> State:
+        z = rows.unit().double().flatten(-3, -2)
+        return {"gram": z @ z.mT}
+
+    def scalars(self, states: Mapping[Accumulator, State]) -> dict[str, float]:
+        return {}
