@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from geomprobe.metrics.metric import Metric
     from geomprobe.probe import Probe
     from geomprobe.reading import Reading
+    from geomprobe.runs.sweep import sweep
     from geomprobe.schedule import every
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ __all__ = [
     "Reading",
     "RepresentationEntropy",
     "every",
+    "sweep",
 ]
 
 _HOME = {
@@ -46,6 +48,7 @@ _HOME = {
     "Reading": "geomprobe.reading",
     "RepresentationEntropy": "geomprobe.metrics.entropy",
     "every": "geomprobe.schedule",
+    "sweep": "geomprobe.runs.sweep",
 }
 
 

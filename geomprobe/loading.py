@@ -67,8 +67,10 @@ def load(
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, device_map=device_map, **source, **weights).eval()
         if device_map is None:
             loaded = loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if not reads("a", add_special_tokens=False).input_ids:  # Transformers makes one up, which reads nothing
+            raise OSError("no tokenizer there: save one beside the weights, or say where to take it from (tokenizer)")
     except Exception as error:  # whatever a hub, a disk or a file format can do wrong
-        first_line = str(error).strip().split("\n")[0]
+        first_line = str(error).strip().split("\n")[0].rstrip(".")
         raise GeomprobeError(
             f"cannot load {model!r}: {type(error).__name__}: {first_line}. Expected a hub id, a directory with config.json, "
             "tokenizer and safetensors weights, or a GGUF file"

@@ -62,7 +62,7 @@ def measure(
     team: Team,
     advance: Callable[[int], object],
 ) -> Measured:
-    """Run every batch through the model once: ``sample`` under the ``close`` metrics, all under the ``wide`` ones. A collective.
+    """Run every batch through the model once, ``sample`` under the ``close`` metrics, all under the ``wide``; a collective.
 
     Args:
         loaded: model and tokenizer.
@@ -90,8 +90,8 @@ def measure(
     reading.notes += notes
     if silent := [site for site in reading.sites if not reading.values.get(f"tokens/{site}")]:
         raise GeomprobeError(
-            f"not one finite row at {silent[0]}{' and ' * (len(silent) > 1)}{f'{len(silent) - 1} more sites' * (len(silent) > 1)}:"
-            " the weights hold NaN or Inf, or overflow in this dtype; look at the checkpoint, or try --dtype float32"
+            f"not one finite row at {', '.join(silent[:2])}{' …' * (len(silent) > 2)}: weights hold NaN or Inf, or overflow "
+            "in this dtype; look at the checkpoint, or try dtype float32"
         )
     total, predicted = team.sum(loss).tolist()
     return Measured(reading, total / predicted)
@@ -100,7 +100,7 @@ def measure(
 def gaussian(
     width: int, sample: Sequence[Batch], rest: Sequence[Batch], *, close: Sequence[Metric], wide: Sequence[Metric], seed: int
 ) -> Reading:
-    """The reading of rows drawn from a Gaussian, as many and as wide, in texts of the same lengths: one site, ``"gaussian"``."""
+    """The reading of rows drawn from a Gaussian, as many and as wide, in texts as long: one site, ``"gaussian"``."""
     generator = torch.Generator().manual_seed(seed)
     readings = []
     alone = _without_attention(close)
@@ -142,17 +142,14 @@ def _run(
 @torch.inference_mode()
 def _forward(loaded: Loaded, batch: Batch):  # type: ignore[no-untyped-def]  # Transformers' output
     ids, mask = batch.ids.to(loaded.model.device), batch.mask.to(loaded.model.device)
-    return loaded.model(
-        input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100), use_cache=False
-    )
+    return loaded.model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100), use_cache=False)
 
 
 def _sums(near: Mapping[str, Tensor], far: Mapping[str, Tensor], kept: set[str]) -> dict[str, Tensor]:
     """Two states of probes as one, of the accumulators in ``kept``."""
     parts = [{name: value for name, value in part.items() if name.split("/")[2] in kept} for part in (near, far)]
-    return {
-        name: merge([{name: part[name]} for part in parts if name in part])[name] for name in dict.fromkeys([*parts[0], *parts[1]])
-    }
+    names = dict.fromkeys([*parts[0], *parts[1]])
+    return {name: merge([{"": part[name]} for part in parts if name in part])[""] for name in names}
 
 
 def _joined(whole: Reading, sample: Reading) -> Reading:

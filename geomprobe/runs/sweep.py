@@ -20,7 +20,6 @@ from geomprobe.core.compare import debiased_cka, effective_rank_difference
 from geomprobe.errors import GeomprobeError
 from geomprobe.files import append_line, mend_lines, write_whole
 from geomprobe.loading import Loaded, load, untrained
-from geomprobe.reading import Reading
 from geomprobe.runs.checkpoints import Checkpoint, find_checkpoints, read_ahead
 from geomprobe.runs.corpus import Batch, Pieces, read_documents, tokenize_documents
 from geomprobe.runs.measure import anchor_grams, close_metrics, gaussian, measure, of_all_tokens
@@ -118,8 +117,8 @@ def sweep(
         the run, with the records of all checkpoints. Look at ``run.failed``.
 
     Raises:
-        GeomprobeError: no checkpoint, no text, the folder holds a run of other arguments or is being written by another process,
-            or cannot be written. What is recorded by then stays.
+        GeomprobeError: no checkpoint, no text, or a folder that holds a run of other arguments, is being written by another
+            process, or cannot be written. What is recorded by then stays.
     """
     plan = _Plan(
         models=(models,) if isinstance(models, str) else tuple(models),
@@ -169,7 +168,7 @@ class _Sweep:
     ) -> None:
         self.plan, self.team, self.folder = plan, team, folder
         self.documents, self.device, self.records, self.on_record, self.bar = documents, device, records, on_record, bar
-        self.pieces: dict[str, Pieces] = {}
+        self.wanted: set[Path] = set()
 
     def through(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Read those that are not recorded yet."""
@@ -200,6 +199,9 @@ class _Sweep:
         except GeomprobeError as error:
             record = replace(record, error=str(error), reading=None, loss=None)
         self._add(replace(record, seconds=time.monotonic() - began))
+        if record.error is None and self.team.main:
+            for path in set(self.folder.glob("anchor-*.safetensors")) - self.wanted:
+                path.unlink(missing_ok=True)
 
     def _load(self, checkpoint: Checkpoint) -> Loaded:
         plan = self.plan
@@ -217,7 +219,7 @@ class _Sweep:
         plan, reads = self.plan, getattr(loaded.model.config, "max_position_embeddings", None)
         length = plan.length or min(512, reads or 512)
         if reads is not None and length > reads:
-            raise GeomprobeError(f"texts of {length:,} tokens are longer than this model reads, {reads:,}: give a smaller length")
+            raise GeomprobeError(f"texts of {length:,} tokens are longer than this model reads, {reads:,}: give a length")
         return tokenize_documents(loaded.tokenizer, self.documents, tokens=plan.tokens, length=length)
 
     def _batches(self, pieces: Pieces) -> tuple[list[Batch], list[Batch]]:
@@ -271,14 +273,17 @@ class _Sweep:
         if start is not None and start.reading is not None:
             reading.add("final_norm", "diff_erank", float(effective_rank_difference(start.reading[name], reading[name])))
         grams = anchor_grams(loaded, pieces.split(_ANCHOR)[0].batches(sys.maxsize)[0])
-        alike = [self.records.get(("checkpoint", other)) for other in order[: order.index(record.name)]]
-        earlier = [r for r in alike if r is not None and r.error is None and (r.config, r.tokens) == (record.config, record.tokens)]
+        before = [self.records.get(("checkpoint", name)) for name in order[: order.index(record.name)]]
+        same = (None, record.config, record.tokens)
+        earlier = [r for r in before if r is not None and (r.error, r.config, r.tokens) == same]
         for what, other in (("cka_first", earlier[:1]), ("cka_previous", earlier[-1:])):
             kept = self._load_grams(other[0]) if other else {}
             for site in [site for site in reading.sites if site in kept]:
                 reading.add(site, what, float(debiased_cka(grams[site].double(), kept[site].double())))
         if self.team.main:
-            self._keep_grams(record, grams, [r.name for r in earlier[:1]])
+            self._keep_grams(record, grams)
+            # Pruned once the record is written: until then the next attempt may need them. The one before stays, too.
+            self.wanted = {self._grams(r.name) for r in (*earlier[:1], *earlier[-1:], record)}
 
     def _grams(self, name: str) -> Path:
         return self.folder / f"anchor-{sha256(name.encode()).hexdigest()[:12]}.safetensors"
@@ -289,14 +294,10 @@ class _Sweep:
         path = self._grams(record.name)
         return load_file(path) if path.exists() else {}
 
-    def _keep_grams(self, record: Record, grams: dict[str, Tensor], first: list[str]) -> None:
-        """This checkpoint's and the first one's; the next will ask for no others."""
+    def _keep_grams(self, record: Record, grams: dict[str, Tensor]) -> None:
         from safetensors.torch import save
 
         write_whole(self._grams(record.name), save({site: gram.contiguous() for site, gram in grams.items()}))
-        wanted = {self._grams(name) for name in (record.name, *first)}
-        for path in set(self.folder.glob("anchor-*.safetensors")) - wanted:
-            path.unlink(missing_ok=True)
 
     # -- records --------------------------------------------------------------------------------------------------------------
 

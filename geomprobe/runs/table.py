@@ -20,7 +20,7 @@ _COLUMNS = {
 def table(run: Run) -> str:
     """One line a checkpoint, in 80 columns: the loss and what ``final_norm`` shows; the baselines under a rule; what failed."""
     shown = [name for name in _COLUMNS if any(_value(record, name) is not None for record in run.records)]
-    head = f"{"checkpoint":<20}  {'loss':>6}" + "".join(f"  {_COLUMNS[name][0]:>8}" for name in shown[:5])
+    head = f"{'checkpoint':<20}  {'loss':>6}" + "".join(f"  {_COLUMNS[name][0]:>8}" for name in shown[:5])
     lines = [f"{run.name}: {len(run.checkpoints)} checkpoints, final_norm", "", head]
     lines += [_line(record.name, record, shown[:5]) for record in run.checkpoints]
     nulls = [record for record in run.records if record.kind != "checkpoint" and record.reading is not None]

@@ -55,6 +55,6 @@ def test_files_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_goes_wrong_ahead_is_left_to_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with read_ahead([Checkpoint("a", "nobody/nothing")]):
         pass

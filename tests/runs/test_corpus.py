@@ -76,7 +76,7 @@ def test_an_unknown_field_of_parquet_names_those_there_are(tmp_path: Path) -> No
 
 
 def test_a_data_set_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(GeomprobeError, match="cannot read 'nobody/nothing'"):
         read_documents("nobody/nothing")
 
