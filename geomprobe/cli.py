@@ -169,6 +169,27 @@ def export(
     write_table(Run.open(run), to)
 
 
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of sweeps.", metavar="RUN...")],
+    out: Annotated[Path | None, typer.Option(help="The page; RUN/report.html by default, of several runs report.html.")] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+) -> None:
+    """One page of one or several sweeps: entropy and gain by layer, step and size, beside null baselines."""
+    page = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    from geomprobe.report.page import report_page
+    from geomprobe.runs.records import Run
+
+    opened = [Run.open(run) for run in runs]
+    check_writable(page)
+    write_whole(page, report_page(opened))
+    print(f"wrote {page}: open it in a browser", file=sys.stderr)
+    if show:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+
+
 paper = typer.Typer(help="The figures and tables of the paper, on any model.", no_args_is_help=True)
 app.add_typer(paper, name="paper")
 

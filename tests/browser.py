@@ -39,7 +39,16 @@ class Viewer:
     folder: Path
     faults: list[str] = field(default_factory=list)
 
-    def open(self, document: str, *, width: int = 1100, height: int = 900, dark: bool = False, touch: bool = False) -> Page:
+    def open(
+        self,
+        document: str,
+        *,
+        width: int = 1100,
+        height: int = 900,
+        dark: bool = False,
+        touch: bool = False,
+        script: bool = True,
+    ) -> Page:
         """The document, written to a file and loaded from it."""
         file = self.folder / f"page-{len(list(self.folder.iterdir()))}.html"
         file.write_text(document, "utf-8")
@@ -47,6 +56,7 @@ class Viewer:
             viewport={"width": width, "height": height},
             color_scheme="dark" if dark else "light",
             has_touch=touch,
+            java_script_enabled=script,
         )
 
         def asked(request: Request) -> None:

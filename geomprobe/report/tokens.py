@@ -13,7 +13,7 @@ from importlib.resources import files
 
 from geomprobe.errors import GeomprobeError
 
-__all__ = ["KINDS", "Row", "TokenPage"]
+__all__ = ["KINDS", "Row", "TokenPage", "printable"]
 
 KINDS = ("lasso", "ridge", "attention")
 """The ways of picking, in the order the page shows them."""
@@ -73,11 +73,11 @@ class TokenPage:
         gain = self.gain[start]
         low, high = _range(gain)
         parts = {
-            "title": html.escape(_printable(self.title)),
+            "title": html.escape(printable(self.title)),
             "script_hash": b64encode(sha256(script.encode()).digest()).decode(),
-            "notes": "".join(f"<li>{html.escape(_printable(note))}</li>" for note in self.notes),
+            "notes": "".join(f"<li>{html.escape(printable(note))}</li>" for note in self.notes),
             "text": "".join(_token(token, value, low, high) for token, value in zip(self.tokens, gain, strict=True)),
-            "site": html.escape(_printable(self.sites[start])),
+            "site": html.escape(printable(self.sites[start])),
             "low": _nats(low),
             "high": _nats(high),
             "data": self._data(start),
@@ -87,7 +87,7 @@ class TokenPage:
     def _data(self, start: int) -> str:
         data = {
             "start": start,
-            "sites": [_printable(site) for site in self.sites],
+            "sites": [printable(site) for site in self.sites],
             "gain": [_thousandths(row) for row in self.gain],
             "r2": [_thousandths(row) for row in self.r2],
             "picks": {kind: [_packed(row) for row in self.picks[kind]] for kind in KINDS if kind in self.picks},
@@ -139,12 +139,13 @@ def _token(token: str, gain: float, low: float, high: float) -> str:
 
 def _visible(token: str) -> str:
     """A token with what cannot be seen made visible: spaces at its ends, control characters, nothing at all."""
-    shown = _printable(re.sub(r"^ +| +$| {2,}", lambda spaces: "␣" * len(spaces[0]), token))
+    shown = printable(re.sub(r"^ +| +$| {2,}", lambda spaces: "␣" * len(spaces[0]), token))
     mark = unicodedata.category(shown[:1] or "-").startswith("M")  # it would land on the letter of another token
     return "◌" * mark + shown or "∅"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Any text with what a page would swallow or obey made visible: control characters, joiners, strange spaces."""
     return "".join(_character(character, alone=len(text) == 1) for character in text)
 
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -346,12 +347,10 @@ def _opened(folder: Path, plan: _Plan, documents: Sequence[str]) -> Iterator[Run
 def _manifest(plan: _Plan, documents: Sequence[str]) -> dict[str, Any]:
     import transformers
 
-    import geomprobe
-
     hashed = sha256()
     for document in documents:
         hashed.update(f"{len(document)}:".encode() + document.encode("utf-8", "surrogatepass"))
-    versions = {"geomprobe": geomprobe.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {"geomprobe": version("geomprobe"), "torch": torch.__version__, "transformers": transformers.__version__}
     arguments = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(plan).items()}
     return {
         "arguments": arguments,

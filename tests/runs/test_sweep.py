@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from geomprobe import GeomprobeError, InformationGain, Probe, RepresentationEntropy, sweep
 from geomprobe.core.compare import debiased_cka
+from geomprobe.files import append_line
 from geomprobe.loading import load, untrained
 from geomprobe.runs import sweep as module
 from geomprobe.runs.corpus import Pieces, read_documents, tokenize_documents
@@ -239,19 +240,19 @@ def test_a_full_disk_keeps_what_was_computed(
     begin: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = begin(out=tmp_path / "whole")
-    append, room = module.append_line, [1]
+    room = [1]
 
     def small(path: Path, record: dict[str, Any]) -> None:
         if not room:
             raise GeomprobeError("cannot add: No space left on device")
         room.pop()
-        append(path, record)
+        append_line(path, record)
 
     monkeypatch.setattr(module, "append_line", small)
     with pytest.raises(GeomprobeError, match="No space left"):
         begin()
     assert [record["name"] for record in lines(tmp_path / "run")] == ["checkpoint-1"]
-    monkeypatch.setattr(module, "append_line", append)
+    monkeypatch.setattr(module, "append_line", append_line)
     begin()
     assert lines(tmp_path / "run") == lines(whole.path)
 

@@ -1,0 +1,516 @@
+"""One page of one or several runs: what was measured, figures with what they are not, and their numbers as tables."""
+
+import json
+import math
+import re
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from geomprobe.errors import GeomprobeError
+from geomprobe.report import figures
+from geomprobe.report.style import safe, template, thousands
+from geomprobe.report.words import COMPACT, words
+from geomprobe.runs.records import Record, Run
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = ["report_page"]
+
+_NORMALISED = {
+    "of its maximum": "entropy",
+    "nats": "entropy_nats",
+    "H": "matrix_entropy",
+    "H / log d": "matrix_entropy_log_d",
+    "H / log n": "matrix_entropy_log_n",
+}
+_RANKS = {
+    "effective rank": "effective_rank",
+    "over d": "rank_ratio",
+    "stable rank": "stable_rank",
+    "participation ratio": "participation_ratio",
+}
+_GLANCE = {
+    "loss": ("the loss", "nats per token"),
+    "entropy": ("the entropy of the last layer", "of its maximum"),
+    "effective_rank": ("its effective rank", "directions"),
+    "gain_per_token": ("what a token adds", "nats"),
+}
+"""The first figures of a page, and what its first sentence calls them."""
+_SCALED = (
+    "entropy",
+    "matrix_entropy",
+    "matrix_entropy_log_d",
+    "matrix_entropy_log_n",
+    "effective_rank",
+    "information_gain_per_dim",
+)
+_OTHERS = "Other views"
+_LEAST = {3: 20, 4: 13, 6: 20}
+"""How wide a figure is at least, in rem, where there are so many side by side."""
+
+
+@dataclass(frozen=True)
+class Plate:
+    """Figures under one heading, and two sentences on them.
+
+    Attributes:
+        views: sets of figures of which one is seen at a time, by what the switches say: ``(run, normalisation)``.
+        tabled: how many figures of a view have their numbers in a table; those after them show the same numbers again.
+    """
+
+    title: str
+    read: str
+    isnt: str
+    views: Mapping[tuple[str, ...], Sequence["Figure"]]
+    tabled: int | None = None
+
+
+def report_page(runs: Sequence[Run]) -> str:
+    """The page as one document: it loads nothing, and runs from a file.
+
+    Raises:
+        GeomprobeError: there is no run, or one in which no checkpoint was read.
+    """
+    if not runs:
+        raise GeomprobeError("a report needs a run: give the folder of a sweep")
+    for run in runs:
+        if not run.checkpoints:
+            why = f"the last of {len(run.failed)} said {run.failed[-1].error}" if run.failed else "it has no records yet"
+            raise GeomprobeError(f"{run.path}: no checkpoint of this run was read, so there is nothing to show: {why}")
+    compared = _comparable(runs)
+    drawn: list[dict[str, Any]] = []
+    body = "".join(_section(title, plates, drawn) for title, plates in _sections(compared) if plates)
+    page = files("geomprobe.report").joinpath("report.html").read_text("utf-8")
+    from plotly.offline import get_plotlyjs
+
+    plotly: str = get_plotlyjs()
+    script = page.rpartition("<script>")[2].partition("</script>")[0]
+    parts = {
+        "title": safe(" · ".join(run.name for run in runs), most=80),
+        "script_hashes": " ".join(
+            f"'sha256-{b64encode(sha256(code.encode()).digest()).decode()}'" for code in (plotly, script)
+        ),
+        "summary": _summary(compared),
+        "facts": _facts(runs),
+        "notes": "".join(f"<li>{note}</li>" for note in _notes(runs)),
+        "body": body,
+        "data": json.dumps(
+            {"themes": {"light": template(), "dark": template(dark=True)}, "figures": drawn},
+            separators=(",", ":"),
+            allow_nan=False,
+        ).replace("<", "\\u003c"),
+        "plotly": plotly,
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda field: parts[field[1]], page)  # one pass: a name may hold {{…}} itself
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------------
+
+
+def _comparable(runs: Sequence[Run]) -> list[Run]:
+    """One run per model over its training, or one run over models: however the sweeps were cut."""
+    parted = [part for run in runs for part in _by_size(run)]
+    if len(parted) == 1 or any(len(run.checkpoints) > 1 for run in parted):
+        return parted
+    records = [
+        replace(record, name=run.name if record.kind == "checkpoint" else f"{run.name} {record.name}", step=None)
+        for run in parted
+        for record in run.records
+        if record.reading is not None
+    ]
+    return [Run(Path(parted[0].name), parted[0].manifest, records)]
+
+
+def _by_size(run: Run) -> list[Run]:
+    """A sweep over both steps and sizes as one run for each size."""
+    sizes = list(dict.fromkeys(record.parameters for record in run.checkpoints))
+    if run.axis == "parameters" or len(sizes) == 1:
+        return [run]
+    parts = []
+    for size in sizes:
+        checkpoints = [record for record in run.checkpoints if record.parameters == size]
+        nulls = {id(null): null for r in checkpoints for kind in ("untrained", "gaussian") if (null := run.baseline(r, kind))}
+        name = checkpoints[0].model.rstrip("/").rsplit("/", 1)[-1] or thousands(size or 0)
+        parts.append(Run(Path(name), run.manifest, [*checkpoints, *nulls.values()]))
+    return parts
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------------
+
+
+def _sections(runs: Sequence[Run]) -> list[tuple[str, list[Plate]]]:
+    glance = Plate(
+        f"At the last layer, {'along training' if runs[0].axis == 'step' else 'model by model'}",
+        "The loss on the same tokens beside three numbers of the rows that the model predicts from: look where their courses "
+        "turn.",
+        "That two of them move together does not make one the cause of the other.",
+        _one(figures.over_checkpoints(runs, metric, most=1) for metric in _GLANCE),
+    )
+    entropy = Plate(
+        "Entropy by layer",
+        "How widely the rows of a layer spread over directions, across depth, by checkpoint and as a map of both; the switch "
+        "changes what it is divided by.",
+        "It is not the entropy of tokens or predictions, and a trend that shows under one divisor only is a trend of the "
+        "divisor: log d grows with width, and n with the data.",
+        _by_run(runs, _NORMALISED, _layers),
+        1,
+    )
+    ranks = Plate(
+        "How many directions",
+        "Counts of directions in use: e<sup>H</sup>, the same over d, and two that weigh large directions more.",
+        "None is the rank of a matrix, and all grow with the number of rows until it is far above d.",
+        _by_run(runs, _RANKS, _layers),
+        1,
+    )
+    wide = len({record.width for run in runs for record in run.checkpoints}) > 1  # then compare per dimension first
+    gain = Plate(
+        "Information gain by position",
+        "The nats that a text has opened up to a position (the paper’s Figure 3), and what each next token adds: a curve bends "
+        "where new rows repeat old directions.",
+        "It is not surprisal and not mutual information between tokens, and later positions rest on fewer, longer texts.",
+        {
+            (label,): both
+            for label, per in sorted({"nats": False, "per dimension": True}.items(), reverse=wide)
+            if (both := _drawn(figures.gain_curves(runs, increments=inc, per_dimension=per) for inc in (False, True)))
+        },
+    )
+    latest = _latest(runs)
+    scaled = Plate(
+        "With size",
+        "Each point is a model, the line is the power law y = c + a·x<sup>b</sup> that fits best, and under it stands how "
+        "far the points speak for it against a logarithm and a constant.",
+        "A curve through a handful of models is not a law; where Gaussian rows of the same shape rise or fall alike, the trend "
+        "is that of n and d.",
+        _one(figures.scaling(latest, metric) for metric in _SCALED) if latest else {},
+    )
+    agreement = Plate(
+        "Lasso and attention",
+        "Whether the tokens a row can be rebuilt from are those its layer attends to: only what lies above the dotted line is "
+        "more than lots would give.",
+        "Agreement is no evidence that attention weights explain the model, nor that it computes the Lasso.",
+        {
+            (name,): both
+            for name, run in _named(runs).items()
+            if (both := _drawn([figures.agreement(run), figures.agreement_over_checkpoints(run)]))
+        },
+    )
+    others = [
+        Plate(words(metric).title, words(metric).read, words(metric).isnt, views)
+        for metric in COMPACT
+        if (views := _compact(runs, metric))
+    ]
+    return [
+        (title, [plate for plate in plates if plate.views])
+        for title, plates in (
+            ("", [glance]),
+            ("Entropy", [entropy, ranks]),
+            ("", [gain]),
+            ("", [scaled]),
+            ("", [agreement]),
+            (_OTHERS, others),
+        )
+    ]
+
+
+def _layers(run: Run, metric: str) -> list["Figure"]:
+    return _drawn([figures.across_depth(run, metric), figures.heatmap(run, metric), figures.over_checkpoints([run], metric)])
+
+
+def _compact(runs: Sequence[Run], metric: str) -> dict[tuple[str, ...], Sequence["Figure"]]:
+    """Of one run across depth, or over checkpoints where only one site has it; of several over checkpoints."""
+    first = figures.across_depth(runs[0], metric) if len(runs) == 1 else None
+    return _one([first or figures.over_checkpoints(runs, metric)])
+
+
+def _latest(runs: Sequence[Run]) -> Run | None:
+    """The models at the end of their training, as a run over sizes."""
+    if len(runs) == 1:
+        return runs[0] if runs[0].axis == "parameters" else None
+    records: list[Record] = []
+    for run in runs:
+        last = run.checkpoints[-1]
+        nulls = [null for kind in ("untrained", "gaussian") if (null := run.baseline(last, kind))]
+        records += [replace(r, name=f"{run.name} {r.name}", step=None) for r in (last, *nulls)]
+    return Run(runs[0].path, runs[0].manifest, records)
+
+
+def _by_run(
+    runs: Sequence[Run], metrics: Mapping[str, str], draw: Callable[[Run, str], list["Figure"]]
+) -> dict[tuple[str, ...], Sequence["Figure"]]:
+    return {
+        (name, label): drawn
+        for name, run in _named(runs).items()
+        for label, metric in metrics.items()
+        if (drawn := draw(run, metric))
+    }
+
+
+def _named(runs: Sequence[Run]) -> dict[str, Run]:
+    """By names that differ."""
+    names = [run.name for run in runs]
+    return {
+        name if names.count(name) == 1 else f"{name} ({i + 1})": run
+        for i, (name, run) in enumerate(zip(names, runs, strict=True))
+    }
+
+
+def _drawn(found: Iterable["Figure | None"]) -> list["Figure"]:
+    return [figure for figure in found if figure is not None]
+
+
+def _one(found: Iterable["Figure | None"]) -> dict[tuple[str, ...], Sequence["Figure"]]:
+    """A single view of those that there are."""
+    return {("",): drawn} if (drawn := _drawn(found)) else {}
+
+
+# -- page -------------------------------------------------------------------------------------------------------------------
+
+
+def _section(title: str, plates: Sequence[Plate], drawn: list[dict[str, Any]]) -> str:
+    """Plates under a heading, a plate alone under its own; small ones side by side have one legend together."""
+    shared: list[str] = []
+    if title == _OTHERS:
+        figures = [figure for plate in plates for view in plate.views.values() for figure in view]
+        shared = max((_legend(figure.to_plotly_json()["data"]) for figure in figures), key=len)
+    inner = "".join(_plate(plate, drawn, shared, alone=len(plates) == 1) for plate in plates)
+    return (
+        f"<section{' class=small' * (title == _OTHERS)}><h2>{title if len(plates) > 1 else plates[0].title}</h2>"
+        f'{_listed(shared)}<div class="plates">{inner}</div></section>'
+    )
+
+
+def _plate(plate: Plate, drawn: list[dict[str, Any]], shared: Sequence[str], *, alone: bool) -> str:
+    keys = list(plate.views)
+    choices = [list(dict.fromkeys(values)) for values in zip(*keys, strict=True)]
+    number = len(drawn)
+    switches = "".join(
+        f'<fieldset class="switch"><legend class="spoken">{plate.title}: show</legend>'
+        + "".join(
+            f'<label><input type="radio" name="p{number}-{place}" value="{i}"{" checked" * (i == 0)}>'
+            f"<span>{safe(label)}</span></label>"
+            for i, label in enumerate(labels)
+        )
+        + "</fieldset>"
+        for place, labels in enumerate(choices)
+        if len(labels) > 1
+    )
+    views = ""
+    for key in keys:
+        chosen = [
+            (str(labels.index(value)), safe(value)) for labels, value in zip(choices, key, strict=True) if len(labels) > 1
+        ]
+        place = "-".join(option for option, _ in chosen)
+        called = ", ".join(value for _, value in chosen)
+        views += (
+            f'<div class="view" data-view="{place}"{"" if key == keys[0] else " hidden"}>'
+            f"{_view(plate, plate.views[key], called, drawn, shared)}</div>"
+        )
+    title = "" if alone else f"<h3>{plate.title}</h3>"
+    return (
+        f'<figure class="plate"><figcaption>{title}<p>{plate.read} <i>{plate.isnt}</i></p></figcaption>{switches}{views}'
+        '<p class="none" hidden>This run does not have these numbers.</p></figure>'
+    )
+
+
+def _view(plate: Plate, view: Sequence["Figure"], called: str, drawn: list[dict[str, Any]], shared: Sequence[str]) -> str:
+    plain = [json.loads(figure.to_json()) for figure in view]
+    legends = [_legend(figure["data"]) for figure in plain]
+    longest = max(legends, key=len)
+    if together := len(view) > 1 and all(set(legend) <= set(longest) for legend in legends if legend):
+        shared = longest
+    panels, tables = _listed(longest) if together else "", ""
+    panels += f'<div class="panels" style="--least:{_LEAST.get(len(view), 27)}rem">'
+    for i, (figure, legend) in enumerate(zip(plain, legends, strict=True)):
+        title, unit = figure["layout"].pop("title")["text"], figure["layout"]["yaxis"].pop("title")["text"]
+        is_map = figure["data"][0]["type"] == "heatmap"
+        unit = f"<span>{unit}</span>" if unit and not is_map else ""
+        heading = f"<h4>{title} {unit}</h4>" if len(view) > 1 or title != plate.title else f"<h4>{unit}</h4>"
+        note = "".join(f'<p class="law">{said["text"]}</p>' for said in figure["layout"].pop("annotations", ()))
+        figure["layout"].pop("margin", None)
+        own = "" if set(legend) <= set(shared) else _listed(legend)
+        panels += (
+            f'<div class="panel{" map" * is_map}">{heading}{own}<div class="plot" role="img" '
+            f'aria-label="{title}. {_spoken(figure["data"])}" data-figure="{len(drawn)}"></div>{note}</div>'
+        )
+        if i < (plate.tabled or len(view)):
+            tables += (
+                f'<div class="scroll" tabindex="0" role="region" aria-label="{title}, numbers">'
+                f"<table><caption>{title}</caption>{_table(figure['data'])}</table></div>"
+            )
+        drawn.append(_packed(figure))
+    return f"{panels}</div><details><summary>Numbers{f': {called}' * bool(called)}</summary>{tables}</details>"
+
+
+def _legend(traces: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the lines are; of a sequence of many its ends, with its colours between. Nothing for a single line, or a map."""
+    if len(traces) < 2:
+        return []
+    sequence = [trace for trace in traces if trace["line"]["dash"] == "solid"]
+    items = []
+    if not all(trace["showlegend"] for trace in sequence):
+        colours = ",".join(f"light-dark({trace['line']['color']},{trace['meta']})" for trace in sequence)
+        ends = sequence[0]["name"], sequence[-1]["name"]
+        items.append(f'<li>{ends[0]}<i class="ramp" style="background:linear-gradient(90deg,{colours})"></i>{ends[1]}</li>')
+        traces = [trace for trace in traces if trace["line"]["dash"] != "solid"]
+    for trace in traces:
+        if trace["showlegend"]:
+            several = sum(other["legendgroup"] == trace["legendgroup"] for other in traces) > 1
+            colour = "var(--muted)" if several else f"light-dark({trace['line']['color']},{trace['meta']})"
+            border = {"solid": "solid", "dash": "dashed", "dot": "dotted"}[trace["line"]["dash"]]
+            sign = (
+                f' class="dot" style="background:{colour}"'
+                if trace["mode"] == "markers"
+                else f' style="border-top:2px {border} {colour}"'
+            )
+            items.append(f"<li><i{sign}></i>{trace['legendgroup']}</li>")
+    return items
+
+
+def _listed(legend: Sequence[str]) -> str:
+    return f'<ul class="key">{"".join(legend)}</ul>' if legend else ""
+
+
+def _table(traces: Sequence[Mapping[str, Any]]) -> str:
+    """The numbers of a figure: a column for every line, a row for every place along x. Its texts are harmless already."""
+    if traces[0]["type"] == "heatmap":
+        return ""
+    lines = [trace for trace in traces if trace["name"] != "power law"]
+    rows = {label: None for trace in sorted(lines, key=lambda t: -len(t["x"])) for label in trace["customdata"]}
+    columns = [dict(zip(trace["customdata"], trace["y"], strict=True)) for trace in lines]
+    if constant := [i for i, trace in enumerate(lines) if set(trace["customdata"]) == {"gaussian"}]:
+        rows.pop("gaussian")
+        for i in constant:
+            columns[i] = dict.fromkeys(rows, lines[i]["y"][0])
+    head = "".join(f"<th scope=col>{trace['name']}" for trace in lines)
+    body = "".join(
+        f"<tr><th scope=row>{label}" + "".join(f"<td>{_cell(column.get(label))}" for column in columns)  # end tags are optional
+        for label in rows
+    )
+    return f"<thead><tr><td>{head}<tbody>{body}"
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}".replace("-", "−")
+
+
+def _spoken(traces: Sequence[Mapping[str, Any]]) -> str:
+    """A figure in a sentence, for those who cannot see it; its numbers are in the table."""
+    if traces[0]["type"] == "heatmap":
+        rows, known = traces[0]["z"], [value for row in traces[0]["z"] for value in row if value is not None]
+        what = f"A map of {len(rows)} layers by {len(rows[0])} checkpoints"
+    else:
+        known = [value for trace in traces for value in trace["y"] if value is not None]
+        names = list(dict.fromkeys(trace["name"] for trace in traces))
+        some = ", ".join(names[:8]) + f" and {len(names) - 8} more" * (len(names) > 8)
+        what = f"{len(traces)} line{'s' * (len(traces) > 1)}: {some}"
+    return f"{what}; values from {_cell(min(known))} to {_cell(max(known))}." if known else f"{what}."
+
+
+def _packed(plain: dict[str, Any]) -> dict[str, Any]:
+    """A figure without what the page has once: the template, and names along x that all lines share."""
+    plain["layout"].pop("template")
+    plain["layout"]["showlegend"] = False  # the page has its own
+    first, *others = plain["data"]
+    for trace in others:
+        if trace["customdata"] == first["customdata"]:
+            del trace["customdata"]
+    return plain
+
+
+# -- what was measured ------------------------------------------------------------------------------------------------------
+
+
+def _summary(runs: Sequence[Run]) -> str:
+    """What happened, in a sentence with the run's own numbers."""
+    if len(runs) > 1:
+        return f"{len(runs)} runs over training, side by side."
+    first, last = runs[0].checkpoints[0], runs[0].checkpoints[-1]
+    courses = []
+    for metric, (name, unit) in _GLANCE.items():
+        start, end = (record.loss if metric == "loss" else _at_end(record, metric) for record in (first, last))
+        if start is not None and end is not None and first is not last:
+            courses.append(f"{name} went from <b>{start:.3g}</b> to <b>{end:.3g}</b> {unit}")
+        elif end is not None:
+            courses.append(f"{name} is <b>{end:.3g}</b> {unit}")
+    between = f"From {_called(first)} to {_called(last)}" if first is not last else f"At {_called(last)}"
+    *most, final = courses or [""]
+    return (
+        f"{between}, {', '.join(most)}{', and ' * bool(most)}{final}." if final else f"{len(runs[0].checkpoints)} checkpoints."
+    )
+
+
+def _at_end(record: Record, metric: str) -> float | None:
+    value = record.reading.values.get(f"{metric}/final_norm", math.nan) if record.reading else math.nan
+    return value if math.isfinite(value) else None
+
+
+def _called(record: Record) -> str:
+    return f"step {record.step:,}" if record.step is not None else safe(record.name, most=40)
+
+
+def _facts(runs: Sequence[Run]) -> str:
+    """What was measured; every part of a manifest may be missing."""
+    facts: dict[str, dict[str, None]] = {}  # by name, what the runs say, each thing once
+
+    def say(name: str, *values: str) -> None:
+        facts.setdefault(name, {}).update(dict.fromkeys(value for value in values if value))
+
+    for run in runs:
+        data = _mapping(run.manifest.get("data"))
+        counts = {"texts": "texts", "tokens": "tokens", "sample_tokens": "tokens sampled for what is dear"}
+        nulls = [
+            name
+            for name, kind in (("untrained", "untrained"), ("Gaussian", "gaussian"))
+            if any(r.kind == kind for r in run.records)
+        ]
+        versions = _mapping(run.manifest.get("versions"))
+        say("Data", safe(str(data.get("name") or ""), most=80))
+        say("Tokens", ", ".join(f"{data[key]:,} {name}" for key, name in counts.items() if isinstance(data.get(key), int)))
+        say("Hash", f"<code>{safe(str(data.get('hash') or ''), most=80)}</code>" * bool(data.get("hash")))
+        read = f"{len(run.checkpoints)} read" + f", {len(run.failed)} failed" * bool(run.failed)
+        say("Checkpoints", f"{safe(run.name)}: {read}" if len(runs) > 1 else read)
+        say("Baselines", ", ".join(nulls))
+        say("Versions", ", ".join(f"{safe(str(name))}\u00a0{safe(str(version))}" for name, version in versions.items()))
+        folders = {str(Path(r.model).parent) for r in run.checkpoints}
+        together = len(folders) == 1 < len(run.checkpoints) and all(Path(r.model).is_absolute() for r in run.checkpoints)
+        for r in run.checkpoints:
+            size = f"{thousands(r.parameters)} parameters" if r.parameters else ""
+            shape = ", ".join(part for part in (size, f"d\u00a0=\u00a0{r.width}" * bool(r.width)) if part)
+            where = folders.copy().pop() if together else r.model or r.name  # checkpoints of a training lie in one folder
+            say("Models", safe(where, most=80) + f" ({shape})" * bool(shape))
+    listed = "".join(f"<div><dt>{name}</dt><dd>{'; '.join(values)}</dd></div>" for name, values in facts.items() if values)
+    failed = [
+        f"<li><b>{safe(r.name, most=80)}</b>{f' of {safe(run.name)}' * (len(runs) > 1)}: {safe(r.error or '', most=400)}</li>"
+        for run in runs
+        for r in run.failed
+    ]
+    return f"<dl>{listed}</dl>" + (
+        f'<details class="failed"><summary>{len(failed)} failed</summary><ul>{"".join(failed)}</ul></details>' if failed else ""
+    )
+
+
+def _notes(runs: Sequence[Run]) -> list[str]:
+    """What a reader must know before comparing."""
+    read = [record for run in runs for record in run.checkpoints]
+    notes = []
+    if len({record.tokens for record in read}) > 1:
+        notes.append("These checkpoints did not read the same tokens: compare their numbers with care.")
+    counts = {
+        record.reading.values.get(f"tokens/{record.reading.sites[-1]}")
+        for record in read
+        if record.reading and record.reading.sites
+    }
+    if len(counts) > 1:
+        notes.append("These checkpoints read different numbers of tokens: entropies and ranks grow with them.")
+    said = dict.fromkeys(note for record in read if record.reading for note in record.reading.notes)
+    return notes + [safe(note, most=300) for note in list(said)[:8]]
+
+
+def _mapping(part: Any) -> Mapping[str, Any]:
+    return part if isinstance(part, Mapping) else {}
