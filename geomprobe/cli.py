@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import textwrap
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -119,16 +120,24 @@ def sweep(
     trust_remote_code: Annotated[bool, typer.Option(help="Run the models' own code.")] = False,
 ) -> None:
     """Read many checkpoints, or sizes of a model, on the same tokens, into a folder that a crash does not harm."""
+    from geomprobe.runs.checkpoints import find_checkpoints
     from geomprobe.runs.sweep import sweep as run_sweep
     from geomprobe.runs.table import table
-    from geomprobe.tracking import tracked
+    from geomprobe.tracking import SweepTracker, closing_figures, closing_page
 
-    with tracked(out, wandb) as on_record:
+    of = [name.strip() for name in revisions.split(",") if name.strip()]
+    main = os.environ.get("RANK", "0") == "0"
+    tracker = None
+    if wandb is not None and main:
+        steps = [checkpoint.step for checkpoint in find_checkpoints(models, of)]
+        config = {"models": models, "revisions": of, "data": data, "tokens": tokens}
+        tracker = SweepTracker(out, wandb, config, axis="parameters" if None in steps else "step")
+    with tracker or nullcontext():
         run = run_sweep(
             models,
             data=data,
             out=out,
-            revisions=[name.strip() for name in revisions.split(",") if name.strip()],
+            revisions=of,
             field=field,
             split=split,
             tokens=tokens,
@@ -144,9 +153,11 @@ def sweep(
             tokenizer=tokenizer,
             trust_remote_code=trust_remote_code,
             progress=True,
-            on_record=on_record,
+            on_record=None if tracker is None else tracker.record,
         )
-    if os.environ.get("RANK", "0") != "0":
+        if tracker is not None:
+            tracker.finish(closing_figures(run), closing_page(run, device=device, trust_remote_code=trust_remote_code))
+    if not main:
         return
     print(table(run))
     if run.failed:
@@ -188,6 +199,19 @@ def report(
         import webbrowser
 
         webbrowser.open(page.resolve().as_uri())
+
+
+@app.command()
+def dashboard(
+    project: Annotated[str, typer.Option(help="W&B project.")],
+    entity: Annotated[str | None, typer.Option(help="User or team it belongs to; by default yours.")] = None,
+    name: Annotated[str, typer.Option(help="What the view is called.")] = "geomprobe",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the view as JSON, and save nothing.")] = False,
+) -> None:
+    """Save a view of a W&B project: every metric a panel, over training, checkpoints and model sizes."""
+    from geomprobe import dashboard as views
+
+    print(views.to_json(project, entity, name) if dry_run else views.save(project, entity, name))
 
 
 paper = typer.Typer(help="The figures and tables of the paper, on any model.", no_args_is_help=True)

@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,6 +13,7 @@ from geomprobe.integrations.flat import flat
 
 if TYPE_CHECKING:
     import wandb
+    from plotly.graph_objects import Figure
 
 __all__ = ["StepAxis", "WandbSink", "active_run", "how_to_look", "offline_without_login"]
 
@@ -26,7 +28,7 @@ class WandbSink:
     W&B login its run is offline: nothing is asked and nothing sent, and one line at the end says how to look at the run and how
     to upload it. ``WANDB_MODE`` is obeyed where it is set; ``disabled`` is silent.
 
-    Charts of ``geomprobe/…`` stand over ``geomprobe/step``, an axis of their own, whatever else the run logs. In a loop that
+    Charts of ``geomprobe/…`` stand over ``axis``, one of their own, whatever else the run logs. In a loop that
     gives W&B a ``step=`` itself, ``log_reading(reading, run, step=step)`` puts readings into the rows of that loop. Curves are
     not logged. This is no place to read numbers back from: keep the readings (``reading.to_json()``).
 
@@ -34,22 +36,34 @@ class WandbSink:
         project: W&B project of a run started here; ``WANDB_PROJECT``, then ``geomprobe`` by default.
         name: display name of a run started here.
         config: configuration of a run started here.
+        axis: name of the step axis; a sweep over checkpoints has ``checkpoint/step``.
+        run_id: the run to start, or to continue where there is one of that id.
 
     Attributes:
         run: the W&B run while the sink is open.
 
     Raises:
+        GeomprobeError: another run than ``run_id`` is active.
         wandb.Error: W&B cannot start a run (a wrong key, no write access).
     """
 
-    axis = "geomprobe/step"
-
-    def __init__(self, project: str | None = None, *, name: str | None = None, config: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        project: str | None = None,
+        *,
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        axis: str = "geomprobe/step",
+        run_id: str | None = None,
+    ) -> None:
+        self.axis = axis
         self._init: dict[str, Any] = {
             "project": project or os.environ.get("WANDB_PROJECT", "geomprobe"),
             "name": name,
             "config": None if config is None else dict(config),
         }
+        if run_id is not None:
+            self._init |= {"id": run_id, "resume": "allow"}
         self._axis: StepAxis | None = None
         self._owned = False
         self._goodbye = ""
@@ -73,16 +87,27 @@ class WandbSink:
             talkative = not wandb.setup().settings.silent
             run = wandb.init(**self._init, settings=wandb.Settings(silent=True) if switched else None)
             self._goodbye = how_to_look(run) if switched and talkative else ""
+        elif run.id != self._init.get("id", run.id):
+            raise GeomprobeError(
+                f"WandbSink(run_id={self._init['id']!r}): another W&B run, {run.id!r}, is active: finish that one first"
+            )
         self._axis = StepAxis(run, self.axis)
         return self
 
-    def log(self, reading: Reading, *, step: int) -> None:
+    def log(self, reading: Reading, *, step: int, loss: float | None = None) -> None:
         """Log the scalars of ``reading`` at ``step`` of this sink's axis. Steps may come in any order.
+
+        Args:
+            reading: what ``probe.read(...)`` returned.
+            step: where on the axis.
+            loss: of the same tokens, for the same row, as ``geomprobe/loss``.
 
         Raises:
             GeomprobeError: the sink is not open.
             wandb.Error: the run was finished elsewhere.
         """
+        if loss is not None:
+            reading = replace(reading, values=reading.values | {"loss": loss})
         # In a run of others, rows are theirs to close: W&B drops what they then log with a step= that has passed.
         self._open_axis().log(flat(reading), step, commit=self._owned)
 
@@ -96,6 +121,18 @@ class WandbSink:
         import wandb
 
         self._open_axis().run.log({f"geomprobe/{name}": wandb.Html(page, inject=False)}, commit=self._owned)
+
+    def log_figures(self, figures: Mapping[str, "Figure"]) -> None:
+        """Log Plotly figures, each as the panel ``geomprobe/<name>``.
+
+        Raises:
+            GeomprobeError: the sink is not open.
+            wandb.Error: the run was finished elsewhere.
+        """
+        import wandb
+
+        panels = {f"geomprobe/{name}": wandb.Plotly(figure) for name, figure in figures.items()}
+        self._open_axis().run.log(panels, commit=self._owned)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         axis, self._axis = self._axis, None

@@ -20,7 +20,7 @@ def geomprobe(*arguments: str) -> "subprocess.CompletedProcess[str]":
 def test_help_names_the_commands() -> None:
     run = geomprobe("--help")
     assert run.returncode == 0
-    for command in ("demo", "inspect", "report", "bench", "paper"):
+    for command in ("demo", "inspect", "sweep", "report", "export", "dashboard", "bench", "paper"):
         assert command in run.stdout
 
 

@@ -27,7 +27,10 @@ from geomprobe.runs.measure import anchor_grams, close_metrics, gaussian, measur
 from geomprobe.runs.records import MANIFEST, READINGS, Record, Run
 from geomprobe.runs.team import Team
 
-__all__ = ["sweep"]
+__all__ = ["COMPARISONS", "sweep"]
+
+COMPARISONS = ("diff_erank", "cka_first", "cka_previous")
+"""Numbers of a checkpoint beside another: its untrained self, the first one, the one before."""
 
 _ANCHOR = 512
 """Tokens whose Gram matrices are kept for CKA: a megabyte a site."""

@@ -1,10 +1,12 @@
 """WandbSink: its own runs and those of others, with and without a login."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import plotly.graph_objects as go
 import pytest
 import wandb
 
@@ -80,6 +82,35 @@ def test_a_page_is_kept_as_it_is(wandb_directory: Path) -> None:
     assert kept.read_text("utf-8") == page
     with pytest.raises(GeomprobeError, match="not open"):
         sink.log_html("tokens", page)
+
+
+def test_figures_are_panels(wandb_directory: Path) -> None:
+    with WandbSink(project="p") as sink:
+        sink.log_figures({"gain": go.Figure(go.Scatter(y=[1, 2]))})
+    (kept,) = wandb_directory.rglob("files/media/plotly/geomprobe/gain_*.plotly.json")
+    assert json.loads(kept.read_text("utf-8"))["data"][0]["y"] == [1, 2]
+    assert read_run(wandb_directory).names("geomprobe/") > {"geomprobe/gain._type"}
+
+
+def test_an_axis_of_the_callers_and_a_loss_in_the_row(wandb_directory: Path) -> None:
+    with WandbSink(project="p", axis="checkpoint/step") as sink:
+        sink.log(reading(0.25), step=512, loss=2.0)
+        sink.log(reading(0.5), step=1, loss=float("nan"))
+    run = read_run(wandb_directory)
+    assert run.series("geomprobe/entropy/embed", "checkpoint/step") == {512: 0.25, 1: 0.5}
+    assert run.series("geomprobe/loss", "checkpoint/step") == {512: 2.0}
+    assert set(run.axes) == {"checkpoint/step", "geomprobe/entropy/embed", "geomprobe/loss"}
+
+
+def test_a_run_is_continued_by_its_id(wandb_directory: Path) -> None:
+    with WandbSink(project="p", run_id="mine") as sink:
+        assert sink.run.id == "mine"
+        assert sink.run.settings.resume == "allow"
+        with WandbSink(run_id="mine") as same:
+            assert same.run is sink.run
+        with pytest.raises(GeomprobeError, match="another W&B run, 'mine', is active: finish that one"), WandbSink(run_id="x"):
+            pass
+    assert read_run(wandb_directory).id == "mine"
 
 
 def test_a_sink_that_is_not_open() -> None:

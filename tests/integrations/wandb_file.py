@@ -24,11 +24,15 @@ class RunFile:
         history: the rows in order, without W&B's own ``_runtime`` and ``_timestamp``.
         axes: the step metric of each metric defined by its exact name; ``None`` for one without.
         globs: the step metric of each glob.
+        id: what the run is called on the server.
+        summary: the last value under every name.
     """
 
     history: list[dict[str, Any]]
     axes: dict[str, str | None]
     globs: dict[str, str]
+    id: str
+    summary: dict[str, Any]
 
     def series(self, name: str, axis: str = "train/global_step") -> dict[int, Any]:
         """Values of one metric by step.
@@ -68,16 +72,23 @@ def read_run(directory: Path, *, patience: float = 20) -> RunFile:
     ):
         assert time.monotonic() < deadline, f"{path} has no end: {records[-1:]}"
         time.sleep(0.05)
-    run = RunFile([], {}, {})
+    (run_id,) = {record.run.run_id for record in records if record.HasField("run")}
+    run = RunFile([], {}, {}, run_id, {})
     for record in records:
         if record.HasField("history"):
-            items = {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+            items = _values(record.history.item)
             run.history.append({key: value for key, value in items.items() if key not in ("_runtime", "_timestamp")})
+        elif record.HasField("summary"):
+            run.summary.update(_values(record.summary.update))
         elif record.HasField("metric") and record.metric.glob_name:
             run.globs[record.metric.glob_name] = record.metric.step_metric
         elif record.HasField("metric"):
             run.axes[record.metric.name] = record.metric.step_metric or None
     return run
+
+
+def _values(items: Any) -> dict[str, Any]:
+    return {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
 
 
 def _records(data: bytes) -> Iterator[bytes]:
