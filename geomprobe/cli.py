@@ -32,7 +32,7 @@ def demo(
     ),
     steps: Annotated[int, typer.Option(help="Optimizer steps to train for.", min=1)] = 400,
 ) -> None:
-    """Train a small GPT-NeoX under the probe and see entropy and information gain move. Offline, CPU, about two minutes."""
+    """Train a small GPT-NeoX under the probe, sweep its checkpoints, write a report. Offline, CPU, about three minutes."""
     from geomprobe.demo import run
 
     run(out, steps=steps)
@@ -250,28 +250,35 @@ class Bench(StrEnum):
     memory = "memory"
     lasso = "lasso"
     attention = "attention"
+    sweep = "sweep"
 
 
 @app.command()
 def bench(
     what: Annotated[
-        Bench, typer.Argument(help="A forward and a training step; generation; growth of memory; the Lasso; attention.")
+        Bench,
+        typer.Argument(help="A forward and a training step; generation; growth of memory; the Lasso; attention; a sweep."),
     ],
     model: Annotated[str | None, typer.Option(help="Hub id, directory or .gguf file; by default random weights.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda …; CUDA when there is one.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
     batch: Annotated[int, typer.Option(help="Rows per forward.", min=1)] = 2,
     length: Annotated[int | None, typer.Option(help="Tokens per row: 256, 512 for the Lasso.", min=1)] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens that a checkpoint of the sweep reads.", min=64)] = 65_536,
     rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 9,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What the probe costs, as ratios to the bare model from one interleaved run."""
     from geomprobe import bench as benchmarks
-    from geomprobe import bench_lasso
+    from geomprobe import bench_lasso, bench_sweep
 
     if what is Bench.lasso:
         solved = bench_lasso.bench_lasso(model, length=length or 512, rounds=rounds, device=device)
         print(json.dumps(solved) if as_json else bench_lasso.table(solved))
+        return
+    if what is Bench.sweep:
+        swept = bench_sweep.bench_sweep(model, tokens=tokens, length=length or 512, rounds=rounds, device=device)
+        print(json.dumps(swept) if as_json else benchmarks.table(swept))
         return
     subject = benchmarks.subject(what, model=model, device=device, dtype=dtype)
     if what is Bench.overhead:

@@ -112,8 +112,8 @@ def save(project: str, entity: str | None, name: str) -> str:
         raise
     except Exception as error:  # of W&B, of the network, of the package that checks names
         raise GeomprobeError(
-            f"W&B did not save the view {name!r} of {project!r}: {type(error).__name__}: {error}; expected a project that exists "
-            "(give --entity if it is a team's) and a login that may write there"
+            f"W&B did not save the view {name!r} of {project!r}: {type(error).__name__}: {error}; expected a project that "
+            "exists (give --entity if it is a team's) and a login that may write there"
         ) from error
     return str(workspace.url)
 

@@ -1,4 +1,4 @@
-"""``geomprobe demo``: train a small GPT-NeoX on text every Python ships, under the probe, and say what moved."""
+"""``geomprobe demo``: train a small GPT-NeoX on text every Python ships, under the probe; sweep its checkpoints; report."""
 
 import os
 import textwrap
@@ -24,10 +24,14 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
+from geomprobe.files import write_whole
 from geomprobe.integrations import ProbeCallback
 from geomprobe.reading import Reading
+from geomprobe.report.page import report_page
+from geomprobe.runs.sweep import sweep
+from geomprobe.tracking import SweepTracker, closing_figures, closing_page
 
-__all__ = ["Demo", "byte_blocks", "log_spaced", "run", "summary", "train"]
+__all__ = ["Demo", "byte_blocks", "byte_tokenizer", "log_spaced", "run", "summary", "sweep_and_report", "train"]
 
 BLOCK = 128
 BATCH = 32
@@ -145,10 +149,50 @@ def run(out: Path, *, steps: int = 400) -> None:
     print()
     print(summary(demo))
     print()
+    training, swept = _finished_run(), sweep_and_report(out)
+    print(f"open this:    {out}/report.html")
     print(f"look inside:  geomprobe inspect {out}/checkpoint-{steps} 'def f(x): return x'")
     if os.environ["WANDB_MODE"] == "offline":
-        print(f"see curves:   wandb leet {out}/wandb/latest-run")
-        print(f"upload them:  wandb login && wandb sync {out}/wandb/latest-run")
+        print(f"see curves:   wandb leet {training}")
+        print(f"and those over checkpoints:  wandb leet {swept}")
+        print(f"upload them:  wandb login && wandb sync {training} {swept}")
+
+
+def sweep_and_report(out: Path) -> Path:
+    """Read the checkpoints in ``out`` on the held-out text, write ``report.html``; the folder of the sweep's W&B run."""
+    text, folder = out / "held-out.txt", out / "sweep"
+    write_whole(text, bytes(byte_blocks()[1].flatten().tolist()))
+    with SweepTracker(folder, os.environ["WANDB_PROJECT"], {}) as tracker:
+        run = sweep(
+            str(out),
+            data=str(text),
+            out=folder,
+            tokens=64 * BLOCK,
+            length=BLOCK,
+            device="cpu",
+            progress=True,
+            on_record=tracker.record,
+        )
+        tracker.finish(closing_figures(run), closing_page(run, device="cpu"))
+        place = _run_folder()
+    write_whole(out / "report.html", report_page([run]))
+    return place
+
+
+def _run_folder() -> Path:
+    """Where the active W&B run is kept."""
+    import wandb
+
+    return Path(os.path.relpath(Path(wandb.run.dir).parent)) if wandb.run is not None else Path()
+
+
+def _finished_run() -> Path:
+    """The folder of the training's W&B run, which Trainer leaves open."""
+    import wandb
+
+    place = _run_folder()
+    wandb.finish()
+    return place
 
 
 def summary(demo: Demo) -> str:

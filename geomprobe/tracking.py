@@ -128,9 +128,9 @@ class SweepTracker:
         except Exception as error:
             if not self._refused:
                 warnings.warn(
-                    f"W&B could not {what}: {type(error).__name__}: {error}. The sweep goes on without it and keeps its numbers "
-                    f"in {self._folder}. Run it again when W&B works, and what is missing is logged; to the same W&B run, or "
-                    f"without {self._folder / STATE} to a new one",
+                    f"W&B could not {what}: {type(error).__name__}: {error}. The sweep goes on without it and keeps its "
+                    f"numbers in {self._folder}. Run it again when W&B works, and what is missing is logged; to the same W&B "
+                    f"run, or without {self._folder / STATE} to a new one",
                     stacklevel=4,  # the line that called record() and the like
                 )
             self._refused = True

@@ -5,7 +5,6 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,7 +134,7 @@ def test_what_is_in_the_way_is_said(server: Server, monkeypatch: pytest.MonkeyPa
     with pytest.raises(GeomprobeError, match="did not save the view 'n' of 'p': CommError: permission denied; expected a proj"):
         save("p", None, "n")
     monkeypatch.setattr(wandb, "login", lambda **_: False)
-    with pytest.raises(GeomprobeError, match="run `wandb login`, unset WANDB_MODE, or .* --dry-run"):
+    with pytest.raises(GeomprobeError, match=r"run `wandb login`, unset WANDB_MODE, or .* --dry-run"):
         save("p", None, "n")
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     with pytest.raises(GeomprobeError, match=r"pip install 'geomprobe\[dashboard\]'"):

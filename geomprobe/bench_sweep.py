@@ -1,0 +1,81 @@
+"""``geomprobe bench sweep``: a checkpoint of a sweep against loading it and running the same tokens through it."""
+
+import tempfile
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from geomprobe.bench import Ratio, timed
+from geomprobe.errors import GeomprobeError
+from geomprobe.loading import load
+from geomprobe.runs.corpus import read_documents, tokenize_documents
+from geomprobe.runs.sweep import sweep
+
+__all__ = ["bench_sweep"]
+
+_TEXT = 1 << 22
+
+
+def bench_sweep(
+    model: str | None, *, tokens: int = 65_536, length: int = 512, rounds: int = 3, device: str | None = None
+) -> dict[str, Any]:
+    """A sweep over two checkpoints, its records included, against loading both and one bare forward, loss included, of the same
+    batches. Of fewer tokens than a sweep's default, as small a share is measured closely as by default.
+
+    Raises:
+        GeomprobeError: no model was named.
+    """
+    if model is None:
+        raise GeomprobeError("bench sweep loads a checkpoint from a disk: --model, a hub id or a directory")
+    shape = {"tokens": tokens, "length": length, "sample": max(2, tokens // 32), "batch_tokens": 2048}
+    number = count()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, text = Path(scratch), Path(scratch) / "text.txt"
+        text.write_text(_prose()[:_TEXT], encoding="utf-8")
+        checkpoints = []
+        for name in ("checkpoint-1", "checkpoint-2"):  # two names of one model, for a sweep reads none twice
+            (folder / name).symlink_to(Path(model).resolve() if Path(model).exists() else _fetched(model))
+            checkpoints.append(str(folder / name))
+
+        def swept() -> None:
+            out = folder / f"run-{next(number)}"
+            run = sweep(scratch, data=str(text), out=out, baselines=False, device=device, **shape)
+            if run.failed:
+                raise GeomprobeError(str(run.failed[0].error))
+
+        def bare() -> None:
+            for checkpoint in checkpoints:
+                loaded = load(checkpoint, device=device)
+                pieces = tokenize_documents(loaded.tokenizer, read_documents(str(text)), tokens=tokens, length=length)
+                for part in pieces.split(shape["sample"]):
+                    for batch in part.batches(shape["batch_tokens"]):
+                        _forward(loaded.model, batch.ids, batch.mask)
+
+        times = timed({"bare": bare, "sweep": swept}, rounds, torch.device(device or "cpu"))
+    ratios = {name: vars(Ratio.of(mine, times["bare"])) for name, mine in times.items()}
+    return {"checkpoints": ratios, "shape": shape | {"threads": torch.get_num_threads()}}
+
+
+@torch.inference_mode()
+def _forward(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> None:
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    float(model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100), use_cache=False).loss)
+
+
+def _fetched(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model))
+    except Exception as error:  # whatever a hub can do wrong
+        raise GeomprobeError(f"cannot load {model!r}: {type(error).__name__}: {error}") from error
+
+
+def _prose() -> str:
+    """English that every Python carries, again and again."""
+    from pydoc_data.topics import topics
+
+    page = "\n\n".join(text for _, text in sorted(topics.items()))
+    return page * (1 + _TEXT // len(page))
