@@ -4,7 +4,6 @@ import io
 import json
 import os
 import sys
-import textwrap
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 
 from geomprobe.errors import GeomprobeError
 from geomprobe.files import check_writable, write_whole
+from geomprobe.paper.command import app as paper
 
 __all__ = ["main"]
 
@@ -214,32 +214,7 @@ def dashboard(
     print(views.to_json(project, entity, name) if dry_run else views.save(project, entity, name))
 
 
-paper = typer.Typer(help="The figures and tables of the paper, on any model.", no_args_is_help=True)
 app.add_typer(paper, name="paper")
-
-
-@paper.command()
-def tokens(
-    models: Annotated[list[str], typer.Option(help="Hub id, directory or .gguf file; may be repeated.")] = [  # noqa: B006
-        "EleutherAI/pythia-1.4b"
-    ],
-    out: Annotated[Path | None, typer.Option(help="Also write the numbers to this file, as JSON.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; CUDA when there is one.")] = None,
-) -> None:
-    """Section 4.2: what [No], [?] and [China] are made of, beside the paper's own table."""
-    check_writable(out)
-    from geomprobe.loading import load
-    from geomprobe.paper.tokens import SENTENCE, token_table
-
-    print(textwrap.fill(SENTENCE, 80))
-    results = []
-    for model in models:
-        table = token_table(load(model, dtype=dtype, device=device))
-        print(f"\n{table}")
-        results.append(table.to_dict())
-    if out is not None:
-        write_whole(out, json.dumps(results, allow_nan=False, indent=1))
 
 
 class Bench(StrEnum):

@@ -6,22 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import (
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    PreTrainedTokenizerFast,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    default_data_collator,
-    set_seed,
-)
+from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from geomprobe.files import write_whole
@@ -29,12 +14,10 @@ from geomprobe.integrations import ProbeCallback
 from geomprobe.reading import Reading
 from geomprobe.report.page import report_page
 from geomprobe.runs.sweep import sweep
+from geomprobe.small import BLOCK, held_out_text, small_trainer
 from geomprobe.tracking import SweepTracker, closing_figures, closing_page
 
-__all__ = ["Demo", "byte_blocks", "byte_tokenizer", "log_spaced", "run", "summary", "sweep_and_report", "train"]
-
-BLOCK = 128
-BATCH = 32
+__all__ = ["Demo", "log_spaced", "run", "summary", "sweep_and_report", "train"]
 
 
 @dataclass(frozen=True)
@@ -61,72 +44,12 @@ def log_spaced(steps: int) -> list[int]:
     return [2**i for i in range(steps.bit_length()) if 2**i < steps] + [steps]
 
 
-def byte_blocks() -> tuple[torch.Tensor, torch.Tensor]:
-    """The prose of Python's own help pages as bytes, in blocks ``(n, 128)``: for training, and 64 held out."""
-    from pydoc_data import topics
-
-    text = "\n\n".join(page for _, page in sorted(topics.topics.items())).encode()
-    data = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
-    blocks = data[: len(data) // BLOCK * BLOCK].view(-1, BLOCK)
-    return blocks[:-64], blocks[-64:]
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer whose tokens are the bytes of a text, so that checkpoints of the demo can be inspected like any model."""
-    # ByteLevel writes bytes that print nothing as letters after U+0100, in order; all others as themselves.
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = {byte: chr(byte) for byte in printable}
-    letters |= {byte: chr(256 + i) for i, byte in enumerate(byte for byte in range(256) if byte not in letters)}
-    tokenizer = Tokenizer(BPE({letter: byte for byte, letter in letters.items()}, []))
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = ByteLevelDecoder()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
 def train(out: Path, *, steps: int = 400, probe: bool = True, quiet: bool = False) -> Demo:
     """Train, with the probe on the held-out text at log-spaced steps; checkpoints of the same steps stay in ``out``."""
-    set_seed(0)
-    model = GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=256,
-            hidden_size=128,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=512,
-            max_position_embeddings=BLOCK,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    )
-    training, held_out = ([{"input_ids": block, "labels": block} for block in blocks] for blocks in byte_blocks())
     record = _Record(log_spaced(steps))
     watcher = ProbeCallback(when=record.steps.__contains__)
-    trainer = Trainer(
-        model,
-        TrainingArguments(
-            output_dir=str(out),
-            max_steps=steps,
-            per_device_train_batch_size=BATCH,
-            per_device_eval_batch_size=BATCH,
-            learning_rate=2e-3,
-            warmup_steps=min(20, steps // 10),
-            lr_scheduler_type="cosine",
-            logging_steps=1,
-            eval_on_start=True,
-            use_cpu=True,
-            report_to="wandb",
-            run_name="geomprobe demo",
-            disable_tqdm=quiet,
-            dataloader_pin_memory=False,
-        ),
-        processing_class=byte_tokenizer(),
-        data_collator=default_data_collator,
-        train_dataset=training,
-        eval_dataset=held_out,
-        callbacks=[record, *([watcher] if probe else [])],
-    )
-    if trainer.pop_callback(ProgressCallback) is not None:
-        trainer.add_callback(_Bar)
+    callbacks = [record, *([watcher] if probe else [])]
+    trainer = small_trainer(out, steps=steps, report_to="wandb", run_name="geomprobe demo", quiet=quiet, callbacks=callbacks)
     trainer.train()
     readings = {step: reading for step, reading in watcher.history if reading.mode == "eval"} if probe else {}
     return Demo(record.losses, record.held_out, readings)
@@ -161,7 +84,7 @@ def run(out: Path, *, steps: int = 400) -> None:
 def sweep_and_report(out: Path) -> Path:
     """Read the checkpoints in ``out`` on the held-out text, write ``report.html``; the folder of the sweep's W&B run."""
     text, folder = out / "held-out.txt", out / "sweep"
-    write_whole(text, bytes(byte_blocks()[1].flatten().tolist()))
+    write_whole(text, held_out_text())
     with SweepTracker(folder, os.environ["WANDB_PROJECT"], {}) as tracker:
         run = sweep(
             str(out),
@@ -264,14 +187,3 @@ class _Record(TrainerCallback):  # type: ignore[misc]
             self.losses.append(logs["loss"])
         if "eval_loss" in logs:
             self.held_out[state.global_step] = logs["eval_loss"]
-
-
-class _Bar(ProgressCallback):  # type: ignore[misc]
-    """The Trainer's progress bar with the loss in it, instead of a printed line per log."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{logs['loss']:.2f}")
-
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        pass  # held-out text takes a second; a bar that flashes by helps nobody

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from geomprobe.demo import byte_tokenizer
+from geomprobe.small import byte_tokenizer
 from tests.models import prose, tiny
 
 STEPS = (1, 4, 16)

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geomprobe.demo import byte_tokenizer
 from geomprobe.errors import GeomprobeError
 from geomprobe.runs.corpus import Pieces, read_documents, tokenize_documents
+from geomprobe.small import byte_tokenizer
 
 DOCUMENTS = ["one", "two words", "three wörds 🙂", "four\nlines"]
 

@@ -297,7 +297,7 @@ def test_sizes_are_told_apart_by_their_parameters(begin: Callable[..., Run], tmp
 
 
 def test_a_model_without_attention_is_read_without(begin: Callable[..., Run], tmp_path: Path) -> None:
-    from geomprobe.demo import byte_tokenizer
+    from geomprobe.small import byte_tokenizer
     from tests.models import tiny
 
     folder = tmp_path / "mamba"

@@ -1,0 +1,66 @@
+"""The models that figures are about where none is named: a family of small ones, trained here, or one that reads English."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from geomprobe.errors import GeomprobeError
+from geomprobe.files import write_whole
+from geomprobe.loading import Loaded, load
+from geomprobe.paper.piece import Request
+from geomprobe.report.style import thousands
+from geomprobe.small import held_out_text, small_trainer
+
+__all__ = ["ENGLISH", "SIZES", "default_data", "load_readers", "trained_family"]
+
+SIZES = ((32, 2), (64, 3), (128, 4), (192, 5))
+"""Width and layers of the family, small to large."""
+
+ENGLISH = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""What reads the paper's texts where no model is named and the hub, or its cache, has it."""
+
+
+def default_data(request: Request) -> str:
+    """The data set, or the text that the family has not seen."""
+    if request.data is not None:
+        return request.data
+    path = request.out / "held-out.txt"
+    write_whole(path, held_out_text())
+    return str(path)
+
+
+def trained_family(request: Request, sizes: Sequence[tuple[int, int]] = SIZES) -> list[str]:
+    """Directories of byte-level GPT-NeoX models of ``sizes``, small to large, all trained alike for ``request.steps`` steps.
+
+    What an earlier run trained is taken as it is.
+    """
+    return [str(_trained(request.out / "family", width, layers, request.steps)) for width, layers in sizes]
+
+
+def load_readers(request: Request) -> list[tuple[str, Loaded]]:
+    """The models named, or else one that reads English, or else the largest of the family, each with its name."""
+    names = [*request.models]
+    if not names:
+        try:
+            return [(ENGLISH, load(ENGLISH, dtype=request.dtype, device=request.device))]
+        except GeomprobeError:  # no network and not in the cache
+            names = trained_family(request, SIZES[-1:])
+    return [(name, load(name, dtype=request.dtype, device=request.device)) for name in names]
+
+
+def _trained(folder: Path, width: int, layers: int, steps: int) -> Path:
+    """The directory of one model of the family."""
+    kept = folder / f"width-{width}-layers-{layers}-steps-{steps}"
+    if (kept / "config.json").exists():
+        return kept
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        trainer = small_trainer(Path(scratch), steps=steps, width=width, layers=layers)
+        print(f"training {thousands(trainer.model.num_parameters())} parameters for {steps} steps")
+        trainer.train()
+        trainer.save_model(scratch + "/whole")
+        try:
+            Path(scratch, "whole").rename(kept)  # whole or not at all
+        except OSError as error:
+            raise GeomprobeError(f"cannot write {kept}: {error}") from error
+    return kept

@@ -1,0 +1,233 @@
+"""A figure or table of the paper as something that runs: numbers, a picture of them, and what they say of its claims."""
+
+import html
+import json
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from geomprobe.errors import GeomprobeError
+from geomprobe.files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Numbers", "Outcome", "Piece", "Request", "Table", "Verdict", "run_piece"]
+
+Numbers = Mapping[str, Any]
+"""What a piece measured: JSON-ready, and all that its picture and its verdicts are made from."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the numbers say of one claim of the paper.
+
+    Attributes:
+        claim: the claim, in one line.
+        holds: whether these numbers bear it out; ``None`` where they do not decide.
+        evidence: the numbers, in one or two lines.
+    """
+
+    claim: str
+    holds: bool | None
+    evidence: str
+
+    @property
+    def word(self) -> str:
+        """``holds``, ``does not hold`` or ``undecided``."""
+        return "undecided" if self.holds is None else "holds" if self.holds else "does not hold"
+
+    def __str__(self) -> str:
+        lines = textwrap.wrap(f"{self.claim}: {self.evidence}", 66)
+        return "\n".join(f"{self.word if i == 0 else '':<14}{line}" for i, line in enumerate(lines))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers to read: cells are text already. The first column is what a row is called."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __str__(self) -> str:
+        """Columns as wide as they must be; names on the left, numbers on the right."""
+        widths = [max(len(row[i]) for row in (self.columns, *self.rows)) for i in range(len(self.columns))]
+
+        def line(cells: Sequence[str]) -> str:
+            first, *others = zip(cells, widths, strict=True)
+            return "  ".join([f"{first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in others)]).rstrip()
+
+        return "\n".join([self.title, "", *map(line, (self.columns, *self.rows))])
+
+    def to_html(self) -> str:
+        """A ``<table>``."""
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.columns)
+        rows = "".join(
+            f"<tr><th>{html.escape(row[0])}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row[1:])}</tr>"
+            for row in self.rows
+        )
+        return (
+            f'<div class="scroll"><table><caption>{html.escape(self.title)}</caption>'
+            f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a command was asked for.
+
+    Attributes:
+        out: the folder of the results.
+        models: hub ids or directories; empty for what the piece takes by default.
+        data: a file or a data set's id, as :func:`geomprobe.sweep` reads them; ``None`` for the default.
+        field: where the text of a document stands.
+        tokens: how many tokens of ``data`` each model reads.
+        steps: optimizer steps of the models that are trained where none is given.
+        seed: of every random draw.
+        dtype: of models that are loaded.
+        device: where to; CUDA when there is one.
+    """
+
+    out: Path
+    models: tuple[str, ...] = ()
+    data: str | None = None
+    field: str = "text"
+    tokens: int = 8192
+    steps: int = 300
+    seed: int = 0
+    dtype: str = "float32"
+    device: str | None = None
+
+    def key(self, piece: "Piece") -> dict[str, Any]:
+        """What the numbers of ``piece`` depend on; equal keys, equal numbers."""
+        asked: dict[str, Any] = {"version": version("geomprobe"), "seed": self.seed}
+        if piece.of != "nothing":
+            names = ("steps", "dtype", "device") if piece.of == "texts" else ("steps", "dtype", "device", "field", "tokens")
+            asked |= {name: getattr(self, name) for name in names}
+            asked |= {"models": {model: _fingerprint(model) for model in self.models}}
+        if piece.of == "sizes":
+            asked |= {"data": self.data and {self.data: _fingerprint(self.data)}}
+        return asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One figure or table.
+
+    Attributes:
+        name: of the command and of the files.
+        title: over the picture.
+        place: where it stands in the paper.
+        read: one or two sentences on how to read it.
+        isnt: a sentence on what it is not.
+        of: what its numbers depend on: models of several ``sizes`` and a data set, a model and the paper's ``texts``, or
+            ``nothing``.
+        measure: the numbers.
+        draw: their picture.
+        tables: their tables, each at most 80 columns wide.
+        judge: what they say of the paper's claims.
+    """
+
+    name: str
+    title: str
+    place: str
+    read: str
+    isnt: str
+    of: str
+    measure: Callable[[Request], Numbers]
+    draw: Callable[[Numbers], "Figure"]
+    tables: Callable[[Numbers], list[Table]]
+    judge: Callable[[Numbers], list[Verdict]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A piece that ran.
+
+    Attributes:
+        kept: whether its numbers were there from an earlier run.
+    """
+
+    piece: Piece
+    numbers: Numbers
+    kept: bool
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """What the numbers say of the paper's claims."""
+        return self.piece.judge(self.numbers)
+
+    def __str__(self) -> str:
+        """For a terminal of 80 columns."""
+        parts = [f"{self.piece.title} ({self.piece.place})", *map(str, self.piece.tables(self.numbers))]
+        return "\n\n".join([*parts, "\n".join(map(str, self.verdicts))]).rstrip()
+
+
+def run_piece(piece: Piece, request: Request, *, fresh: bool = False) -> Outcome:
+    """The numbers of a piece, measured or kept from an earlier run with the same arguments, and its files written:
+    ``<name>.json``, ``.png`` and ``.html`` in ``request.out``.
+
+    Raises:
+        GeomprobeError: it cannot be measured, or its files cannot be written.
+    """
+    from geomprobe.paper.drawing import styled, to_png
+    from geomprobe.paper.page import page
+
+    try:
+        request.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GeomprobeError(f"cannot write {request.out}: {error}; give a folder that can be written") from error
+    path, key = request.out / f"{piece.name}.json", request.key(piece)
+    numbers = None if fresh else _kept(path, key)
+    kept = numbers is not None
+    if numbers is None:
+        numbers = plain(piece.measure(request))
+    outcome = Outcome(piece, numbers, kept)
+    verdicts = [vars(verdict) for verdict in outcome.verdicts]
+    content = {"piece": piece.name, "title": piece.title, "of": key, "verdicts": verdicts, "numbers": numbers}
+    write_whole(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False))
+    with styled():
+        write_whole(path.with_suffix(".png"), to_png(piece.draw(numbers)))
+        write_whole(path.with_suffix(".html"), page(piece.title, [outcome]))
+    return outcome
+
+
+def plain(value: Any) -> Any:
+    """Plain JSON of numbers: arrays and tensors as lists, NaN and infinities as ``None``.
+
+    >>> plain({"a": (1.0, math.nan)})
+    {'a': [1.0, None]}
+    """
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _kept(path: Path, key: Mapping[str, Any]) -> Numbers | None:
+    """The numbers in ``path``, if they are those of ``key``; whatever else lies there is measured anew."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        numbers = content["numbers"] if content["of"] == plain(key) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return numbers if isinstance(numbers, dict) else None
+
+
+def _fingerprint(name: str) -> str | None:
+    """Tells whether a model's or a data set's files changed; ``None`` for an id on a hub."""
+    path = Path(name)
+    if not path.exists():
+        return None
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) + sorted(path.glob("*.json"))
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return sha256(repr(stats).encode()).hexdigest()[:12]
