@@ -18,7 +18,7 @@ from geomprobe.probe import Probe
 from geomprobe.reading import Reading
 from geomprobe.report.tokens import TokenPage
 
-__all__ = ["Inspection", "inspect_text"]
+__all__ = ["Inspection", "inspect_text", "visible"]
 
 _ON_PAGE = 12
 """Picks of a token that the page shows of each kind."""
@@ -101,12 +101,12 @@ class Inspection:
         share = f"R² of the Lasso: {_share(picks.r2[t])}" if math.isfinite(picks.r2[t]) else "the first: nothing came before"
         named = {kind.replace("lasso", "Lasso"): rows for kind, rows in picks.kinds.items()}
         shown = (self._picked(f"     {kind:<10}", rows[t], width) for kind, rows in named.items() if rows is not None)
-        return [f"{t:>4} [{_visible(self.tokens[t])}]   {share}", *shown]
+        return [f"{t:>4} [{visible(self.tokens[t])}]   {share}", *shown]
 
     def _picked(self, line: str, weights: Sequence[Pick], width: int) -> str:
         """``line`` with as many picks as fit."""
         for j, weight in weights:
-            pick = f" {_visible(self.tokens[j])} {_share(weight)}"
+            pick = f" {visible(self.tokens[j])} {_share(weight)}"
             if _columns(line) + _columns(pick) > width - 2:
                 return f"{line} …"
             line += pick
@@ -122,7 +122,7 @@ class Inspection:
         least, most = min(finite), max(finite)
         span = (most - least) or 1.0
         for token, value in zip(self.tokens, gain, strict=True):
-            cell = _visible(token)
+            cell = visible(token)
             cells = _columns(cell)
             if used and used + cells + 1 > width:
                 lines += [words, bars.rstrip()]
@@ -198,7 +198,7 @@ def _find(token: str, written: Sequence[str]) -> list[int]:
 
 def _fit(token: str, width: int) -> str:
     """A token in exactly ``width`` places."""
-    name = _visible(token)
+    name = visible(token)
     while _columns(name) > width:
         name = name[:-2] + "…"
     return name + " " * (width - _columns(name))
@@ -214,7 +214,7 @@ def _columns(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
-def _visible(token: str) -> str:
+def visible(token: str) -> str:
     """A token on one line, with what cannot be seen made visible."""
     shown = token.replace("\n", "⏎").replace("\t", "⇥").strip(" ")
     return "".join(c if c.isprintable() else "�" for c in shown) or "␣"

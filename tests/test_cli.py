@@ -67,19 +67,6 @@ def test_inspect_writes_a_page_and_shows_chosen_tokens(stories_model: Path, tmp_
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
 
 
-def test_the_papers_tokens_on_any_vocabulary(stories_model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "tokens.json"
-    run = geomprobe("paper", "tokens", "--models", str(stories_model), "--out", str(out))
-    assert run.returncode == 0, run.stderr
-    assert max(map(len, run.stdout.splitlines())) <= 80
-    assert "paper      Russia France Beijing of capital   (Lasso, Pythia 1.4B)" in run.stdout
-    assert "(this vocabulary's end of 'China')" in run.stdout
-    (table,) = json.loads(out.read_text("utf-8"))
-    assert list(table["tokens"]) == ["No", "?", "China"]
-    assert table["tokens"]["China"]["paper"] == ["Russia", "France", "Beijing", "of", "capital"]
-    assert table["tokens"]["No"]["paper"] is None
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -9,8 +9,7 @@ from sklearn.linear_model import Lasso, Ridge
 
 from geomprobe import GeomprobeError
 from geomprobe.inspection import Inspection, inspect_text
-from geomprobe.loading import load, tokenize
-from geomprobe.paper.tokens import PRINTED, SENTENCE, token_table
+from geomprobe.loading import load
 from geomprobe.picks import Pick, pick_tokens
 from tests import reference
 from tests.browser import Viewer, chromium
@@ -78,23 +77,6 @@ def test_nothing_stays_on_a_model_that_raises() -> None:
     with pytest.raises(IndexError):
         pick_tokens(model, IDS + 10_000)
     assert hooks(model) == []
-
-
-def test_the_papers_table_on_a_trained_model(smollm2_model: Path) -> None:
-    table = token_table(load(str(smollm2_model)))
-    rows = table.to_dict()["tokens"]
-    assert [token.strip() for token, _ in rows["China"]["lasso"]] == list(PRINTED["China"])
-    ids = tokenize(loaded := load(str(smollm2_model)), SENTENCE)
-    with torch.no_grad():
-        hidden = loaded.model.model(ids, use_cache=False).last_hidden_state[0]
-    z = reference.unit(hidden.numpy())
-    for row in rows.values():
-        t = row["position"]
-        weights = Lasso(1e-4, fit_intercept=False, tol=1e-12, max_iter=1_000_000).fit(z[:t].T, z[t]).coef_
-        assert [weight for _, weight in row["lasso"]] == pytest.approx(sorted(weights[weights > 0.01])[::-1], abs=1e-4)
-        assert 0 < row["jaccard"] < 1
-    assert max(map(len, str(table).splitlines())) <= 82  # the title has the model's name
-    assert "     paper      Russia France Beijing of capital" in str(table)
 
 
 def test_the_page_shows_the_picks_of_the_layer(stories_model: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How the paper's figures look: drawn once by matplotlib, as a PNG for light paper and as an SVG that follows the reader's scheme."""
+"""How the figures of the paper look: drawn once, as a PNG for light paper and as an SVG that follows the reader's scheme."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""Pieces of the paper as a page of its own: pictures, what they say, and their numbers. It loads nothing and needs no script."""
+"""Pieces of the paper as a page of its own: pictures, what they say, their numbers. It loads nothing and has no script."""
 
 import html
 import re

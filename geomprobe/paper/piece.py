@@ -49,32 +49,38 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers to read: cells are text already. The first column is what a row is called."""
+    """Numbers to read: cells are text already. The first column is what a row is called.
+
+    Attributes:
+        words: how many columns, from the left, are words.
+    """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    words: int = 1
 
     def __str__(self) -> str:
-        """Columns as wide as they must be; names on the left, numbers on the right."""
+        """Columns as wide as they must be; words on the left, numbers on the right."""
         widths = [max(len(row[i]) for row in (self.columns, *self.rows)) for i in range(len(self.columns))]
 
         def line(cells: Sequence[str]) -> str:
-            first, *others = zip(cells, widths, strict=True)
-            return "  ".join([f"{first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in others)]).rstrip()
+            sides = "<" * self.words + ">" * len(cells)
+            return "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=False)).rstrip()
 
         return "\n".join([self.title, "", *map(line, (self.columns, *self.rows))])
 
     def to_html(self) -> str:
         """A ``<table>``."""
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.columns)
-        rows = "".join(
-            f"<tr><th>{html.escape(row[0])}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row[1:])}</tr>"
-            for row in self.rows
-        )
+
+        def line(cells: Sequence[str], tag: str) -> str:
+            kinds = ["th"] + ['td class="words"'] * (self.words - 1) + [tag] * (len(cells) - self.words)
+            return "".join(f"<{kind}>{html.escape(cell)}</{kind[:2]}>" for kind, cell in zip(kinds, cells, strict=True))
+
+        rows = "".join(f"<tr>{line(row, 'td')}</tr>" for row in self.rows)
         return (
             f'<div class="scroll"><table><caption>{html.escape(self.title)}</caption>'
-            f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+            f"<thead><tr>{line(self.columns, 'th')}</tr></thead><tbody>{rows}</tbody></table></div>"
         )
 
 

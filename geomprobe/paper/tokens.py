@@ -1,83 +1,89 @@
 """Section 4.2's table: which earlier tokens make up three tokens of one sentence, by the Lasso and by attention."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from geomprobe.errors import GeomprobeError
-from geomprobe.inspection import Inspection, inspect_text
+from geomprobe.inspection import inspect_text, visible
 from geomprobe.loading import Loaded
-from geomprobe.picks import Picks
+from geomprobe.paper.drawing import COLOURS, canvas
+from geomprobe.paper.family import load_readers
+from geomprobe.paper.piece import Numbers, Piece, Request, Table, Verdict
 
-__all__ = ["PRINTED", "SENTENCE", "TOKENS", "TokenTable", "token_table"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["NAMES", "PRINTED", "SENTENCE", "TOKENS", "WORDS"]
 
 SENTENCE = (
     "Is London the capital of UK? Yes. Is Moscow the capital of Russia? Yes. "
     "Is Paris the capital of France? Yes. Is Beijing the capital of China? No"
 )
-TOKENS = ("No", "?", "China")
+NAMES = ("No", "?", "China")
 """The tokens of the paper's table: the last of each in the sentence."""
 
 PRINTED: dict[str, tuple[str, ...]] = {"China": ("Russia", "France", "Beijing", "of", "capital")}
 """What the paper's Lasso picks with Pythia 1.4B, in its order. Of its table this row is known here, and no other."""
 
+WORDS = ("London", "UK", "Moscow", "Russia", "Paris", "France", "Beijing", "China", "capital")
+"""The words of the sentence that carry what it says: cities, countries and what the ones are of the others."""
 
-@dataclass(frozen=True)
-class TokenTable:
-    """The paper's table for one model, at ``final_norm``: three tokens, what their Lasso picks and what they attend to.
-
-    Attention is the last layer's mean over heads. The Lasso is ``1/(2d)‖z − Zβ‖² + α‖β‖₁`` at α = 1e-4 on unit rows; both count
-    weights above 0.01.
-    """
-
-    inspection: Inspection
-
-    @property
-    def picks(self) -> Picks:
-        """What every token of the sentence is made of."""
-        return self.inspection.picks[0]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For each of the three tokens: picks and weights of each kind, R² of the Lasso, the Jaccard index of Lasso and
-        attention, and the paper's own picks (``None`` where they are not known here)."""
-        tokens: dict[str, Any] = {}
-        for token, t in zip(TOKENS, self.inspection.chosen or (), strict=True):
-            named = {
-                kind: None if rows is None else [[self.inspection.tokens[j], weight] for j, weight in rows[t]]
-                for kind, rows in self.picks.kinds.items()
-            }
-            printed = list(PRINTED[token]) if token in PRINTED else None
-            tokens[token] = {"position": t, **named, "r2": self.picks.r2[t], "jaccard": self._jaccard(t), "paper": printed}
-        return {"model": self.inspection.model, "sentence": SENTENCE, "site": self.picks.site, "tokens": tokens}
-
-    def __str__(self) -> str:
-        """The three tokens, and under each the paper's picks and this model's."""
-        lines = [f"what three tokens are made of at {self.picks.site} of {self.inspection.model} (section 4.2)"]
-        for token, t in zip(TOKENS, self.inspection.chosen or (), strict=True):
-            agree = self._jaccard(t)
-            title, *made_of = self.inspection.made_of(self.picks, t)
-            whole = self.inspection.tokens[t].strip() == token
-            lines += ["", title if whole else f"{title} (this vocabulary's end of {token!r})", *made_of]
-            lines += [f"     Lasso and attention share {agree:.0%} of what either picks"] if agree is not None else []
-            lines += [f"     paper      {' '.join(PRINTED[token])}   (Lasso, Pythia 1.4B)"] if token in PRINTED else []
-        return "\n".join(lines)
-
-    def _jaccard(self, t: int) -> float | None:
-        if self.picks.attention is None:
-            return None
-        lasso, attention = ({j for j, _ in rows[t]} for rows in (self.picks.lasso, self.picks.attention))
-        return len(lasso & attention) / max(1, len(lasso | attention))
+_SHOWN = {"lasso": COLOURS[0], "attention": COLOURS[1]}
+"""What the picture shows."""
 
 
-def token_table(loaded: Loaded) -> TokenTable:
-    """Run the paper's sentence through a model.
+def _measure(request: Request) -> Numbers:
+    return {"models": [{"name": name} | _of_model(loaded) for name, loaded in load_readers(request)]}
 
-    Raises:
-        GeomprobeError: the tokenizer does not give the sentence back.
-    """
+
+def _of_model(loaded: Loaded) -> dict[str, Any]:
+    """For each of the three tokens what it is made of at ``final_norm``: ``[number, weight]`` of earlier tokens."""
     inspection = inspect_text(loaded, SENTENCE, picks_at="final_norm")
-    return TokenTable(replace(inspection, chosen=tuple(_last(word, inspection.tokens) for word in TOKENS)))
+    picks, tokens = inspection.picks[0], inspection.tokens
+    telling = _telling(tokens)
+    rows = {}
+    for name in NAMES:
+        t = _last(name, tokens)
+        kinds = {kind: None if rows_ is None else [list(pick) for pick in rows_[t]] for kind, rows_ in picks.kinds.items()}
+        shares = {kind: _share(weights, telling) for kind, weights in kinds.items()}
+        rows[name] = {
+            "position": t,
+            "whole": tokens[t].strip() == name,
+            "r2": picks.r2[t],
+            "picks": kinds,
+            "telling": shares | {"chance": float(np.mean(telling[:t]))},
+            "jaccard": _jaccard(kinds["lasso"] or [], kinds["attention"]),
+        }
+    return {"tokens": list(tokens), "rows": rows}
+
+
+def _telling(tokens: Sequence[str]) -> list[bool]:
+    """Whether each token is one of :data:`WORDS`, or a part of one."""
+    text, ends = "".join(tokens), list(accumulate(map(len, tokens)))
+    inside = np.zeros(len(text), bool)
+    for word in WORDS:
+        start = text.find(word)
+        while start >= 0:
+            inside[start : start + len(word)] = True
+            start = text.find(word, start + 1)
+    return [bool(inside[end - len(token) : end].any()) for token, end in zip(tokens, ends, strict=True)]
+
+
+def _share(picks: Sequence[Sequence[float]] | None, telling: Sequence[bool]) -> float | None:
+    """How much of the weight of picks is on telling tokens."""
+    total = sum(abs(weight) for _, weight in picks or ())
+    return sum(abs(weight) for j, weight in picks or () if telling[int(j)]) / total if total else None
+
+
+def _jaccard(lasso: Sequence[Sequence[float]], attention: Sequence[Sequence[float]] | None) -> float | None:
+    if attention is None:
+        return None
+    first, second = {j for j, _ in lasso}, {j for j, _ in attention}
+    return len(first & second) / max(1, len(first | second))
 
 
 def _last(word: str, tokens: Sequence[str]) -> int:
@@ -87,3 +93,114 @@ def _last(word: str, tokens: Sequence[str]) -> int:
     if end < len(word):
         raise GeomprobeError(f"the tokenizer gives {''.join(tokens)!r} for the paper's sentence: expected {word!r} in it")
     return next(t for t, reached in enumerate(ends) if reached >= end)
+
+
+def _draw(numbers: Numbers) -> "Figure":
+    models = numbers["models"]
+    figure, panels = canvas(len(NAMES) * len(models), 1, width=10.5, height=1.75)
+    places = iter(panels)
+    for model in models:
+        tokens = model["tokens"]
+        for name, row in model["rows"].items():
+            axes = next(places)
+            for offset, (kind, colour) in zip((-0.2, 0.2), _SHOWN.items(), strict=True):
+                picks = row["picks"][kind] or []
+                x = [j + offset for j, _ in picks]
+                axes.bar(x, [weight for _, weight in picks], 0.4, color=colour, label=kind.replace("lasso", "Lasso"))
+            axes.set_title(f"{_name(model)}: [{name}]" if len(models) > 1 else f"[{name}]")
+            axes.set_xlim(-0.7, len(tokens) - 0.3)
+            axes.set_ylabel("weight")
+            axes.grid(axis="x", visible=False)
+            few = len(tokens) <= 60
+            written = [visible(token).replace("$", r"\$") for token in tokens]
+            axes.set_xticks(range(len(tokens)), written, rotation=90 if few else 0, fontsize=7 if few else 4)
+    panels[0].legend(loc="upper left", ncols=2)
+    return figure
+
+
+def _tables(numbers: Numbers) -> list[Table]:
+    tables = []
+    for model in numbers["models"]:
+        for name, row in model["rows"].items():
+            part = "" if row["whole"] else f" (this vocabulary's end of {name!r})"
+            rows = [
+                [kind.replace("lasso", "Lasso"), _listed(picks, model["tokens"])]
+                for kind, picks in row["picks"].items()
+                if picks is not None
+            ]
+            if name in PRINTED:
+                rows.append(["paper", f"{' '.join(PRINTED[name])}  (Lasso, Pythia 1.4B)"])
+            title = f"{_name(model)}, [{visible(model['tokens'][row['position']])}]{part}, R² of the Lasso {row['r2']:.2f}"
+            tables.append(Table(title, ("by", "earlier tokens, with their weights"), rows, words=2))
+    return tables
+
+
+def _listed(picks: Sequence[Sequence[float]], tokens: Sequence[str], width: int = 66) -> str:
+    """As many picks as fit, the weightiest first."""
+    line = ""
+    for j, weight in picks:
+        pick = f"{visible(tokens[int(j)])} {weight:.2f}".replace("0.", ".")
+        if len(line) + len(pick) + 2 > width:
+            return f"{line} …"
+        line += ("  " if line else "") + pick
+    return line or "nothing above 0.01"
+
+
+def _judge(numbers: Numbers) -> list[Verdict]:
+    return [verdict for model in numbers["models"] for verdict in (_as_printed(model), _against_attention(model))]
+
+
+def _as_printed(model: Mapping[str, Any]) -> Verdict:
+    """Holds for the same picks in whatever order; undecided where words are cut into parts."""
+    row = model["rows"]["China"]
+    picks = [model["tokens"][int(j)].strip() for j, _ in row["picks"]["lasso"]]
+    shared = len({*picks} & {*PRINTED["China"]})
+    return Verdict(
+        f"[China] is made of {', '.join(PRINTED['China'])} ({_name(model)})",
+        (set(picks) == set(PRINTED["China"])) if row["whole"] else None,
+        f"of {len(picks)} picks {shared} are among the paper's {len(PRINTED['China'])}"
+        + ("" if row["whole"] else ", but this vocabulary cuts words into parts"),
+    )
+
+
+def _against_attention(model: Mapping[str, Any]) -> Verdict:
+    """Holds if for each of the three tokens more of the Lasso's weight than of attention's is on telling words."""
+    shares = [row["telling"] for row in model["rows"].values()]
+    claim = f"The Lasso picks more telling words than attention does ({_name(model)})"
+    if any(share["attention"] is None or share["lasso"] is None for share in shares):
+        return Verdict(claim, None, "this model shows no attention, or its Lasso picks nothing")
+    more = sum(share["lasso"] > share["attention"] for share in shares)
+    told = "; ".join(
+        f"[{name}] {share['lasso']:.0%} and {share['attention']:.0%}, by lot {share['chance']:.0%}"
+        for name, share in zip(model["rows"], shares, strict=True)
+    )
+    same = [row["jaccard"] for row in model["rows"].values()]
+    return Verdict(
+        claim,
+        {0: False, len(shares): True}.get(more),
+        f"of Lasso and attention weight there lies on cities, countries and “capital”: {told}. Of what either picks, both pick "
+        f"{min(same):.0%} to {max(same):.0%}",
+    )
+
+
+def _name(model: Mapping[str, Any]) -> str:
+    """What a model is called: a path's last part, an id as it is."""
+    name = str(model["name"])
+    return Path(name).name if Path(name).exists() else name
+
+
+TOKENS = Piece(
+    name="tokens",
+    title="What three tokens are made of",
+    place="Section 4.2",
+    read=(
+        "Rows of final_norm: the Lasso's weights of earlier tokens rebuild a token's row (1/(2d)‖z − Zβ‖² + α‖β‖₁, α = 1e-4); "
+        "attention is the last layer's mean over heads. Weights above 0.01 count as picks."
+    ),
+    isnt="A weight is not a cause: what a row can be written by is not what the model computed it from.",
+    of="texts",
+    measure=_measure,
+    draw=_draw,
+    tables=_tables,
+    judge=_judge,
+)
