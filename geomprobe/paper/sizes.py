@@ -36,6 +36,8 @@ _BIN = 4
 """Positions whose increments are drawn as their mean."""
 _TELLING = 0.01
 """Of a rank correlation: below, it is taken for one."""
+_FITS = {"power": "power", "log-linear": "log", "constant": "constant"}
+"""What the table calls fits."""
 _MATRIX_ENTROPY = "centered_text_matrix_entropy/final_norm"
 """Wei et al.'s: of each text's rows less their mean, mean over texts."""
 
@@ -122,6 +124,8 @@ def _rank(record: Record) -> float:
 
 
 def _draw_entropy(numbers: Numbers) -> "Figure":
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure, (entropy, rank, own) = canvas(1, 3, width=3.7, height=3.4)
     for colour, family in zip(COLOURS, PUBLISHED, strict=False):
         sets = [trend for name, trend in numbers["published"].items() if name.startswith(f"{family},")]
@@ -130,8 +134,8 @@ def _draw_entropy(numbers: Numbers) -> "Figure":
             for axes, of in ((entropy, "entropy"), (rank, "ranks")):
                 axes.plot(trend["parameters"], trend[of], color=colour, marker="o", markersize=3, label=label, linewidth=1.1)
         same = np.exp(np.log([trend["same_rank"] for trend in sets]).mean(0))
-        label = "same rank at every size" if colour == COLOURS[0] else None
-        entropy.plot(sets[0]["parameters"], same, color=MUTED, linestyle=":", label=label, zorder=3)
+        entropy.plot(sets[0]["parameters"], same, color=MUTED, linestyle=":", zorder=3)
+    entropy.plot([], [], color=MUTED, linestyle=":", label="same rank at every size")
     trend, null = numbers["own"], numbers["own"]["untrained"]
     own.plot(trend["parameters"], trend["entropy"], color=COLOURS[0], marker="o", label="trained")
     if None not in null["entropy"]:
@@ -146,8 +150,9 @@ def _draw_entropy(numbers: Numbers) -> "Figure":
         axes.legend()
     for axes in (entropy, own):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     rank.set_ylim(bottom=0)
     return figure
 
@@ -165,7 +170,7 @@ def _size_axis(axes: "Axes", own_sizes: Sequence[float] | None) -> None:
 
 
 def _tables_of_entropy(numbers: Numbers) -> list[Table]:
-    columns = ("models", "d", "e^H", "Eq. 1", "exponent", "best fit", "by width")
+    columns = ("models", "e^H", "Eq. 1", "γ", "best fit", "by width")
     rows = [_trend_row(name, trend) for name, trend in numbers["published"].items()]
     own, null = numbers["own"], numbers["own"]["untrained"]
     rows += [_trend_row("models at hand", own)]
@@ -184,7 +189,7 @@ def _tables_of_entropy(numbers: Numbers) -> list[Table]:
         )
     ]
     return [
-        Table("smallest to largest; by width: the share of the fall that the same rank gives", columns, rows),
+        Table("smallest to largest, L = L₀ + λN^γ; by width: how much of the fall one rank gives", columns, rows),
         Table(
             "models at hand",
             ("parameters", "d", "e^H", "Eq. 1", "Def. 3.1", "loss", "e^H untrained"),
@@ -198,8 +203,8 @@ def _trend_row(name: str, trend: Mapping[str, Any]) -> list[str]:
         return f"{trend[of][0]:{form}} → {trend[of][-1]:{form}}"
 
     law, share = trend["law"], _form(trend["share"], ".0%")
-    fit = ("–", "–") if law is None else (f"{law['exponent']:.2f}", f"{law['best']} {law['weights'][law['best']]:.0%}")
-    return [name, ends("widths", ".0f"), ends("ranks", ".0f"), ends("entropy", ".2f"), *fit, share]
+    fit = ("–", "–") if law is None else (f"{law['exponent']:.2f}", f"{_FITS[law['best']]} {law['weights'][law['best']]:.0%}")
+    return [name, ends("ranks", ".0f"), ends("entropy", ".2f"), *fit, share]
 
 
 def _form(value: float | None, form: str) -> str:
@@ -216,12 +221,14 @@ def _judge_law(where: str, trends: Sequence[Mapping[str, Any]]) -> Verdict:
     claim, laws = f"Entropy is a power law of size ({where})", [trend["law"] for trend in trends]
     if None in laws:
         return Verdict(claim, None, "needs models of at least four sizes")
+    nulls = [trend["untrained"]["law"] for trend in trends if "untrained" in trend]
     won = sum(law["best"] == "power" for law in laws)
     exponents = _range([law["exponent"] for law in laws], ".2f")
     return Verdict(
         claim,
         {0: False, len(laws): True}.get(won),
-        f"of power law, logarithm and constant the points prefer the power law in {won} of {len(laws)}; exponents {exponents}",
+        f"of power law, logarithm and constant the points prefer the power law in {won} of {len(laws)}; exponents {exponents}"
+        + "".join(f"; untrained the same models prefer {null['best']}" for null in nulls if null is not None),
     )
 
 
@@ -319,8 +326,8 @@ def _draw_gain(numbers: Numbers) -> "Figure":
             ends = np.arange(1, len(gain) - _BIN + 1, _BIN)
             if len(ends):
                 each.plot(ends + (_BIN + 1) / 2, [gain[i : i + _BIN].mean() for i in ends], **style)
-    total.plot([], [], color=MUTED, linestyle="--", linewidth=1, label="untrained")
-    total.plot([], [], color=MUTED, linestyle=":", linewidth=1, label="Gaussian rows")
+    each.plot([], [], color=MUTED, linestyle="--", linewidth=1, label="untrained")
+    each.plot([], [], color=MUTED, linestyle=":", linewidth=1, label="Gaussian rows")
     total.set_title("Information gain of a text, per dimension")
     total.set_ylabel("nats / d")
     each.set_title(f"What each token adds (means of {_BIN})")
@@ -328,7 +335,7 @@ def _draw_gain(numbers: Numbers) -> "Figure":
     each.set_ylim(bottom=0)
     for axes in (total, each):
         axes.set_xlabel("length of the text, tokens")
-    total.legend()
+    each.legend(loc="upper right")
     return figure
 
 
