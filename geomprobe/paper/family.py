@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from geomprobe.errors import GeomprobeError
@@ -11,7 +12,7 @@ from geomprobe.paper.piece import Request
 from geomprobe.report.style import thousands
 from geomprobe.small import held_out_text, small_trainer
 
-__all__ = ["ENGLISH", "SIZES", "default_data", "load_readers", "trained_family"]
+__all__ = ["ENGLISH", "SIZES", "default_data", "default_models", "load_readers", "trained_family"]
 
 SIZES = ((32, 2), (64, 3), (128, 4), (192, 5))
 """Width and layers of the family, small to large."""
@@ -37,15 +38,48 @@ def trained_family(request: Request, sizes: Sequence[tuple[int, int]] = SIZES) -
     return [str(_trained(request.out / "family", width, layers, request.steps)) for width, layers in sizes]
 
 
+def default_models(of: str, request: Request) -> tuple[str, ...]:
+    """What a piece ``of`` models of several ``sizes``, or of one that reads ``texts``, is about where none is named.
+
+    For texts that is :data:`ENGLISH`, if it is in the cache or the hub answers, and else the largest of the family.
+    """
+    if of == "nothing":
+        return ()
+    if of == "texts" and (_cached(ENGLISH) is not None or _on_hub(ENGLISH)):
+        return (ENGLISH,)
+    return tuple(trained_family(request, SIZES if of == "sizes" else SIZES[-1:]))
+
+
 def load_readers(request: Request) -> list[tuple[str, Loaded]]:
-    """The models named, or else one that reads English, or else the largest of the family, each with its name."""
-    names = [*request.models]
-    if not names:
-        try:
-            return [(ENGLISH, load(ENGLISH, dtype=request.dtype, device=request.device))]
-        except GeomprobeError:  # no network and not in the cache
-            names = trained_family(request, SIZES[-1:])
-    return [(name, load(name, dtype=request.dtype, device=request.device)) for name in names]
+    """The models of a request, each with its name."""
+    return [(name, load(_cached(name) or name, dtype=request.dtype, device=request.device)) for name in request.models]
+
+
+def _cached(model: str) -> str | None:
+    """Where the hub's cache has :data:`ENGLISH`: as a directory it loads without asking the hub, which without a network costs
+    a minute of retries."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if model != ENGLISH:
+        return None
+    try:
+        folder = Path(snapshot_download(model, local_files_only=True))
+    except (LocalEntryNotFoundError, HfHubHTTPError):
+        return None
+    return str(folder) if (folder / "model.safetensors").exists() and (folder / "tokenizer.json").exists() else None
+
+
+@cache
+def _on_hub(model: str) -> bool:
+    """Whether the hub answers, and has the model; asked once, and for a few seconds at most."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(model, timeout=5)
+    except Exception:  # no network, no such model, a proxy's page: whatever it is, another model is taken
+        return False
+    return True
 
 
 def _trained(folder: Path, width: int, layers: int, steps: int) -> Path:

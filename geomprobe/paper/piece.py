@@ -5,7 +5,7 @@ import json
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -90,7 +90,7 @@ class Request:
 
     Attributes:
         out: the folder of the results.
-        models: hub ids or directories; empty for what the piece takes by default.
+        models: hub ids or directories; before a piece is measured, those that it takes by default are filled in.
         data: a file or a data set's id, as :func:`geomprobe.sweep` reads them; ``None`` for the default.
         field: where the text of a document stands.
         tokens: how many tokens of ``data`` each model reads.
@@ -183,12 +183,14 @@ def run_piece(piece: Piece, request: Request, *, fresh: bool = False) -> Outcome
         GeomprobeError: it cannot be measured, or its files cannot be written.
     """
     from geomprobe.paper.drawing import styled, to_png
+    from geomprobe.paper.family import default_models
     from geomprobe.paper.page import page
 
     try:
         request.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GeomprobeError(f"cannot write {request.out}: {error}; give a folder that can be written") from error
+    request = replace(request, models=request.models or default_models(piece.of, request))
     path, key = request.out / f"{piece.name}.json", request.key(piece)
     numbers = None if fresh else _kept(path, key)
     kept = numbers is not None

@@ -15,7 +15,7 @@ from geomprobe.core.spectrum import equal_spectrum_entropy
 from geomprobe.errors import GeomprobeError
 from geomprobe.paper.drawing import COLOURS, MUTED, UNTRAINED, canvas, shades
 from geomprobe.paper.facts import PUBLISHED
-from geomprobe.paper.family import default_data, trained_family
+from geomprobe.paper.family import default_data
 from geomprobe.paper.piece import Numbers, Piece, Request, Table, Verdict
 from geomprobe.report.style import thousands
 from geomprobe.runs.records import Record, Run
@@ -46,7 +46,7 @@ def _swept(request: Request) -> Run:
     """The models of a request read on its data, each beside its untrained self; what an earlier run read is kept."""
     key = json.dumps(request.key(FIG1), sort_keys=True, default=str)
     run = sweep(
-        request.models or trained_family(request),
+        request.models,
         data=default_data(request),
         out=request.out / f"sizes-{sha256(key.encode()).hexdigest()[:8]}",
         field=request.field,
