@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["PIECES", "app"]
 
 PIECES = {
-    "fig1": ("sizes", "Entropy against model size: Wei et al.'s numbers, and your own models."),
+    "fig1": ("entropy", "Entropy against model size: Wei et al.'s numbers, and your own models."),
     "fig2": ("skills", "The graph of texts and the skills they use."),
-    "fig3": ("sizes", "Information gain against length, over models of several sizes."),
+    "fig3": ("gains", "Information gain against length, over models of several sizes."),
     "fig4": ("contexts", "King, queen and no context: mean and last-token embeddings."),
     "fig5": ("contexts", "The same texts under the JS and logdet distances of covariances."),
     "fig6": ("contexts", "The same texts under the Riemann and log-Euclidean distances."),

@@ -1,33 +1,32 @@
 """The models that figures are about where none is named: a family of small ones, trained here, or one that reads English."""
 
+import json
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 from geomprobe.errors import GeomprobeError
 from geomprobe.files import write_whole
 from geomprobe.loading import Loaded, load
-from geomprobe.paper.piece import Request
+from geomprobe.paper.piece import Request, Table
 from geomprobe.report.style import thousands
+from geomprobe.runs.records import Run
+from geomprobe.runs.sweep import sweep
 from geomprobe.small import held_out_text, small_trainer
 
-__all__ = ["ENGLISH", "SIZES", "default_data", "default_models", "load_readers", "trained_family"]
+__all__ = ["ENGLISH", "SIZES", "default_models", "failure_tables", "failures", "load_readers", "swept", "trained_family"]
 
 SIZES = ((32, 2), (64, 3), (128, 4), (192, 5))
 """Width and layers of the family, small to large."""
 
+_SAMPLE = 4096
+"""Tokens whose texts are measured closely."""
+
 ENGLISH = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """What reads the paper's texts where no model is named and the hub, or its cache, has it."""
-
-
-def default_data(request: Request) -> str:
-    """The data set, or the text that the family has not seen."""
-    if request.data is not None:
-        return request.data
-    path = request.out / "held-out.txt"
-    write_whole(path, held_out_text())
-    return str(path)
 
 
 def trained_family(request: Request, sizes: Sequence[tuple[int, int]] = SIZES) -> list[str]:
@@ -53,6 +52,50 @@ def default_models(of: str, request: Request) -> tuple[str, ...]:
 def load_readers(request: Request) -> list[tuple[str, Loaded]]:
     """The models of a request, each with its name."""
     return [(name, load(_cached(name) or name, dtype=request.dtype, device=request.device)) for name in request.models]
+
+
+def swept(request: Request) -> Run:
+    """The models of a request read on its data, each beside its untrained self; what an earlier run read is kept.
+
+    Raises:
+        GeomprobeError: none of them could be read.
+    """
+    key = json.dumps(request.key("sizes"), sort_keys=True)
+    run = sweep(
+        request.models,
+        data=_data(request),
+        out=request.out / f"sizes-{sha256(key.encode()).hexdigest()[:8]}",
+        field=request.field,
+        tokens=request.tokens,
+        sample=min(_SAMPLE, request.tokens),
+        seed=request.seed,
+        dtype=request.dtype,
+        device=request.device,
+        progress=True,
+    )
+    if not run.checkpoints:
+        raise GeomprobeError(f"no model was read: {run.failed[0].error}")
+    return run
+
+
+def failures(run: Run) -> list[list[str]]:
+    """Of every model or baseline that could not be read its name and why."""
+    return [[record.name, str(record.error)] for record in run.failed]
+
+
+def failure_tables(failed: Sequence[Sequence[str]]) -> list[Table]:
+    """They as a table, if there are any."""
+    rows = [[textwrap.shorten(name, 24, placeholder="…"), textwrap.shorten(why, 54, placeholder=" …")] for name, why in failed]
+    return [Table("could not be read", ("model", "why"), rows, words=2)] if rows else []
+
+
+def _data(request: Request) -> str:
+    """The data set, or the text that the family has not seen."""
+    if request.data is not None:
+        return request.data
+    path = request.out / "held-out.txt"
+    write_whole(path, held_out_text())
+    return str(path)
 
 
 def _cached(model: str) -> str | None:

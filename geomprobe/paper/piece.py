@@ -17,7 +17,7 @@ from geomprobe.files import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Numbers", "Outcome", "Piece", "Request", "Table", "Verdict", "run_piece"]
+__all__ = ["Numbers", "Outcome", "Piece", "Request", "Table", "Verdict", "cell", "plain", "run_piece", "span"]
 
 Numbers = Mapping[str, Any]
 """What a piece measured: JSON-ready, and all that its picture and its verdicts are made from."""
@@ -110,14 +110,14 @@ class Request:
     dtype: str = "float32"
     device: str | None = None
 
-    def key(self, piece: "Piece") -> dict[str, Any]:
-        """What the numbers of ``piece`` depend on; equal keys, equal numbers."""
+    def key(self, of: str) -> dict[str, Any]:
+        """What the numbers of a piece depend on that is ``of`` sizes, texts or nothing; equal keys, equal numbers."""
         asked: dict[str, Any] = {"version": version("geomprobe"), "seed": self.seed}
-        if piece.of != "nothing":
-            names = ("steps", "dtype", "device") if piece.of == "texts" else ("steps", "dtype", "device", "field", "tokens")
+        if of != "nothing":
+            names = ("steps", "dtype", "device") if of == "texts" else ("steps", "dtype", "device", "field", "tokens")
             asked |= {name: getattr(self, name) for name in names}
             asked |= {"models": {model: _fingerprint(model) for model in self.models}}
-        if piece.of == "sizes":
+        if of == "sizes":
             asked |= {"data": self.data and {self.data: _fingerprint(self.data)}}
         return asked
 
@@ -191,7 +191,7 @@ def run_piece(piece: Piece, request: Request, *, fresh: bool = False) -> Outcome
     except OSError as error:
         raise GeomprobeError(f"cannot write {request.out}: {error}; give a folder that can be written") from error
     request = replace(request, models=request.models or default_models(piece.of, request))
-    path, key = request.out / f"{piece.name}.json", request.key(piece)
+    path, key = request.out / f"{piece.name}.json", request.key(piece.of)
     numbers = None if fresh else _kept(path, key)
     kept = numbers is not None
     if numbers is None:
@@ -219,6 +219,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def cell(value: float | None, spec: str) -> str:
+    """A cell of a table: a dash where there is no number."""
+    return "–" if value is None else f"{value:{spec}}"
+
+
+def span(values: Sequence[float], spec: str) -> str:
+    """Both ends of values, or the one that there is."""
+    low, high = f"{min(values):{spec}}", f"{max(values):{spec}}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _kept(path: Path, key: Mapping[str, Any]) -> Numbers | None:

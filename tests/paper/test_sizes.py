@@ -10,10 +10,11 @@ import torch
 
 from geomprobe import GeomprobeError, InformationGain, Probe, RepresentationEntropy
 from geomprobe.loading import load
+from geomprobe.paper.entropy import FIG1
 from geomprobe.paper.facts import PUBLISHED
 from geomprobe.paper.family import trained_family
+from geomprobe.paper.gains import FIG3
 from geomprobe.paper.piece import Outcome, Request, run_piece
-from geomprobe.paper.sizes import FIG1, FIG3
 from geomprobe.runs.corpus import read_documents, tokenize_documents
 from tests.runs.conftest import save_checkpoint
 
@@ -144,6 +145,16 @@ def test_one_model_is_no_trend(request_: Request, tmp_path: Path) -> None:
     verdicts = run_piece(FIG1, single).verdicts
     assert [verdict.holds for verdict in verdicts[2:]] == [None, None]
     assert len(run_piece(FIG3, single).verdicts) == 2
+
+
+def test_a_model_that_cannot_be_read_is_said(request_: Request, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    models = (str(tmp_path / "empty"), request_.models[0])
+    outcome = run_piece(FIG3, Request(out=tmp_path / "out", models=models, data=request_.data, tokens=400))
+    assert len(outcome.numbers["models"]) == 1
+    assert "could not be read" in str(outcome)
+    assert "a directory without a config.json" in str(outcome)
+    assert max(map(len, str(outcome).splitlines())) <= 80
 
 
 def test_no_model_that_can_be_read_is_one_error(tmp_path: Path, request_: Request) -> None:

@@ -1,68 +1,35 @@
-"""Figures 1 and 3: entropy and information gain of models of several sizes, and what width alone does to them."""
+"""Figure 1: entropy of models of several sizes, published and at hand, and what width alone does to it."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import spearmanr
 
 from geomprobe.core.spectrum import equal_spectrum_entropy
 from geomprobe.errors import GeomprobeError
-from geomprobe.paper.drawing import COLOURS, MUTED, UNTRAINED, canvas, shades
+from geomprobe.paper.drawing import COLOURS, MUTED, UNTRAINED, canvas
 from geomprobe.paper.facts import PUBLISHED
-from geomprobe.paper.family import default_data
-from geomprobe.paper.piece import Numbers, Piece, Request, Table, Verdict
+from geomprobe.paper.family import failure_tables, failures, swept
+from geomprobe.paper.piece import Numbers, Piece, Request, Table, Verdict, cell, span
 from geomprobe.report.style import thousands
-from geomprobe.runs.records import Record, Run
-from geomprobe.runs.sweep import sweep
+from geomprobe.runs.records import Record
 from geomprobe.theory.power_law import fit_power_law
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FIG1", "FIG3"]
+__all__ = ["FIG1"]
 
 Floats = NDArray[np.float64]
 
-_SAMPLE = 4096
-"""Tokens whose texts are measured closely."""
-_BIN = 4
-"""Positions whose increments are drawn as their mean."""
-_TELLING = 0.01
-"""Of a rank correlation: below, it is taken for one."""
 _FITS = {"power": "power", "log-linear": "log", "constant": "constant"}
 """What the table calls fits."""
 _MATRIX_ENTROPY = "centered_text_matrix_entropy/final_norm"
 """Wei et al.'s: of each text's rows less their mean, mean over texts."""
-
-
-def _swept(request: Request) -> Run:
-    """The models of a request read on its data, each beside its untrained self; what an earlier run read is kept."""
-    key = json.dumps(request.key(FIG1), sort_keys=True, default=str)
-    run = sweep(
-        request.models,
-        data=default_data(request),
-        out=request.out / f"sizes-{sha256(key.encode()).hexdigest()[:8]}",
-        field=request.field,
-        tokens=request.tokens,
-        sample=min(_SAMPLE, request.tokens),
-        seed=request.seed,
-        dtype=request.dtype,
-        device=request.device,
-        progress=True,
-    )
-    if not run.checkpoints:
-        raise GeomprobeError(f"no model was read: {run.failed[0].error}")
-    return run
-
-
-# -- Figure 1 ---------------------------------------------------------------------------------------------------------------
 
 
 def _measure_entropy(request: Request) -> Numbers:
@@ -71,7 +38,7 @@ def _measure_entropy(request: Request) -> Numbers:
         for family, known in PUBLISHED.items()
         for data, entropies in known.entropies.items()
     }
-    run = _swept(request)
+    run = swept(request)
     pairs = [(record, run.baseline(record, "untrained")) for record in run.checkpoints]
     parameters = [record.parameters or math.nan for record, _ in pairs]
     widths = [record.width or math.nan for record, _ in pairs]
@@ -83,7 +50,7 @@ def _measure_entropy(request: Request) -> Numbers:
         "loss": [record.loss for record, _ in pairs],
         "untrained": _trend(parameters, widths, nulls),
     }
-    return {"published": published, "own": own, "failed": [f"{r.name}: {r.error}" for r in run.failed]}
+    return {"published": published, "own": own, "failed": failures(run)}
 
 
 def _trend(parameters: ArrayLike, widths: ArrayLike, ranks: ArrayLike) -> dict[str, Any]:
@@ -179,8 +146,8 @@ def _tables_of_entropy(numbers: Numbers) -> list[Table]:
         [
             thousands(size),
             f"{width:.0f}",
-            *(_form(value, form) for value, form in ((rank, ".1f"), (entropy, ".3f"), (direct, ".3f"), (loss, ".2f"))),
-            _form(untrained, ".1f"),
+            *(cell(value, form) for value, form in ((rank, ".1f"), (entropy, ".3f"), (direct, ".3f"), (loss, ".2f"))),
+            cell(untrained, ".1f"),
         ]
         for size, width, rank, entropy, direct, loss, untrained in zip(
             *(own[name] for name in ("parameters", "widths", "ranks", "entropy", "text_entropy", "loss")),
@@ -189,12 +156,13 @@ def _tables_of_entropy(numbers: Numbers) -> list[Table]:
         )
     ]
     return [
-        Table("smallest to largest, L = L₀ + λN^γ; by width: how much of the fall one rank gives", columns, rows),
+        Table("smallest to largest, L = L₀ + λN^γ; by width: share of the fall one rank gives", columns, rows),
         Table(
             "models at hand",
             ("parameters", "d", "e^H", "Eq. 1", "Def. 3.1", "loss", "e^H untrained"),
             each,
         ),
+        *failure_tables(numbers["failed"]),
     ]
 
 
@@ -202,13 +170,9 @@ def _trend_row(name: str, trend: Mapping[str, Any]) -> list[str]:
     def ends(of: str, form: str) -> str:
         return f"{trend[of][0]:{form}} → {trend[of][-1]:{form}}"
 
-    law, share = trend["law"], _form(trend["share"], ".0%")
+    law, share = trend["law"], cell(trend["share"], ".0%")
     fit = ("–", "–") if law is None else (f"{law['exponent']:.2f}", f"{_FITS[law['best']]} {law['weights'][law['best']]:.0%}")
     return [name, ends("ranks", ".0f"), ends("entropy", ".2f"), *fit, share]
-
-
-def _form(value: float | None, form: str) -> str:
-    return "–" if value is None else f"{value:{form}}"
 
 
 def _judge_entropy(numbers: Numbers) -> list[Verdict]:
@@ -223,7 +187,7 @@ def _judge_law(where: str, trends: Sequence[Mapping[str, Any]]) -> Verdict:
         return Verdict(claim, None, "needs models of at least four sizes")
     nulls = [trend["untrained"]["law"] for trend in trends if "untrained" in trend]
     won = sum(law["best"] == "power" for law in laws)
-    exponents = _range([law["exponent"] for law in laws], ".2f")
+    exponents = span([law["exponent"] for law in laws], ".2f")
     return Verdict(
         claim,
         {0: False, len(laws): True}.get(won),
@@ -235,22 +199,16 @@ def _judge_law(where: str, trends: Sequence[Mapping[str, Any]]) -> Verdict:
 def _judge_width(where: str, trends: Sequence[Mapping[str, Any]]) -> Verdict:
     """Does not hold if the same rank at every size gives 90% of the fall everywhere; holds if it gives at most half."""
     shares = [trend["share"] for trend in trends]
-    ranks, widths = (_range([trend[of][-1] / trend[of][0] for trend in trends], ".1f") for of in ("ranks", "widths"))
+    ranks, widths = (span([trend[of][-1] / trend[of][0] for trend in trends], ".1f") for of in ("ranks", "widths"))
     claim = f"It falls because the models differ, not only their width ({where})"
     if None in shares:
         return Verdict(claim, None, "needs models of at least two widths")
     return Verdict(
         claim,
         False if min(shares) >= 0.9 else True if max(shares) <= 0.5 else None,
-        f"with one rank for all sizes the fall is {_range(shares, '.0%')} of what it is; the rank itself goes by a factor of "
+        f"with one rank for all sizes the fall is {span(shares, '.0%')} of what it is; the rank itself goes by a factor of "
         f"{ranks} while d goes by {widths}",
     )
-
-
-def _range(values: Sequence[float], form: str) -> str:
-    """Both ends of values, or the one that there is."""
-    low, high = f"{min(values):{form}}", f"{max(values):{form}}"
-    return low if low == high else f"{low} to {high}"
 
 
 FIG1 = Piece(
@@ -270,141 +228,4 @@ FIG1 = Piece(
     draw=_draw_entropy,
     tables=_tables_of_entropy,
     judge=_judge_entropy,
-)
-
-# -- Figure 3 ---------------------------------------------------------------------------------------------------------------
-
-
-def _measure_gain(request: Request) -> Numbers:
-    run = _swept(request)
-    models = []
-    for record in run.checkpoints:
-        nulls = {"untrained": run.baseline(record, "untrained"), "gaussian": run.baseline(record, "gaussian")}
-        models.append(
-            {"name": record.name, "parameters": record.parameters, "width": record.width, "trained": _gain(record)}
-            | {kind: null and _gain(null) for kind, null in nulls.items()}
-        )
-    return {"models": models, "failed": [f"{r.name}: {r.error}" for r in run.failed]}
-
-
-def _gain(record: Record) -> dict[str, Any]:
-    """Increments by position, of positions that at least half of the texts reach, their running sum, and their trend.
-
-    The first increment is left out of the trend: it is ``½ log(1 + σ⁻²)`` whatever the row is.
-    """
-    assert record.reading is not None
-    curve = record.reading.curve("gain", record.reading.sites[-1])
-    count = np.array(curve.count)
-    kept = count >= count.max() / 2
-    gain = np.array(curve.mean)[kept]
-    later = gain[1:]
-    quarter = max(1, len(later) // 4)
-    trend = spearmanr(np.arange(len(later)), later) if len(later) > 2 and np.ptp(later) > 0 else None
-    return {
-        "gain": gain,
-        "total": gain.cumsum(),
-        "texts": int(count.max()),
-        "first_quarter": later[:quarter].mean() if len(later) else math.nan,
-        "last_quarter": later[-quarter:].mean() if len(later) else math.nan,
-        "rho": None if trend is None else float(trend.statistic),
-        "p": None if trend is None else float(trend.pvalue),
-    }
-
-
-def _draw_gain(numbers: Numbers) -> "Figure":
-    figure, (total, each) = canvas(1, 2, width=5.2, height=3.6)
-    models = numbers["models"]
-    styles = {"trained": ("-", 1.6), "untrained": ("--", 1.0), "gaussian": (":", 1.0)}
-    for model, colour in zip(models, shades(len(models)), strict=True):
-        for kind, (dash, width) in styles.items():
-            if model[kind] is None:
-                continue
-            gain = np.array(model[kind]["gain"])
-            label = f"{thousands(model['parameters'])}, d = {model['width']}" if kind == "trained" else None
-            style: dict[str, Any] = {"color": colour, "linestyle": dash, "linewidth": width, "label": label}
-            total.plot(np.arange(1, len(gain) + 1), np.array(model[kind]["total"]) / model["width"], **style)
-            ends = np.arange(1, len(gain) - _BIN + 1, _BIN)
-            if len(ends):
-                each.plot(ends + (_BIN + 1) / 2, [gain[i : i + _BIN].mean() for i in ends], **style)
-    each.plot([], [], color=MUTED, linestyle="--", linewidth=1, label="untrained")
-    each.plot([], [], color=MUTED, linestyle=":", linewidth=1, label="Gaussian rows")
-    total.set_title("Information gain of a text, per dimension")
-    total.set_ylabel("nats / d")
-    each.set_title(f"What each token adds (means of {_BIN})")
-    each.set_ylabel("nats")
-    each.set_ylim(bottom=0)
-    for axes in (total, each):
-        axes.set_xlabel("length of the text, tokens")
-    each.legend(loc="upper right")
-    return figure
-
-
-def _tables_of_gain(numbers: Numbers) -> list[Table]:
-    rows = []
-    for model in numbers["models"]:
-        for kind in ("trained", "untrained", "gaussian"):
-            if (gain := model[kind]) is None:
-                continue
-            name = f"{thousands(model['parameters'])}, d = {model['width']}" if kind == "trained" else f"  {kind}"
-            quarters = (_form(gain[of], ".2f") for of in ("first_quarter", "last_quarter"))
-            total = gain["total"][-1]
-            rows.append(
-                [
-                    name,
-                    f"{len(gain['gain'])}",
-                    f"{total:.0f}",
-                    f"{total / model['width']:.2f}",
-                    *quarters,
-                    _form(gain["rho"], ".2f"),
-                ]
-            )
-    columns = ("model", "tokens", "nats", "nats / d", "first ¼", "last ¼", "ρ")
-    return [Table("gain of a text; of each token in its first and last quarter; trend of the latter", columns, rows)]
-
-
-def _judge_gain(numbers: Numbers) -> list[Verdict]:
-    models = numbers["models"]
-    least = min(min(model["trained"]["gain"]) for model in models)
-    nulls = [model["untrained"] for model in models if model["untrained"] is not None]
-    rises = Verdict(
-        "Gain rises with the length of the input",
-        least > 0,
-        f"the least increment is {least:.2g} nats; ½ log(1 + σ⁻²σ_T²) cannot be negative, so it rises for any rows, also of "
-        "untrained models: this tells nothing of training",
-    )
-    trained = [model["trained"] for model in models]
-    falling, rising = ([_moves(gain, sign) for gain in trained] for sign in (-1, 1))
-    kept = [gain["last_quarter"] / gain["first_quarter"] for gain in trained if gain["first_quarter"]]
-    falls = Verdict(
-        "Each further token adds less",
-        True if all(falling) else False if any(rising) else None,
-        f"increments fall with position in {sum(falling)} of {len(trained)} models (Spearman, p < {_TELLING}), and in "
-        f"{sum(_moves(gain, -1) for gain in nulls)} of {len(nulls)} untrained ones; the last quarter adds "
-        f"{_range(kept, '.0%')} of the first",
-    )
-    return [rises, falls]
-
-
-def _moves(gain: Mapping[str, Any], sign: int) -> bool:
-    """Whether increments fall (−1) or rise (+1) with position, beyond chance."""
-    return gain["rho"] is not None and bool(sign * gain["rho"] > 0 and gain["p"] < _TELLING)
-
-
-FIG3 = Piece(
-    name="fig3",
-    title="Information gain against length",
-    place="Figure 3",
-    read=(
-        "Left, ½ logdet(I + σ⁻²K) of the first T tokens over d, σ = 0.01; right, what each further token adds. A line bends "
-        "where new rows repeat old directions."
-    ),
-    isnt=(
-        "It is no surprisal: untrained models (dashed) and Gaussian rows (dotted) gain too, and over d a wider model gains "
-        "less whatever it knows, as T rows fill at most T directions."
-    ),
-    of="sizes",
-    measure=_measure_gain,
-    draw=_draw_gain,
-    tables=_tables_of_gain,
-    judge=_judge_gain,
 )
