@@ -8,20 +8,26 @@ Lemma 3.6: after the n most used skills, ``H_n(X | Y) = B + (C − B)·Σ_{k>n} 
 What each resource buys (Thms 3.7–3.8) is one more assumption each, as in the quantization model of Michaud et al. 2023: a
 skill takes up so many parameters, so N parameters hold ``n ∝ N`` skills; it is learned from so many texts that use it, so D
 texts teach the skills of ``p_n D ≥`` that, ``n ∝ D^{1/(1+α)}``; and FLOPs are parameters times texts, ``n ∝ F^{1/(2+α)}``.
+
+Lemma 3.17: where a text tells its skill, ``H(X) = H(X | Y) + H(Y)``; where it does not, H(X) is less, by ``H(Y | X)``. Theorem
+3.18: H(Y) is the same whatever is learned, so entropy falls as conditional entropy does, to ``B + H(Y)`` in place of B.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import zeta
+from scipy.optimize import brentq
+from scipy.special import chdtrc, ndtri, softmax, zeta
 
 from geomprobe.errors import GeomprobeError
-from geomprobe.theory.information import entropy
 
-__all__ = ["SkillModel", "untold_by_data", "untold_by_data_limit"]
+__all__ = ["DegreeLaw", "SkillModel", "fit_degrees", "untold_by_data", "untold_by_data_limit"]
 
 Floats = NDArray[np.float64]
+
+_SUMMED = 10_000
+"""Terms of a sum that are added one by one; the others come from an integral, right to 1e-15."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +76,31 @@ class SkillModel:
     def conditional_entropy(self, learned: ArrayLike) -> Floats:
         """``H(X | Y)`` once the ``learned`` most used skills are, exactly (Lemma 3.6); more than M count as M."""
         n = np.clip(np.floor(np.asarray(learned, np.float64)), 0, self.M)
-        unlearned = _power_sum(1 + self.alpha, n, self.M) / self._total
+        unlearned: Floats = _power_sum(1 + self.alpha, n, self.M) / self._total
         return self.B + (self.C - self.B) * unlearned
+
+    def text_entropies(self, learned: int) -> Floats:
+        """``H(X | Y = k)`` of k = 1 … M, ``(M,)`` (Assumption 3.5): B of the ``learned`` most used skills, C of the others."""
+        return np.where(np.arange(self.M) < learned, self.B, self.C)
 
     def conditional_entropy_limit(self, learned: ArrayLike) -> Floats:
         """Its limit for 1 ≪ n ≪ M: ``B + (C − B)/(α ζ(1+α)) · n^{−α}``."""
-        scale = (self.C - self.B) / (self.alpha * zeta(1 + self.alpha))
+        scale = (self.C - self.B) / (self.alpha * float(zeta(1 + self.alpha)))
         return self.B + scale * np.asarray(learned, np.float64) ** -self.alpha
+
+    def limit_from(self, resource: str, amount: ArrayLike, *, per_skill: float = 1.0) -> Floats:
+        """The same limit in what is spent (Thms 3.7–3.8): ``n`` is ``a`` of parameters, ``(a/ζ(1+α))^{1/(1+α)}`` of texts and
+        ``(a/ζ(1+α))^{1/(2+α)}`` of FLOPs, with ``a = amount/per_skill``.
+
+        Raises:
+            GeomprobeError: no such resource among :attr:`exponents`.
+        """
+        if resource not in self.exponents:
+            raise GeomprobeError(f"limit_from({resource!r}): expected one of {', '.join(self.exponents)}")
+        share = np.asarray(amount, np.float64) / per_skill
+        if resource in ("texts", "flops"):
+            share = share / zeta(1 + self.alpha)
+        return self.conditional_entropy_limit(share ** (self.exponents[resource] / self.exponents["skills"]))
 
     def learned_from_parameters(self, parameters: ArrayLike, *, per_skill: float = 1.0) -> Floats:
         """Skills held by so many parameters (Theorem 3.7)."""
@@ -93,11 +117,17 @@ class SkillModel:
         return self._skills(share ** (1 / (2 + self.alpha)))
 
     def entropy(self, learned: ArrayLike) -> Floats:
-        """``H(X)`` where a text tells its skill: ``H(X | Y) + H(Y)`` (Lemma 3.17).
+        """``H(X)`` where a text tells its skill: ``H(X | Y) + H(Y)`` (Lemma 3.17)."""
+        return self.conditional_entropy(learned) + self.skill_entropy
 
-        H(Y) is that of :meth:`degrees`, whatever is learned: entropy and conditional entropy scale alike (Theorem 3.18).
-        """
-        return self.conditional_entropy(learned) + entropy(self.degrees())
+    def entropy_limit(self, learned: ArrayLike) -> Floats:
+        """Its limit for 1 ≪ n ≪ M: ``B + H(Y) + (C − B)/(α ζ(1+α)) · n^{−α}`` (Theorem 3.18)."""
+        return self.conditional_entropy_limit(learned) + self.skill_entropy
+
+    @property
+    def skill_entropy(self) -> float:
+        """``H(Y) = log Z + (1+α) Σ k^{−(1+α)} log k / Z`` with ``Z = Σ k^{−(1+α)}``, in nats, whatever is learned."""
+        return float(np.log(self._total) + (1 + self.alpha) * _log_sum(1 + self.alpha, self.M) / self._total)
 
     def sample_graph(self, texts: int, skills_per_text: int = 1, *, seed: int = 0) -> NDArray[np.int64]:
         """Edges ``(e, 2)`` of a random graph as in Figure 2: text, and skill counted from 0, sorted and each once.
@@ -114,6 +144,60 @@ class SkillModel:
 
     def _skills(self, n: Floats) -> Floats:
         return np.minimum(np.floor(n), self.M)
+
+
+@dataclass(frozen=True)
+class DegreeLaw:
+    """Def. 3.4 fitted to degrees by :func:`fit_degrees`.
+
+    Attributes:
+        alpha: α of ``k^{−(1+α)}``.
+        interval: of α.
+        p_value: how often degrees drawn from the fitted law lie as far from it as these, by a χ² test; NaN where too few skills
+            are used often enough to tell.
+    """
+
+    alpha: float
+    interval: tuple[float, float]
+    p_value: float
+
+
+def fit_degrees(degrees: ArrayLike, *, confidence: float = 0.95) -> DegreeLaw:
+    """The α of Def. 3.4 under which ``degrees`` are most likely, where every edge draws its skill anew.
+
+    It makes the mean of log k that of the law. A line through logs of degrees would not do: where degrees are small their logs
+    are biased, and 0 has none. The interval is Wald's, from the Fisher information ``N·Var(log k)``.
+
+    Args:
+        degrees: of skills k = 1 … M, ``(M,)``, in the order of the law. Sorted by the degrees themselves they would look
+            steeper than they are.
+        confidence: of the interval.
+
+    Raises:
+        GeomprobeError: fewer than two skills, a degree is negative or not finite, or all edges are of the first or the last.
+    """
+    counts = np.asarray(degrees, np.float64)
+    if counts.ndim != 1 or not np.isfinite(counts).all() or (counts < 0).any() or not (counts[1:].any() and counts[:-1].any()):
+        raise GeomprobeError("fit_degrees takes how often each skill is used, at least two of them, in the order of the law")
+    if not 0 < confidence < 1:
+        raise GeomprobeError(f"confidence lies between 0 and 1, got {confidence}")
+    logs, total = np.log(np.arange(1, len(counts) + 1)), float(counts.sum())
+    mean = float(counts @ logs) / total
+    exponent = float(brentq(lambda s: float(softmax(-s * logs) @ logs) - mean, -100, 100, xtol=1e-12))
+    shares = softmax(-exponent * logs)
+    error = 1 / np.sqrt(total * float(shares @ np.square(logs - mean)))
+    reach = float(ndtri((1 + confidence) / 2) * error)
+    return DegreeLaw(exponent - 1, (exponent - 1 - reach, exponent - 1 + reach), _goodness(counts, total * shares))
+
+
+def _goodness(counts: Floats, expected: Floats) -> float:
+    """χ² of cells in which at least 5 are expected, the others in one; one number was fitted."""
+    often = expected >= 5
+    cells = np.array([*zip(counts[often], expected[often], strict=True), (counts[~often].sum(), expected[~often].sum())])
+    cells = cells[cells[:, 1] >= 5]
+    if len(cells) < 3:
+        return float("nan")
+    return float(chdtrc(len(cells) - 2, (np.square(cells[:, 0] - cells[:, 1]) / cells[:, 1]).sum()))
 
 
 def untold_by_data(n: ArrayLike, gamma: float) -> Floats:
@@ -138,3 +222,15 @@ def untold_by_data_limit(n: ArrayLike, gamma: float) -> Floats:
 def _power_sum(exponent: float, after: Floats, last: float) -> Floats:
     """``Σ k^{−exponent}`` over ``after < k ≤ last``, as a difference of Hurwitz zeta functions."""
     return np.asarray(zeta(exponent, after + 1) - zeta(exponent, last + 1))
+
+
+def _log_sum(exponent: float, last: float) -> float:
+    """``Σ k^{−exponent} log k`` over ``1 ≤ k ≤ last``: by Euler and Maclaurin's formula beyond the first few."""
+    first = min(last, _SUMMED)
+    k = np.arange(1, first + 1, dtype=np.float64)
+    ends = np.array([first, last], np.float64)
+    logs, powers, rate = np.log(ends), ends**-exponent, exponent - 1
+    integral = -(ends**-rate) * (logs / rate + 1 / rate**2)
+    slope = powers / ends * (1 - exponent * logs)
+    tail = np.diff(integral + powers * logs / 2 + slope / 12)
+    return float((k**-exponent * np.log(k)).sum() + tail[0])

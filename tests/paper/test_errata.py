@@ -1,0 +1,135 @@
+"""The errata in numbers: on random rows, on a random model that reads bytes, and on trained ones."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mpmath  # type: ignore[import-untyped]  # comes with torch
+import numpy as np
+import pytest
+import torch
+
+from geomprobe.core.cholesky import exact_increment, theorem_4_1_as_printed
+from geomprobe.paper import errata
+from geomprobe.paper.errata import ERRATA
+from geomprobe.paper.piece import Outcome, Request, plain, run_piece
+from tests.runs.conftest import save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def request_of_bytes(tmp_path_factory: pytest.TempPathFactory) -> Request:
+    folder = tmp_path_factory.mktemp("errata")
+    return Request(out=folder / "out", models=(str(save_checkpoint(folder / "model", 4)),), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def outcome(request_of_bytes: Request) -> Outcome:
+    return run_piece(ERRATA, request_of_bytes)
+
+
+def rows(n: int = 12, width: int = 6) -> torch.Tensor:
+    drawn = torch.randn(n, width, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return torch.nn.functional.normalize(drawn, dim=1)
+
+
+def check_case(case: dict[str, Any]) -> None:
+    """What is true of any rows."""
+    assert case["error"] < 1e-12
+    assert case["float64_error"] < 1e-9
+    assert case["exact"] == pytest.approx(case["determinant"], rel=1e-6)
+    assert max(np.subtract(case["printed"], case["exact"])) > 0.1
+    assert case["printed"][0] == pytest.approx(case["exact"][0])  # without a context there is no off-diagonal
+    assert case["without_half"] / case["gain"] == pytest.approx(2, rel=1e-9)
+    assert case["gain"] == pytest.approx(sum(case["determinant"]), rel=1e-9)
+    stable, participation, effective, rank = case["ranks"]
+    assert 1 <= stable <= participation <= effective <= rank
+    assert stable < rank - 1
+
+
+def test_of_random_rows_and_of_a_random_model(outcome: Outcome) -> None:
+    random, model = outcome.numbers["cases"]
+    check_case(random)
+    check_case(model)
+    assert model["rows"] == 144  # a byte each
+    assert [v.holds for v in outcome.verdicts] == [False, True, False, False, None]
+    assert outcome.numbers["picks"][0]["literal"] is None  # bytes are no words
+    assert "no token [China]" in outcome.verdicts[-1].evidence
+
+
+def test_of_a_trained_model(stories_model: Path, tmp_path: Path) -> None:
+    numbers = plain(ERRATA.measure(Request(out=tmp_path, models=(str(stories_model),), device="cpu")))
+    check_case(numbers["cases"][1])
+    assert [v.holds for v in ERRATA.judge(numbers)][:4] == [False, True, False, False]
+    assert sum(numbers["cases"][1]["printed"]) > 1.5 * sum(numbers["cases"][1]["exact"])
+
+
+def test_of_a_model_that_reads_english(smollm2_model: Path, tmp_path: Path) -> None:
+    """The paper's own list under scikit-learn's convention, and about fifteen picks under the formula as printed."""
+    numbers = plain(ERRATA.measure(Request(out=tmp_path, models=(str(smollm2_model),), device="cpu")))
+    check_case(numbers["cases"][1])
+    picks = numbers["picks"][0]
+    assert [token.strip() for token, _, _ in picks["scikit-learn"]] == ["Russia", "France", "Beijing", "of", "capital"]
+    assert 12 <= len(picks["literal"]) <= 18
+    assert [v.holds for v in ERRATA.judge(numbers)] == [False, True, False, False, False]
+    assert ERRATA.draw(numbers) is not None
+
+
+@pytest.mark.parametrize("n", [1, 2, 12])
+def test_fifty_digits_are_mpmaths(n: int) -> None:
+    z = rows(n)
+    determinants, by_form = errata._in_fifty_digits(z.numpy())
+    with mpmath.workdps(60):
+        numbers = mpmath.matrix(z.tolist())
+        gram, noise = numbers * numbers.T, mpmath.mpf("0.0001")
+        halves = [mpmath.log(mpmath.det(mpmath.eye(t) + gram[:t, :t] / noise)) / 2 for t in range(1, n + 1)]
+        for t in range(n):
+            increment = halves[t] - (halves[t - 1] if t else 0)
+            for ours in (determinants[t], by_form[t]):
+                assert abs(mpmath.mpf(str(ours)) / increment - 1) < mpmath.mpf("1e-40")
+
+
+def test_a_wrong_exact_form_does_not_pass(monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> None:
+    monkeypatch.setattr(errata, "exact_increment", lambda variance, sigma: 1.0001 * exact_increment(variance, sigma))
+    numbers = plain({"cases": [errata._case("rows", rows())], "picks": outcome.numbers["picks"]})
+    assert [v.holds for v in ERRATA.judge(numbers)][:2] == [False, False]
+
+
+def test_a_right_print_would_pass(monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> None:
+    monkeypatch.setattr(errata, "theorem_4_1_as_printed", lambda variance, norm_sq, sigma: exact_increment(variance, sigma))
+    numbers = plain({"cases": [errata._case("rows", rows())], "picks": outcome.numbers["picks"]})
+    assert ERRATA.judge(numbers)[0].holds
+
+
+def test_the_printed_form_is_the_cores(outcome: Outcome) -> None:
+    case = errata._case("rows", rows())
+    variance = torch.expm1(2 * case["determinant"]) * 1e-4
+    assert case["printed"].tolist() == pytest.approx(theorem_4_1_as_printed(variance).tolist(), rel=1e-9)
+
+
+def picked(*tokens: str) -> list[list[Any]]:
+    return [[f" {token}", i, 0.5] for i, token in enumerate(tokens)]
+
+
+def test_the_papers_list_decides_between_the_two_objectives() -> None:
+    listed, others = picked("capital", "of", "Beijing", "France", "Russia"), picked("Yes", "the", "of")
+    model = {"model": "m", "scikit-learn": listed, "literal": others}
+    assert errata._judge_picks([model]).holds is False
+    assert errata._judge_picks([model | {"scikit-learn": others, "literal": listed}]).holds is True
+    neither = errata._judge_picks([model | {"scikit-learn": others}])
+    assert neither.holds is None
+    assert "neither is the paper's list" in neither.evidence
+
+
+def test_tables_fit_a_terminal(outcome: Outcome) -> None:
+    picks = {"model": "a-model-with-a-name-that-is-long", "scikit-learn": picked("of"), "literal": picked("of", "capital")}
+    whole = replace(outcome, numbers={**outcome.numbers, "picks": [picks]})
+    assert max(map(len, str(whole).splitlines())) <= 80
+    assert "geomprobe paper fig1" in str(whole)
+
+
+def test_kept_numbers_draw_the_same_files(outcome: Outcome, request_of_bytes: Request) -> None:
+    out = request_of_bytes.out
+    first = {form: (out / f"errata.{form}").read_bytes() for form in ("json", "png", "html")}
+    again = run_piece(ERRATA, request_of_bytes)
+    assert again.kept
+    assert {form: (out / f"errata.{form}").read_bytes() for form in first} == first
