@@ -85,7 +85,11 @@ def failures(run: Run) -> list[list[str]]:
 
 def failure_tables(failed: Sequence[Sequence[str]]) -> list[Table]:
     """They as a table, if there are any."""
-    rows = [[textwrap.shorten(name, 24, placeholder="…"), textwrap.shorten(why, 54, placeholder=" …")] for name, why in failed]
+    rows = [
+        [textwrap.shorten(name, 24, placeholder="…") if number == 0 else "", line]
+        for name, why in failed
+        for number, line in enumerate(textwrap.wrap(why, 54))
+    ]
     return [Table("could not be read", ("model", "why"), rows, words=2)] if rows else []
 
 
