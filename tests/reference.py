@@ -42,11 +42,17 @@ def unit(hidden: Array, center: bool = False) -> Array:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
-def entropies(rows: Array, epsilon: float = 0.1, missing: int = 0) -> dict[str, float]:
-    """The spectral metrics of unit rows ``(n, d)``, from singular values. ``missing``: dimensions that centring took."""
+def spectrum(rows: Array) -> Array:
+    """The d eigenvalues of ``ZᵀZ/n``, from singular values."""
     n, width = rows.shape
     values = np.zeros(width)
     values[: min(n, width)] = np.linalg.svd(rows, compute_uv=False) ** 2 / n
+    return values
+
+
+def entropies(rows: Array, epsilon: float = 0.1, missing: int = 0) -> dict[str, float]:
+    """The spectral metrics of unit rows ``(n, d)``, from singular values. ``missing``: dimensions that centring took."""
+    (n, width), values = rows.shape, spectrum(rows)
     shares = values[values > 0] / values.sum()
     matrix_entropy = float(-(shares * np.log(shares)).sum())
     nats = float((width + n) / 2 * np.log1p(width / epsilon**2 * values).sum())
@@ -67,17 +73,22 @@ def entropies(rows: Array, epsilon: float = 0.1, missing: int = 0) -> dict[str, 
     }
 
 
+def counted(values: Array) -> Array:
+    """How much of each eigenvalue a probe counts: none of what may be rounding, all of what is eight times as large."""
+    return np.asarray(np.interp(values / values.max(), [FLOOR, 8 * FLOOR], [0, 1]))
+
+
 def rankme(values: Array) -> float:
-    """RankMe of eigenvalues, of those above what a probe takes for rounding."""
-    singular = np.sqrt(values[values > FLOOR * values.max()])
-    return math.exp(scipy.stats.entropy(singular))
+    """RankMe of eigenvalues, as far as they count."""
+    return math.exp(scipy.stats.entropy(counted(values) * np.sqrt(values)))
 
 
 def alpha_req(values: Array) -> float:
-    """α-ReQ: a weighted straight line through the eigenvalues 4 to 100 of those above the same floor."""
-    kept = np.sort(values[values > FLOOR * values.max()])[::-1][3:100]
-    j = np.arange(4, 4 + len(kept))
-    return float(-np.polyfit(np.log(j), np.log(kept), 1, w=j**-0.5)[0]) if len(kept) > 1 else math.nan
+    """α-ReQ: a weighted straight line through the eigenvalues 4 to 100, as far as they count."""
+    kept = np.sort(values[values > FLOOR * values.max()])[::-1]
+    fitted, weights = kept[3:100], counted(kept)[3:100]
+    j = np.arange(4, 4 + len(fitted))
+    return float(-np.polyfit(np.log(j), np.log(fitted), 1, w=np.sqrt(weights / j))[0]) if len(fitted) > 1 else math.nan
 
 
 def text_entropies(texts: list[Array], missing: int = 0) -> dict[str, float]:

@@ -30,7 +30,7 @@ class RepresentationEntropy(Metric):
       over model sizes is its denominator;
     - ``effective_rank`` e^H, ``rank_ratio`` e^H/d, ``stable_rank``, ``participation_ratio``;
     - ``rankme`` and ``alpha_req`` (:mod:`geomprobe.core.spectrum`), of the eigenvalues above
-      :func:`~geomprobe.core.covariance.rounding`;
+      :func:`~geomprobe.core.covariance.rounding`, those close to it in part;
     - ``anisotropy``: mean cosine of two different rows.
 
     Mean over texts: ``text_entropy``, ``text_entropy_nats``; with ``text_spectrum`` also ``text_matrix_entropy``,
@@ -47,7 +47,7 @@ class RepresentationEntropy(Metric):
             every layer (70B: 27 GB of sums, 2.7 GB with ``sketch=512``). ``sketch_residual`` is then the share of tr Σ that the
             sketch does not know, with the bounds of :func:`geomprobe.core.sketch.sketched_eigenvalues`: small means accurate,
             for ``entropy`` much smaller than ε²/d. ``rankme``, of roots, is too high where the rest is not spread evenly (by
-            14% at a residual of 1e-3 and ``λ_j ∝ j^−3``); ``alpha_req`` is fitted to what exceeds the residual. The numbers of
+            18% at a residual of 1e-3 and ``λ_j ∝ j^−3``); ``alpha_req`` is fitted to what exceeds the residual. The numbers of
             texts stay exact.
 
     Raises:

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -119,6 +120,21 @@ def test_rounding_in_a_null_space_does_not_count() -> None:
     for function in (spectrum.rankme, spectrum.alpha_req):
         assert float(function(noisy, 1e-6)) == pytest.approx(float(function(clean)), rel=1e-4)
         assert abs(float(function(noisy)) / float(function(clean)) - 1) > 0.01
+
+
+@pytest.mark.parametrize("function", [spectrum.rankme, spectrum.alpha_req])
+def test_at_the_floor_rounding_decides_nothing(function: Callable[[Tensor, float], Tensor]) -> None:
+    """Ten eigenvalues that pass the floor together: what a step at it would change at once comes bit by bit."""
+    fixed = torch.arange(1, 61).double() ** -2
+    passing = 1e-6 * torch.logspace(-1, 2, 1000, dtype=torch.float64)
+    course = function(torch.cat([fixed.expand(1000, 60), passing[:, None].expand(1000, 10)], 1), 1e-6)
+    whole = course.max() - course.min()
+    assert float(whole / course[0]) > 0.01
+    assert float(course.diff().abs().max() / whole) < 0.03
+    noise = 4e-9 * torch.randn(1000, 70, generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # of float32 products
+    for share in (1.0, 2.0, 8.0):
+        values = torch.cat([fixed, torch.full((10,), share * 1e-6, dtype=torch.float64)])
+        assert (function(values + noise, 1e-6) / function(values, 1e-6) - 1).abs().max() < 5e-4
 
 
 def test_what_is_undefined_is_nan() -> None:
