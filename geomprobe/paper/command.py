@@ -17,13 +17,13 @@ __all__ = ["PIECES", "app"]
 
 PIECES = {
     "fig1": ("entropy", "Entropy against model size: Wei et al.'s numbers, and your own models."),
-    "fig2": ("skills", "The graph of texts and the skills they use."),
+    "fig2": ("graph", "The graph of texts and the skills they use."),
     "fig3": ("gains", "Information gain against length, over models of several sizes."),
     "fig4": ("contexts", "King, queen and no context: mean and last-token embeddings."),
     "fig5": ("contexts", "The same texts under the JS and logdet distances of covariances."),
     "fig6": ("contexts", "The same texts under the Riemann and log-Euclidean distances."),
     "tokens": ("tokens", "Section 4.2: what [No], [?] and [China] are made of."),
-    "theory": ("skills", "Section 3: exponents of the scaling laws, and every lemma on random distributions."),
+    "theory": ("laws", "Section 3: exponents of the scaling laws, and every lemma on random distributions."),
     "errata": ("errata", "Where the paper's print is wrong, in numbers."),
 }
 """Of every piece the module that has it, as ``FIG1`` and so on, and what it is."""

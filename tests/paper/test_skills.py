@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from geomprobe.paper import skills
+from geomprobe.paper import graph, laws, lemmas
+from geomprobe.paper.graph import FIG2
+from geomprobe.paper.laws import THEORY
 from geomprobe.paper.piece import Outcome, Request, plain, run_piece
-from geomprobe.paper.skills import FIG2, THEORY
 from geomprobe.theory import information, prompting
 from geomprobe.theory.skills import SkillModel
 
@@ -61,7 +62,7 @@ def test_graphs_of_a_steeper_law_do_not_pass(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_means_over_ranks_keep_the_skills_nobody_uses() -> None:
-    ranks, uses = skills._binned(np.array([4, 2, 0, 1, 0, 0, 0, 0, 1, 0]))
+    ranks, uses = graph._binned(np.array([4, 2, 0, 1, 0, 0, 0, 0, 1, 0]))
     assert ranks[:2] == pytest.approx([1, 2])
     assert uses[:2] == pytest.approx([4, 2])
     assert np.isnan(uses[2])  # nobody uses skill 3: no place among logarithms
@@ -88,11 +89,11 @@ def test_fitted_exponents_are_within_2_percent(theory: Outcome) -> None:
 
 def test_every_statement_holds_on_every_draw(theory: Outcome) -> None:
     assert all(v.holds for v in theory.verdicts)
-    lemmas = theory.numbers["lemmas"]
-    assert {lemma["group"] for lemma in lemmas} == set(skills._GROUPS)
-    assert all(lemma["draws"] == 1000 for lemma in lemmas)
-    assert all(lemma["worst"] < 1e-12 for lemma in lemmas if lemma["needs"] == "= 0")
-    assert all(lemma["worst"] > 0 for lemma in lemmas if lemma["needs"] == "> 0")
+    found = theory.numbers["lemmas"]
+    assert {lemma["group"] for lemma in found} == set(lemmas.GROUPS)
+    assert all(lemma["draws"] == 1000 for lemma in found)
+    assert all(lemma["worst"] < 1e-12 for lemma in found if lemma["needs"] == "= 0")
+    assert all(lemma["worst"] > 0 for lemma in found if lemma["needs"] == "> 0")
 
 
 def test_tables_fit_a_terminal(theory: Outcome, fig2: Outcome) -> None:
@@ -121,25 +122,25 @@ WRONG: list[tuple[Any, str, Any, str]] = [
 def test_a_wrong_formula_does_not_pass(
     where: Any, name: str, wrong: Any, group: str, theory: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(skills, "_DRAWS", 100)
+    monkeypatch.setattr(lemmas, "_DRAWS", 100)
     monkeypatch.setattr(where, name, wrong)
     draw = np.random.default_rng(0)
-    lemmas = [check.run(draw) for check in skills._CHECKS if skills._GROUPS[check.group].startswith(group)]
-    assert len(lemmas) >= 4
-    assert not all(skills._holds(lemma) for lemma in plain(lemmas))
+    found = [check.run(draw) for check in lemmas._CHECKS if lemmas.GROUPS[check.group].startswith(group)]
+    assert len(found) >= 4
+    assert not all(lemmas.holds(lemma) for lemma in plain(found))
 
 
 def test_a_law_with_a_wrong_exponent_does_not_pass(theory: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SkillModel, "learned_from_flops", SkillModel.learned_from_texts)
-    laws = [case for case in theory.numbers["laws"] if case["law"] != "flops"]
-    laws += [plain(skills._skill_law("flops", SkillModel(alpha, 10**12, 1.0, 5.0))) for alpha in (0.5, 1.0)]
-    verdicts = THEORY.judge({**theory.numbers, "laws": laws})
+    cases = [case for case in theory.numbers["laws"] if case["law"] != "flops"]
+    cases += [plain(laws._skill_law("flops", SkillModel(alpha, 10**12, 1.0, 5.0))) for alpha in (0.5, 1.0)]
+    verdicts = THEORY.judge({**theory.numbers, "laws": cases})
     assert {v.claim.split(":")[0] for v in verdicts if not v.holds} == {"Theorem 3.8"}
     assert "33" in next(v.evidence for v in verdicts if not v.holds)  # percent off at least
 
 
 def test_what_is_not_a_number_does_not_pass() -> None:
-    assert not skills._holds({"needs": "= 0", "worst": None})
+    assert not lemmas.holds({"needs": "= 0", "worst": None})
 
 
 @pytest.mark.parametrize("piece", [FIG2, THEORY], ids=lambda piece: str(piece.name))
