@@ -13,49 +13,26 @@ differs from both others in length, hence the silhouette of king and queen alone
 Distances are taken as the paper has them, JS and logdet without a root; γ = 100 in JS, δ = 1e-6 in the others but Frobenius.
 """
 
-import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from geomprobe.capture.anatomy import find_anatomy
-from geomprobe.core.distance import Distance, text_distances, vector_distances
-from geomprobe.core.rows import unit_rows
-from geomprobe.errors import GeomprobeError
-from geomprobe.loading import Loaded, tokenize, untrained
 from geomprobe.paper.drawing import COLOURS, MUTED, canvas, shades
-from geomprobe.paper.family import load_readers
 from geomprobe.paper.piece import Numbers, Piece, Request, Table, Verdict
+from geomprobe.paper.separation import Array, beyond_controls, classical_mds, larger_than, rounded
+from geomprobe.paper.texts import CONTEXTS, COUNTRIES, DELTA, EMBEDDINGS, SOURCES, read_texts
 from geomprobe.report.tokens import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["CONTEXTS", "COUNTRIES", "FIG4", "FIG5", "FIG6", "classical_mds", "permutation_p", "silhouettes"]
+__all__ = ["FIG4", "FIG5", "FIG6"]
 
-COUNTRIES = (
-    *("UK", "Russia", "France", "China", "Germany", "Italy", "Spain", "Japan"),
-    *("India", "Brazil", "Canada", "Mexico", "Egypt", "Australia", "Sweden"),
-)
-"""Fifteen well-known countries. The choice is ours."""
-CONTEXTS = {"king": "He is the king of {}", "queen": "She is the queen of {}", "none": "{}"}
-"""What is said of a country, and what that is called."""
-PERMUTATIONS = 999
-ALPHA = 0.05
-"""What p has to be below."""
-
-_SOURCES = {"model": "", "shuffled": "shuffled tokens", "untrained": "untrained model"}
-"""Where rows come from, and what tables call it."""
-_EMBEDDINGS = {"mean": "mean", "last": "last token"}
 _DISTANCES = {
     "js": "JS (γ = 100)",
     "logdet": "logdet",
@@ -63,237 +40,55 @@ _DISTANCES = {
     "log_euclidean": "log-Euclidean",
     "frobenius": "Frobenius",
 }
-_DELTA = 1e-6
 _NO_UMAP = "without UMAP: pip install 'geomprobe[umap]', then run again with --fresh"
 _MARKERS = "o^s"
 _SHADES = 20
 """Colours of a map: few, so that many neighbours are of one colour, and one shape of the page."""
 _BEYOND = "and more than in both controls"
 
-_Array = npt.NDArray[np.float64]
-
-
-def silhouettes(distances: _Array, groups: npt.NDArray[np.int64]) -> _Array:
-    """Silhouettes ``(…, n)`` of n things in ``groups`` ``(…, n)`` 0, 1 …, each of two things or more.
-
-    ``s = (b − a) / max(a, b)``: a is the mean distance to the others of a thing's own group, b that to the nearest other group
-    (Rousseeuw 1987, as scikit-learn has it), for many groupings at once.
-
-    >>> silhouettes(np.array([[0.0, 1, 4, 4], [1, 0, 4, 4], [4, 4, 0, 2], [4, 4, 2, 0]]), np.array([0, 0, 1, 1])).tolist()
-    [0.75, 0.75, 0.5, 0.5]
-    """
-    member = groups[..., None] == np.arange(groups.max() + 1)
-    sums, sizes = distances @ member.astype(float), member.sum(-2)[..., None, :]
-    own = np.where(member, sums / (sizes - 1), 0.0).sum(-1)
-    other = np.where(member, np.inf, sums / sizes).min(-1)
-    return np.asarray((other - own) / np.maximum(np.maximum(own, other), np.finfo(float).tiny))
-
-
-def permutation_p(distances: _Array, contexts: int, *, seed: int, permutations: int = PERMUTATIONS) -> float:
-    """How often contexts dealt anew within each country separate at least as well: ``(1 + #) / (1 + permutations)``.
-
-    Args:
-        distances: between texts, the countries of one context after another.
-        contexts: how many there are.
-        seed: of the permutations.
-        permutations: how many.
-    """
-    groups = _groups(contexts, len(distances) // contexts)
-    dealt = np.broadcast_to(groups.reshape(contexts, -1), (permutations, contexts, len(distances) // contexts))
-    dealt = np.random.default_rng(seed).permuted(dealt, axis=1).reshape(permutations, -1)
-    seen, chance = (silhouettes(distances, some).mean(-1) for some in (groups, dealt))
-    return float(1 + (chance >= seen - 1e-12).sum()) / (1 + permutations)  # a context and another swapped everywhere is a tie
-
-
-def classical_mds(distances: _Array) -> tuple[_Array, float]:
-    """The plane ``(n, 2)`` of classical scaling (Torgerson 1952), and its share of the positive eigenvalues.
-
-    These are of ``−½ J D² J`` with J the centring. Of distances that no Euclidean space has, some are negative, and left out.
-    """
-    squares = distances**2
-    centred = squares - squares.mean(0) - squares.mean(1)[:, None] + squares.mean()
-    values, directions = np.linalg.eigh(-centred / 2)
-    kept = values[:-3:-1].clip(0)
-    plane = directions[:, :-3:-1] * np.sqrt(kept)
-    signs = np.sign(plane[np.abs(plane).argmax(0), [0, 1]])  # eigenvectors have no sign of their own
-    return plane * np.where(signs == 0, 1, signs), float(kept.sum() / max(values.clip(0).sum(), np.finfo(float).tiny))
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Rows of the texts by where they come from, each text ``(n, d)`` of unit rows in float64, on the CPU."""
-
-    name: str
-    rows: Mapping[str, Sequence[Tensor]]
-
-    def distances(self, kind: str, source: str) -> _Array:
-        """Between the texts, ``(45, 45)``."""
-        texts = self.rows[source]
-        if kind in _EMBEDDINGS:
-            return vector_distances(self.embeddings(kind, source)).numpy()
-        known = next(distance for distance in get_args(Distance) if distance == kind)
-        with _one_thread():
-            return text_distances(texts, known, delta=_DELTA).numpy()
-
-    def embeddings(self, kind: str, source: str) -> Tensor:
-        """One vector of each text ``(45, d)``."""
-        return torch.stack([text.mean(0) if kind == "mean" else text[-1] for text in self.rows[source]])
-
-    def separation(self, kind: str, seed: int) -> dict[str, Any]:
-        """By source, how far all contexts lie apart, and king and queen alone."""
-        found = {}
-        for source in _SOURCES:
-            distances, pair = self.distances(kind, source), 2 * len(COUNTRIES)
-            found[source] = {"all": _score(distances, 3, seed), "king_queen": _score(distances[:pair, :pair], 2, seed)}
-        return found
-
-    def described(self) -> dict[str, Any]:
-        """Its name, its width and how many tokens the texts of each context have."""
-        rows = self.rows["model"]
-        lengths = np.array([len(text) for text in rows]).reshape(len(CONTEXTS), -1)
-        return {"name": self.name, "d": rows[0].shape[1], "tokens": dict(zip(CONTEXTS, lengths.tolist(), strict=True))}
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Many small matrices: threads gain nothing, and where others use the cores they were seen to cost 10 to 100 times."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
 
 def _measure_embeddings(request: Request) -> Numbers:
     models = []
-    for reader in _readers(request):
-        planes = {kind: _planes(reader.embeddings(kind, "model").numpy(), request.seed) for kind in _EMBEDDINGS}
-        separation = {kind: reader.separation(kind, request.seed) for kind in _EMBEDDINGS}
+    for reader in read_texts(request):
+        planes = {kind: _planes(reader.embeddings(kind, "model").numpy(), request.seed) for kind in EMBEDDINGS}
+        separation = {kind: reader.separation(kind, request.seed) for kind in EMBEDDINGS}
         models.append(reader.described() | {"planes": planes, "separation": separation})
     return {"countries": COUNTRIES, "models": models}
 
 
 def _measure_distances(request: Request, shown: Sequence[str], also: Sequence[str] = ()) -> Numbers:
     models = []
-    for reader in _readers(request):
+    for reader in read_texts(request):
         maps = {kind: reader.distances(kind, "model") for kind in shown}
         planes = {}
         for kind, distances in maps.items():
             points, share = classical_mds(distances)
-            planes[kind] = {"mds": _rounded(points), "share": share}
+            planes[kind] = {"mds": rounded(points), "share": share}
         separation = {kind: reader.separation(kind, request.seed) for kind in (*shown, *also)}
-        rounded = {kind: _rounded(distances) for kind, distances in maps.items()}
-        models.append(reader.described() | {"maps": rounded, "planes": planes, "separation": separation})
-    return {"countries": COUNTRIES, "delta": _DELTA, "models": models}
+        models.append(
+            reader.described()
+            | {"maps": {kind: rounded(known) for kind, known in maps.items()}, "planes": planes, "separation": separation}
+        )
+    return {"countries": COUNTRIES, "delta": DELTA, "models": models}
 
 
-def _planes(vectors: _Array, seed: int) -> dict[str, Any]:
+def _planes(vectors: Array, seed: int) -> dict[str, Any]:
     """PCA, with the shares of variance, and UMAP; ``None`` where it is not installed."""
     from sklearn.decomposition import PCA
 
     pca = PCA(2, svd_solver="full").fit(vectors)
     shares = np.nan_to_num(pca.explained_variance_ratio_)  # 0/0 where all vectors are one
-    return {"pca": _rounded(pca.transform(vectors)), "shares": _rounded(shares), "umap": _umap(vectors, seed)}
+    return {"pca": rounded(pca.transform(vectors)), "shares": rounded(shares), "umap": _umap(vectors, seed)}
 
 
-def _umap(vectors: _Array, seed: int) -> list[Any] | None:
+def _umap(vectors: Array, seed: int) -> list[Any] | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of threads that a seed forbids, and of few points
         try:
             from umap import UMAP  # takes seconds: it brings a compiler
         except ImportError:
             return None
-        return _rounded(UMAP(random_state=seed, n_jobs=1).fit_transform(vectors))
-
-
-def _score(distances: _Array, contexts: int, seed: int) -> dict[str, Any]:
-    """The mean silhouette, its p, and the mean over the texts of each country."""
-    samples = silhouettes(distances, _groups(contexts, len(distances) // contexts))
-    by_country = _rounded(samples.reshape(contexts, -1).mean(0))
-    p = permutation_p(distances, contexts, seed=seed)
-    return {"silhouette": float(samples.mean()), "p": p, "by_country": by_country}
-
-
-def _groups(contexts: int, countries: int) -> npt.NDArray[np.int64]:
-    return np.repeat(np.arange(contexts), countries)
-
-
-def _rounded(values: npt.ArrayLike) -> list[Any]:
-    """Six digits, as lists: what a picture or a reader can tell apart."""
-    array = np.asarray(values, dtype=float)
-    rounded: list[Any] = np.array([float(f"{value:.6g}") for value in array.flat]).reshape(array.shape).tolist()
-    return rounded
-
-
-def _readers(request: Request) -> Sequence[_Reader]:
-    """The models that were asked for, read once for all three figures of one process."""
-    return _read(request, json.dumps(request.key("texts"), sort_keys=True))
-
-
-@lru_cache(maxsize=1)
-def _read(request: Request, key: str) -> Sequence[_Reader]:
-    """``key`` tells whether a model's files changed."""
-    from tqdm import tqdm
-
-    loaded = load_readers(request)
-    readers = []
-    texts = len(CONTEXTS) * len(COUNTRIES)
-    with tqdm(total=len(loaded) * len(_SOURCES) * texts, desc="texts", unit="", leave=False, disable=None) as bar:
-        for name, model in loaded:
-            ids = _tokens(name, model)
-            shuffled = _shuffled(model, ids, request.seed)
-            fresh = untrained(model, seed=request.seed)
-            runs = {"model": (model, ids), "shuffled": (model, shuffled), "untrained": (fresh, ids)}
-            rows = {source: _rows(name, source, *run, bar.update) for source, run in runs.items()}
-            readers.append(_Reader(name, rows))
-    return readers
-
-
-def _tokens(name: str, model: Loaded) -> list[Tensor]:
-    """Ids ``(1, n)`` of every text."""
-    ids = []
-    for text in (context.format(country) for context in CONTEXTS.values() for country in COUNTRIES):
-        try:
-            ids.append(tokenize(model, text))
-        except Exception as error:  # no token, or what a tokenizer of its own does with words it lacks
-            raise GeomprobeError(f"{name} cannot read {text!r}: {error}") from error
-    return ids
-
-
-def _shuffled(model: Loaded, ids: Sequence[Tensor], seed: int) -> list[Tensor]:
-    """Each text's tokens in a random order; those the tokenizer adds stay where they are."""
-    generator = torch.Generator().manual_seed(seed)
-    special = torch.tensor(model.tokenizer.all_special_ids, dtype=torch.long)
-    shuffled = []
-    for text in ids:
-        places = (~torch.isin(text[0].cpu(), special)).nonzero()[:, 0]
-        other = text.clone()
-        other[0, places.to(text.device)] = text[0, places[torch.randperm(len(places), generator=generator)].to(text.device)]
-        shuffled.append(other)
-    return shuffled
-
-
-def _rows(name: str, source: str, model: Loaded, ids: Sequence[Tensor], done: Callable[[int], object]) -> list[Tensor]:
-    """Unit rows ``(n, d)`` of every text. Texts of one length run together, so that none is padded."""
-    rows: dict[int, Tensor] = {}
-    base = find_anatomy(model.model).base
-    for length in sorted({text.shape[1] for text in ids}):
-        places = [i for i, text in enumerate(ids) if text.shape[1] == length]
-        try:
-            with torch.inference_mode():
-                hidden = base(input_ids=torch.cat([ids[i] for i in places]), use_cache=False).last_hidden_state.double().cpu()
-        except (IndexError, RuntimeError) as error:  # ids that its vocabulary lacks, no memory
-            raise GeomprobeError(f"{name} cannot run on the texts of {length} tokens: {error}") from error
-        if not hidden.isfinite().all():
-            what = f"{name} ({_SOURCES[source]})" if _SOURCES[source] else name
-            raise GeomprobeError(
-                f"{what} gives hidden states that are not finite for texts such as "
-                f"{model.tokenizer.decode(ids[places[0]][0])!r}: look for NaN in its weights, or load it with another dtype"
-            )
-        rows |= zip(places, unit_rows(hidden, torch.linalg.vector_norm(hidden, dim=-1)), strict=True)
-        done(len(places))
-    return [rows[i] for i in range(len(ids))]
+        return rounded(UMAP(random_state=seed, n_jobs=1).fit_transform(vectors))
 
 
 def _draw_embeddings(numbers: Numbers) -> "Figure":
@@ -304,7 +99,7 @@ def _draw_embeddings(numbers: Numbers) -> "Figure":
     places = iter(panels)
     for model, name in zip(models, names, strict=True):
         for method in methods:
-            for kind, called in _EMBEDDINGS.items():
+            for kind, called in EMBEDDINGS.items():
                 axes, plane = next(places), model["planes"][kind]
                 title = f"{name}{called}, {method.upper()}"
                 silhouette = model["separation"][kind]["model"]["all"]["silhouette"]
@@ -350,7 +145,7 @@ def _scatter(axes: "Axes", points: Sequence[Sequence[float]], title: str, silhou
     axes.tick_params(length=0, labelbottom=False, labelleft=False)
 
 
-def _map(figure: "Figure", axes: "Axes", distances: _Array, title: str) -> None:
+def _map(figure: "Figure", axes: "Axes", distances: Array, title: str) -> None:
     """Distances between all texts: a shape of the page for each colour, so that dark paper has its own."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
@@ -423,12 +218,12 @@ def _tables(numbers: Numbers) -> list[Table]:
         lengths = ", ".join(f"{context} {_range(model['tokens'][context])}" for context in CONTEXTS)
         rows = [
             (
-                ", ".join(filter(None, [(_EMBEDDINGS | _DISTANCES)[kind], called])),
+                ", ".join(filter(None, [(EMBEDDINGS | _DISTANCES)[kind], called])),
                 *_cell(found["all"]),
                 *_cell(found["king_queen"]),
             )
             for kind, by_source in model["separation"].items()
-            for called, found in ((called, by_source[source]) for source, called in _SOURCES.items())
+            for called, found in ((called, by_source[source]) for source, called in SOURCES.items())
         ]
         title = f"silhouettes of {_called(model, models)} (d = {model['d']});\ntokens a text: {lengths}"
         tables.append(Table(title, columns, rows))
@@ -454,8 +249,8 @@ def _range(numbers: Sequence[int]) -> str:
 def _judge_embeddings(numbers: Numbers) -> list[Verdict]:
     verdicts = []
     for model in numbers["models"]:
-        mean, last = (model["separation"][kind] for kind in _EMBEDDINGS)
-        larger, p = _larger(mean["model"]["all"], last["model"]["all"])
+        mean, last = (model["separation"][kind] for kind in EMBEDDINGS)
+        larger, p = larger_than(mean["model"]["all"], last["model"]["all"])
 
         def against(source: str, which: str, mean: Any = mean, last: Any = last) -> str:
             return f"{mean[source][which]['silhouette']:z.2f} against {last[source][which]['silhouette']:z.2f}"
@@ -466,7 +261,7 @@ def _judge_embeddings(numbers: Numbers) -> list[Verdict]:
         )
         of = _of(model, numbers)
         verdicts.append(Verdict(f"mean embeddings separate contexts better than last-token ones{of}", larger, evidence))
-        verdicts.append(Verdict(f"mean embeddings tell contexts apart, {_BEYOND}{of}", *_beyond_controls(mean)))
+        verdicts.append(Verdict(f"mean embeddings tell contexts apart, {_BEYOND}{of}", *beyond_controls(mean)))
     return verdicts
 
 
@@ -474,7 +269,7 @@ def _judge_distances(numbers: Numbers) -> list[Verdict]:
     return [
         Verdict(
             f"{_DISTANCES[kind]} distances separate contexts too, {_BEYOND}{_of(model, numbers)}",
-            *_beyond_controls(model["separation"][kind]),
+            *beyond_controls(model["separation"][kind]),
         )
         for model in numbers["models"]
         for kind in model["maps"]
@@ -484,40 +279,6 @@ def _judge_distances(numbers: Numbers) -> list[Verdict]:
 def _of(model: Numbers, numbers: Numbers) -> str:
     """Which model a claim is about, where there are several."""
     return f" ({_called(model, numbers['models'])})" if len(numbers["models"]) > 1 else ""
-
-
-def _beyond_controls(separation: Mapping[str, Any]) -> tuple[bool | None, str]:
-    """Whether contexts lie apart, and further than in both controls: all three, and king and queen alone.
-
-    For each of these two the silhouette has to be above zero with p < 0.05 by permutation, and larger than that of each
-    control, paired by country (:func:`_larger`). The claim holds where all that is so; it fails where a silhouette is not above
-    zero, or a control's is larger; all else is undecided.
-    """
-    ways: set[bool | None] = set()
-    parts, by_tokens = [], False
-    for which, called in (("all", "silhouette"), ("king_queen", "of king and queen alone")):
-        found = separation["model"][which]
-        ways.add(False if found["silhouette"] <= 0 else found["p"] < ALPHA or None)
-        controls = []
-        for source in ("shuffled", "untrained"):
-            control = separation[source][which]
-            larger, p = _larger(found, control)
-            ways.add(larger)
-            sign = {True: ">", None: "≈", False: "<"}[larger]
-            controls.append(f"{sign} {source} {control['silhouette']:z.2f} (p = {p:.1g})")
-            by_tokens |= source == "untrained" and larger is not True and found["silhouette"] > 0
-        parts.append(f"{called} {found['silhouette']:z.2f} (p = {found['p']:.2g}) {' and '.join(controls)}")
-    remark = "; random weights do as well: that much is of tokens, not of what was learned" if by_tokens else ""
-    return False if False in ways else True if ways == {True} else None, "; ".join(parts) + remark
-
-
-def _larger(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[bool | None, float]:
-    """Whether one silhouette is larger than another over the same countries, and Wilcoxon's p; ``None`` where p ≥ 0.05."""
-    from scipy.stats import wilcoxon
-
-    difference = np.subtract(first["by_country"], second["by_country"])
-    p = float(wilcoxon(difference).pvalue) if difference.any() else 1.0
-    return (bool(difference.mean() > 0) if p < ALPHA else None), p
 
 
 _READ = "Of every country three texts: a king, a queen, and its name alone. The one furthest from its context is named."

@@ -20,10 +20,12 @@ from transformers import PreTrainedTokenizerFast
 
 from geomprobe import GeomprobeError
 from geomprobe.loading import Loaded, load, tokenize, untrained
-from geomprobe.paper import contexts
-from geomprobe.paper.contexts import CONTEXTS, COUNTRIES, FIG4, FIG5, FIG6, classical_mds, permutation_p, silhouettes
+from geomprobe.paper import contexts, texts
+from geomprobe.paper.contexts import FIG4, FIG5, FIG6
 from geomprobe.paper.family import load_readers
 from geomprobe.paper.piece import Request, run_piece
+from geomprobe.paper.separation import classical_mds, permutation_p, silhouettes
+from geomprobe.paper.texts import CONTEXTS, COUNTRIES
 from geomprobe.small import byte_tokenizer
 from tests.browser import Viewer, chromium
 from tests.models import tiny
@@ -174,10 +176,10 @@ def test_embeddings_against_numpy(tmp_path: Path) -> None:
 
 def test_shuffling_keeps_every_token_and_leaves_added_ones_in_place(tmp_path: Path) -> None:
     loaded = load(saved(tmp_path, word_tokenizer(bos=True)))
-    ids = contexts._tokens("m", loaded)
+    ids = texts._tokens("m", loaded)
     assert [len(text[0]) for text in ids] == [7] * 30 + [2] * 15
-    shuffled = contexts._shuffled(loaded, ids, seed=0)
-    assert all(torch.equal(a, b) for a, b in zip(shuffled, contexts._shuffled(loaded, ids, seed=0), strict=True))
+    shuffled = texts._shuffled(loaded, ids, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(shuffled, texts._shuffled(loaded, ids, seed=0), strict=True))
     assert sum(not torch.equal(a, b) for a, b in zip(ids, shuffled, strict=True)) > 25
     for text, other in zip(ids, shuffled, strict=True):
         assert text[0, 0] == other[0, 0] == 1
@@ -193,7 +195,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
         asked.append(request)
         return load_readers(request)
 
-    monkeypatch.setattr(contexts, "load_readers", counted)
+    monkeypatch.setattr(texts, "load_readers", counted)
     return asked
 
 
