@@ -1,7 +1,9 @@
 """``geomprobe demo``: train a small GPT-NeoX on text every Python ships, under the probe; sweep its checkpoints; report."""
 
 import os
+import shutil
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
+from geomprobe.errors import GeomprobeError
 from geomprobe.files import write_whole
 from geomprobe.integrations import ProbeCallback
 from geomprobe.reading import Reading
@@ -18,6 +21,9 @@ from geomprobe.small import BLOCK, held_out_text, small_trainer
 from geomprobe.tracking import SweepTracker, closing_figures, closing_page
 
 __all__ = ["Demo", "log_spaced", "run", "summary", "sweep_and_report", "train"]
+
+TEXT, SWEEP, REPORT = "held-out.txt", "demo-sweep", "report.html"
+"""Names of what the demo leaves beside its checkpoints and W&B runs."""
 
 
 @dataclass(frozen=True)
@@ -56,50 +62,72 @@ def train(out: Path, *, steps: int = 400, probe: bool = True, quiet: bool = Fals
 
 
 def run(out: Path, *, steps: int = 400) -> None:
-    """The command: train with a progress bar, then say what happened."""
+    """The command: train with a progress bar, say what happened, then read the checkpoints again for a report.
+
+    Raises:
+        GeomprobeError: ``out`` is not an empty folder or one of an earlier demo, or cannot be written.
+    """
+    _clear(out)
     # Offline unless the user chose otherwise: the demo is to run without an account.
     os.environ.setdefault("WANDB_MODE", "offline")
     os.environ.setdefault("WANDB_DIR", str(out))
     os.environ.setdefault("WANDB_PROJECT", "geomprobe-demo")
     os.environ.setdefault("WANDB_SILENT", "true")
-    out.mkdir(parents=True, exist_ok=True)
-    print("Training a byte-level GPT-NeoX of 0.9 million parameters, every layer probed.")
-    disable_progress_bar()  # of shards being written; the training bar stays
+    print("Training a byte-level GPT-NeoX of 0.9 million parameters, every layer probed.", flush=True)
+    disable_progress_bar()  # of shards being read and written; the bars of the training and of the sweep stay
     try:
         demo = train(out, steps=steps)
+        print(f"\n{summary(demo)}\n")
+        print("Sweeping over its checkpoints, beside an untrained model and Gaussian rows.", flush=True)
+        training, swept = _finished_run(), sweep_and_report(out, log_spaced(steps))
     finally:
         enable_progress_bar()
     print()
-    print(summary(demo))
-    print()
-    training, swept = _finished_run(), sweep_and_report(out)
-    print(f"open this:    {out}/report.html")
-    print(f"look inside:  geomprobe inspect {out}/checkpoint-{steps} 'def f(x): return x'")
+    print(f"open this:    {out / REPORT}")
+    print(f"look inside:  geomprobe inspect {out / f'checkpoint-{steps}'} 'def f(x):'")
     if os.environ["WANDB_MODE"] == "offline":
         print(f"see curves:   wandb leet {training}")
-        print(f"and those over checkpoints:  wandb leet {swept}")
+        print(f"… the sweep:  wandb leet {swept}")
         print(f"upload them:  wandb login && wandb sync {training} {swept}")
 
 
-def sweep_and_report(out: Path) -> Path:
-    """Read the checkpoints in ``out`` on the held-out text, write ``report.html``; the folder of the sweep's W&B run."""
-    text, folder = out / "held-out.txt", out / "sweep"
-    write_whole(text, held_out_text())
+def sweep_and_report(out: Path, steps: Sequence[int]) -> Path:
+    """Read the checkpoints of ``steps`` on the held-out text, write the report; the folder of the sweep's W&B run.
+
+    Every token is measured closely, so that the page has the numbers of the terminal.
+    """
+    folder = out / SWEEP
     with SweepTracker(folder, os.environ["WANDB_PROJECT"], {}) as tracker:
         run = sweep(
-            str(out),
-            data=str(text),
+            [str(out / f"checkpoint-{step}") for step in steps],
+            data=str(out / TEXT),
             out=folder,
             tokens=64 * BLOCK,
             length=BLOCK,
+            sample=64 * BLOCK,
             device="cpu",
             progress=True,
             on_record=tracker.record,
         )
         tracker.finish(closing_figures(run), closing_page(run, device="cpu"))
         place = _run_folder()
-    write_whole(out / "report.html", report_page([run]))
+    write_whole(out / REPORT, report_page([run]))
     return place
+
+
+def _clear(out: Path) -> None:
+    """Make ``out`` the folder of a new demo. What an earlier one left there, of weights that will be gone, is taken away."""
+    try:
+        if out.is_dir() and any(out.iterdir()) and not (out / TEXT).exists():
+            raise GeomprobeError(f"{out} holds other files: give a folder of the demo's own (--out)")
+        for folder in (out / SWEEP, *out.glob("checkpoint-*")):
+            if folder.is_dir():
+                shutil.rmtree(folder)
+        (out / REPORT).unlink(missing_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GeomprobeError(f"cannot write {out}: {error}; give another folder (--out)") from error
+    write_whole(out / TEXT, held_out_text())
 
 
 def _run_folder() -> Path:

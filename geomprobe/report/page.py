@@ -478,7 +478,9 @@ def _facts(runs: Sequence[Run]) -> str:
         say("Baselines", ", ".join(nulls))
         say("Versions", ", ".join(f"{safe(str(name))}\u00a0{safe(str(version))}" for name, version in versions.items()))
         folders = {str(Path(r.model).parent) for r in run.checkpoints}
-        together = len(folders) == 1 < len(run.checkpoints) and all(Path(r.model).is_absolute() for r in run.checkpoints)
+        together = len(folders) == 1 < len(run.checkpoints) and all(
+            Path(r.model).name == r.name != r.model for r in run.checkpoints
+        )
         for r in run.checkpoints:
             size = f"{thousands(r.parameters)} parameters" if r.parameters else ""
             shape = ", ".join(part for part in (size, f"d\u00a0=\u00a0{r.width}" * bool(r.width)) if part)
