@@ -25,7 +25,6 @@ from geomprobe.paper.drawing import COLOURS, MUTED, canvas, shades
 from geomprobe.paper.piece import Numbers, Piece, Request, Table, Verdict
 from geomprobe.paper.separation import Array, beyond_controls, classical_mds, larger_than, rounded
 from geomprobe.paper.texts import CONTEXTS, COUNTRIES, DELTA, EMBEDDINGS, SOURCES, read_texts
-from geomprobe.report.tokens import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -199,15 +198,7 @@ def _legend(figure: "Figure", axes: "Axes", note: str = "") -> None:
 def _names(numbers: Numbers) -> list[str]:
     """What titles begin with: nothing where there is one model."""
     models = numbers["models"]
-    return [""] if len(models) == 1 else [f"{_called(model, models)}\n" for model in models]
-
-
-def _called(model: Numbers, models: Sequence[Numbers]) -> str:
-    """A model as short as it can be told from the others, in characters that print."""
-    last = [printable(other["name"].rstrip("/").rsplit("/", 1)[-1]) for other in models]
-    name = printable(model["name"].rstrip("/").rsplit("/", 1)[-1])
-    name = name if last.count(name) == 1 else printable(model["name"])
-    return name if len(name) <= 32 else f"…{name[-31:]}"
+    return [""] if len(models) == 1 else [f"{model['name']}\n" for model in models]
 
 
 def _tables(numbers: Numbers) -> list[Table]:
@@ -225,7 +216,7 @@ def _tables(numbers: Numbers) -> list[Table]:
             for kind, by_source in model["separation"].items()
             for called, found in ((called, by_source[source]) for source, called in SOURCES.items())
         ]
-        title = f"silhouettes of {_called(model, models)} (d = {model['d']});\ntokens a text: {lengths}"
+        title = f"silhouettes of {model['name']} (d = {model['d']});\ntokens a text: {lengths}"
         tables.append(Table(title, columns, rows))
     return tables
 
@@ -278,7 +269,7 @@ def _judge_distances(numbers: Numbers) -> list[Verdict]:
 
 def _of(model: Numbers, numbers: Numbers) -> str:
     """Which model a claim is about, where there are several."""
-    return f" ({_called(model, numbers['models'])})" if len(numbers["models"]) > 1 else ""
+    return f" ({model['name']})" if len(numbers["models"]) > 1 else ""
 
 
 _READ = "Of every country three texts: a king, a queen, and its name alone. The one furthest from its context is named."

@@ -1,7 +1,6 @@
 """Where the paper's print is wrong: each statement beside what is right, in numbers, on random rows and on a model's own."""
 
 from decimal import Decimal, localcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,12 +12,12 @@ from geomprobe.capture.anatomy import find_anatomy
 from geomprobe.core import spectrum
 from geomprobe.core.cholesky import exact_increment, gains, posterior_variance, scaled_factor, theorem_4_1_as_printed
 from geomprobe.core.lasso import literal_penalty, sklearn_penalty, solve_lasso
+from geomprobe.inspection import visible
 from geomprobe.loading import Loaded, tokenize
 from geomprobe.paper.drawing import COLOURS, MUTED, canvas
 from geomprobe.paper.family import load_readers
 from geomprobe.paper.piece import Numbers, Piece, Request, Table, Verdict
-from geomprobe.paper.tokens import SENTENCE
-from geomprobe.report.tokens import printable
+from geomprobe.paper.tokens import PRINTED, SENTENCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,8 +36,6 @@ _AGREES, _AGREES_FLOAT64 = 1e-12, 1e-9
 _TOKEN = "China"
 _ALPHA = 1e-4
 _PICKED = 0.01
-_PRINTED = ("Russia", "France", "Beijing", "of", "capital")
-"""The paper's picks for the token, of Pythia 1.4B."""
 _SHOWN = 16
 """Picks that the picture has room for."""
 
@@ -53,9 +50,9 @@ def _measure(request: Request) -> Numbers:
     picks = []
     for name, loaded in load_readers(request):
         ids = tokenize(loaded, SENTENCE)
-        rows, called = _rows(loaded, ids), Path(name).name
-        cases.append(_case(called, rows))
-        picks.append({"model": called, **_picks(loaded, ids[0].tolist(), rows)})
+        rows = _rows(loaded, ids)
+        cases.append(_case(name, rows))
+        picks.append({"model": name, **_picks(loaded, ids[0].tolist(), rows)})
     return {"cases": cases, "picks": picks}
 
 
@@ -211,7 +208,7 @@ def _draw_picks(axes: "Axes", picks: Numbers) -> None:
         found = [(weights[convention][pick], place) for place, pick in enumerate(order) if pick in weights[convention]]
         label = f"{formula}: {len(picks[convention])} picks"
         axes.plot(*zip(*found, strict=True), "o", color=colour, label=label) if found else None
-    labels = [printable(token.strip(" ")) or "␣" for _, token in order]
+    labels = [visible(token) for _, token in order]
     axes.set_yticks(range(len(order)), labels, parse_math=False)
     axes.tick_params(axis="y", labelsize=7.5)
     axes.axvline(_PICKED, color=MUTED, linewidth=0.8)
@@ -226,7 +223,7 @@ def _tables(numbers: Numbers) -> list[Table]:
     cases, picks = numbers["cases"], numbers["picks"]
     gain = [
         [
-            _short(case["name"]),
+            case["name"],
             f"{sum(case['determinant']):.2f}",
             f"{sum(case['printed']):.2f}",
             f"{_off(case):.3f}",
@@ -235,12 +232,8 @@ def _tables(numbers: Numbers) -> list[Table]:
         ]
         for case in cases
     ]
-    half = [
-        [_short(case["name"]), f"{case['gain']:.4f}", f"{case['without_half']:.4f}", f"{_ratio(case):.10f}"] for case in cases
-    ]
-    ranks = [
-        [_short(case["name"]), *(f"{value:.2f}" for value in case["ranks"][:-1]), str(case["ranks"][-1])] for case in cases
-    ]
+    half = [[case["name"], f"{case['gain']:.4f}", f"{case['without_half']:.4f}", f"{_ratio(case):.10f}"] for case in cases]
+    ranks = [[case["name"], *(f"{value:.2f}" for value in case["ranks"][:-1]), str(case["ranks"][-1])] for case in cases]
     title = f"Theorem 4.1: information gain in nats at σ = {_SIGMA:g}; the errors of the exact form"
     tables = [
         Table(title, ["rows", "determinant", "printed", "off a token", "in float64", f"{_DIGITS} digits"], gain),
@@ -248,7 +241,7 @@ def _tables(numbers: Numbers) -> list[Table]:
         Table("Ranks, least first", ["rows", "stable", "particip.", "effective", "rank"], ranks),
     ]
     if found := [pick for pick in picks if pick["literal"] is not None]:
-        counts = [[_short(pick["model"]), str(len(pick["scikit-learn"])), str(len(pick["literal"]))] for pick in found]
+        counts = [[pick["model"], str(len(pick["scikit-learn"])), str(len(pick["literal"]))] for pick in found]
         title = f"Section 4.2: picks of [{_TOKEN}] at α = λ = {_ALPHA:g}, by what is minimised"
         tables.append(Table(title, ["model", "‖·‖²/2d + α‖β‖₁", "‖·‖² + λ‖β‖₁"], counts))
     elsewhere = [["Figure 1: entropy over log d, which falls as d grows", "geomprobe paper fig1"]]
@@ -309,7 +302,7 @@ def _judge_picks(picks: list[Numbers]) -> Verdict:
 
 
 def _is_listed(picked: list[Any]) -> bool:
-    return {token.strip() for token, _, _ in picked} == set(_PRINTED)
+    return {token.strip() for token, _, _ in picked} == set(PRINTED[_TOKEN])
 
 
 def _off(case: Numbers) -> float:
@@ -323,10 +316,6 @@ def _ratio(case: Numbers) -> float:
 
 def _small(number: float) -> str:
     return f"{number:.0e}".replace("-", "−")
-
-
-def _short(name: str, most: int = 22) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 ERRATA = Piece(

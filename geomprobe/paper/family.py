@@ -13,11 +13,22 @@ from geomprobe.files import write_whole
 from geomprobe.loading import Loaded, load
 from geomprobe.paper.piece import Request, Table
 from geomprobe.report.style import thousands
+from geomprobe.report.tokens import printable
 from geomprobe.runs.records import Run
 from geomprobe.runs.sweep import sweep
 from geomprobe.small import held_out_text, small_trainer
 
-__all__ = ["ENGLISH", "SIZES", "default_models", "failure_tables", "failures", "load_readers", "swept", "trained_family"]
+__all__ = [
+    "ENGLISH",
+    "SIZES",
+    "default_models",
+    "failure_tables",
+    "failures",
+    "load_readers",
+    "short_names",
+    "swept",
+    "trained_family",
+]
 
 SIZES = ((32, 2), (64, 3), (128, 4), (192, 5))
 """Width and layers of the family, small to large."""
@@ -50,8 +61,20 @@ def default_models(of: str, request: Request) -> tuple[str, ...]:
 
 
 def load_readers(request: Request) -> list[tuple[str, Loaded]]:
-    """The models of a request, each with its name."""
-    return [(name, load(_cached(name) or name, dtype=request.dtype, device=request.device)) for name in request.models]
+    """The models of a request, each with a name for titles."""
+    loaded = [load(_cached(name) or name, dtype=request.dtype, device=request.device) for name in request.models]
+    return list(zip(short_names(request.models), loaded, strict=True))
+
+
+def short_names(names: Sequence[str], most: int = 24) -> list[str]:
+    """Ids and paths as short as they can be told apart, in characters that print.
+
+    >>> short_names(["EleutherAI/pythia-70m", "runs/a/checkpoint-4", "runs/b/checkpoint-4"])
+    ['pythia-70m', 'runs/a/checkpoint-4', 'runs/b/checkpoint-4']
+    """
+    last = [name.rstrip("/").rsplit("/", 1)[-1] for name in names]
+    told = [printable(end if last.count(end) == 1 else name) for name, end in zip(names, last, strict=True)]
+    return [name if len(name) <= most else f"…{name[1 - most :]}" for name in told]
 
 
 def swept(request: Request) -> Run:

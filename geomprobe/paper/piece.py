@@ -68,7 +68,8 @@ class Table:
             sides = "<" * self.words + ">" * len(cells)
             return "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=False)).rstrip()
 
-        return "\n".join([self.title, "", *map(line, (self.columns, *self.rows))])
+        title = [part for whole in self.title.splitlines() for part in textwrap.wrap(whole, 80)]
+        return "\n".join([*title, "", *map(line, (self.columns, *self.rows))])
 
     def to_html(self) -> str:
         """A ``<table>``."""

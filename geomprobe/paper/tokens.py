@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,13 +106,13 @@ def _draw(numbers: Numbers) -> "Figure":
                 picks = row["picks"][kind] or []
                 x = [j + offset for j, _ in picks]
                 axes.bar(x, [weight for _, weight in picks], 0.4, color=colour, label=kind.replace("lasso", "Lasso"))
-            axes.set_title(f"{_name(model)}: [{name}]" if len(models) > 1 else f"[{name}]")
+            axes.set_title(f"{model['name']}: [{name}]" if len(models) > 1 else f"[{name}]", parse_math=False)
             axes.set_xlim(-0.7, len(tokens) - 0.3)
             axes.set_ylabel("weight")
             axes.grid(axis="x", visible=False)
             few = len(tokens) <= 60
-            written = [visible(token).replace("$", r"\$") for token in tokens]
-            axes.set_xticks(range(len(tokens)), written, rotation=90 if few else 0, fontsize=7 if few else 4)
+            written = [visible(token) for token in tokens]
+            axes.set_xticks(range(len(tokens)), written, parse_math=False, rotation=90 if few else 0, fontsize=7 if few else 4)
     panels[0].legend(loc="upper left", ncols=2)
     return figure
 
@@ -130,7 +129,7 @@ def _tables(numbers: Numbers) -> list[Table]:
             ]
             if name in PRINTED:
                 rows.append(["paper", f"{' '.join(PRINTED[name])}  (Lasso, Pythia 1.4B)"])
-            title = f"{_name(model)}, [{visible(model['tokens'][row['position']])}]{part}, R² of the Lasso {row['r2']:.2f}"
+            title = f"{model['name']}, [{visible(model['tokens'][row['position']])}]{part}, R² of the Lasso {row['r2']:.2f}"
             tables.append(Table(title, ("by", "earlier tokens, with their weights"), rows, words=2))
     return tables
 
@@ -156,7 +155,7 @@ def _as_printed(model: Mapping[str, Any]) -> Verdict:
     picks = [model["tokens"][int(j)].strip() for j, _ in row["picks"]["lasso"]]
     shared = len({*picks} & {*PRINTED["China"]})
     return Verdict(
-        f"[China] is made of {', '.join(PRINTED['China'])} ({_name(model)})",
+        f"[China] is made of {', '.join(PRINTED['China'])} ({model['name']})",
         (set(picks) == set(PRINTED["China"])) if row["whole"] else None,
         f"of {len(picks)} picks {shared} are among the paper's {len(PRINTED['China'])}"
         + ("" if row["whole"] else ", but this vocabulary cuts words into parts"),
@@ -166,7 +165,7 @@ def _as_printed(model: Mapping[str, Any]) -> Verdict:
 def _against_attention(model: Mapping[str, Any]) -> Verdict:
     """Holds if for each of the three tokens more of the Lasso's weight than of attention's is on telling words."""
     shares = [row["telling"] for row in model["rows"].values()]
-    claim = f"The Lasso picks more telling words than attention does ({_name(model)})"
+    claim = f"The Lasso picks more telling words than attention does ({model['name']})"
     if any(share["attention"] is None or share["lasso"] is None for share in shares):
         return Verdict(claim, None, "this model shows no attention, or its Lasso picks nothing")
     more = sum(share["lasso"] > share["attention"] for share in shares)
@@ -181,12 +180,6 @@ def _against_attention(model: Mapping[str, Any]) -> Verdict:
         f"of Lasso and attention weight there lies on cities, countries and “capital”: {told}. Of what either picks, both pick "
         f"{min(same):.0%} to {max(same):.0%}",
     )
-
-
-def _name(model: Mapping[str, Any]) -> str:
-    """What a model is called: a path's last part, an id as it is."""
-    name = str(model["name"])
-    return Path(name).name if Path(name).exists() else name
 
 
 TOKENS = Piece(
