@@ -106,7 +106,7 @@ def sweep(
     field: Annotated[str, typer.Option(help="Where the text of a document stands.")] = "text",
     split: Annotated[str, typer.Option(help="Split of a data set of the hub.")] = "train",
     tokens: Annotated[int, typer.Option(help="Tokens that every checkpoint reads.", min=2)] = 65_536,
-    length: Annotated[int | None, typer.Option(help="Longest text: 512, or what the model reads.", min=2)] = None,
+    length: Annotated[int | None, typer.Option(help="Longest text: 256, or what the model reads.", min=2)] = None,
     sample: Annotated[int, typer.Option(help="How many of them are measured closely (gain, Lasso …).", min=2)] = 2048,
     batch_tokens: Annotated[int, typer.Option(help="Places per forward, padding included.", min=2)] = 2048,
     seed: Annotated[int, typer.Option(help="Of the order of documents and of the baselines.")] = 0,
@@ -252,7 +252,7 @@ def bench(
         print(json.dumps(solved) if as_json else bench_lasso.table(solved))
         return
     if what is Bench.sweep:
-        swept = bench_sweep.bench_sweep(model, tokens=tokens, length=length or 512, rounds=rounds, device=device)
+        swept = bench_sweep.bench_sweep(model, tokens=tokens, length=length or 256, rounds=rounds, device=device)
         print(json.dumps(swept) if as_json else benchmarks.table(swept))
         return
     subject = benchmarks.subject(what, model=model, device=device, dtype=dtype)

@@ -65,37 +65,42 @@ class ContextLassoSum:
     def measure(self, rows: Rows) -> State:
         gram = assemble(rows.gram())
         penalty = (sklearn_penalty if self.convention == "sklearn" else literal_penalty)(self.penalty, *self._width(rows))
-        targets = rows.valid & (rows.position > 0) & self._sampled(rows)
-        solution = solve_lasso(gram, penalty, tol=self.tol, which=targets)
-        weights = torch.where(targets.unsqueeze(-1), solution.coefficients, 0)
+        chosen = rows.valid & (rows.position > 0) & self._sampled(rows)
+        solution = solve_lasso(gram, penalty, tol=self.tol, which=chosen)
+        # From here on ``(…, batch, k, T)``: the rows of the targets alone, for what is done to all costs as much as solving.
+        places, targets = _places(chosen)
+        weights = torch.where(targets.unsqueeze(-1), solution.coefficients.take_along_dim(places.unsqueeze(-1), -2), 0)
         size, counted = weights.abs(), targets.double()
         total = size.sum(-1)
         # Where a text's first row stands: its position is 0, in the text that the target belongs to.
         begins = (rows.position == 0) & rows.valid
         first = (size * begins.unsqueeze(-2)).sum(-1)
         weighted = targets & (total > 0)
-        distance, known = self._distances(rows)
-        compared = self._compared(rows, gram, weights, targets, distance, known) if self.compare else {}
+        distance, past = self._distances(rows, places)
+        past &= targets.unsqueeze(-1)
+        compared = self._compared(rows, gram, weights, places, targets, distance, past) if self.compare else {}
         return compared | {
             "targets": counted.sum((-2, -1)),
             "picks": (weights > self.threshold).double().sum((-3, -2, -1)),
             "nonzero": (weights != 0).double().sum((-3, -2, -1)),
-            "r2": torch.where(targets, explained(gram, weights).nan_to_num(0), 0).sum((-2, -1)),
+            "r2": torch.where(targets, explained(gram, weights, places).nan_to_num(0), 0).sum((-2, -1)),
             "first": torch.where(weighted, first / total.clamp_min(1e-300), 0).sum((-2, -1)),
             "weighted": weighted.double().sum((-2, -1)),
-            "unsolved": (targets & ~solution.converged).double().sum((-2, -1)),
+            "unsolved": (chosen & ~solution.converged).double().sum((-2, -1)),
             "weight": _by_distance(size, distance),
-            "reach": _by_distance(counted.unsqueeze(-1) * (known & rows.valid.unsqueeze(-2)), distance),
+            "reach": _by_distance(past.double(), distance),
         }
 
-    def _compared(self, rows: Rows, gram: Tensor, weights: Tensor, targets: Tensor, distance: Tensor, known: Tensor) -> State:
+    def _compared(
+        self, rows: Rows, gram: Tensor, weights: Tensor, places: Tensor, targets: Tensor, distance: Tensor, past: Tensor
+    ) -> State:
         """The sums that only ``compare`` has; zero for sites without attention."""
-        maps = rows.maps.double()
+        maps = rows.maps.take_along_dim(places.unsqueeze(-1), -2).double()
         targets = targets & maps.isfinite().all(-1)
-        past = known & rows.valid.unsqueeze(-2) & targets.unsqueeze(-1)
+        past = past & targets.unsqueeze(-1)
         seen = torch.where(past, maps, 0)
-        own = maps.diagonal(dim1=-2, dim2=-1)
-        implied = torch.where(past & (own > 0).unsqueeze(-2), seen / own.unsqueeze(-2), 0)
+        own = rows.maps.diagonal(dim1=-2, dim2=-1).double().unsqueeze(-2)
+        implied = torch.where(past & (own > 0), seen / own, 0)
         picked = (weights > self.threshold) & past
         ordered = seen.round(decimals=_DECIMALS)
         agreement = {
@@ -110,7 +115,7 @@ class ContextLassoSum:
             sums |= {name: torch.where(there, values, 0).sum((-2, -1)), f"{name}_count": there.double().sum((-2, -1))}
         return sums | {
             "attended": targets.double().sum((-2, -1)),
-            "eq5_r2": torch.where(targets, explained(gram, implied).nan_to_num(0, 0, 0), 0).sum((-2, -1)),
+            "eq5_r2": torch.where(targets, explained(gram, implied, places).nan_to_num(0, 0, 0), 0).sum((-2, -1)),
             "attention_weight": _by_distance(seen, distance),
             "eq5_weight": _by_distance(implied, distance),
         }
@@ -127,15 +132,23 @@ class ContextLassoSum:
         return ((mixed >> 8) % 2**16).double() < self.rate * 2**16
 
     @staticmethod
-    def _distances(rows: Rows) -> tuple[Tensor, Tensor]:
-        """How far back each row of a batch row is, less 1, and where both are of one text: ``(batch, T, T)``."""
-        distance = rows.position.unsqueeze(-1) - rows.position.unsqueeze(-2)
-        same = (rows.text.unsqueeze(-1) == rows.text.unsqueeze(-2)) & (distance > 0)
-        return torch.where(same, distance - 1, 0), same
+    def _distances(rows: Rows, places: Tensor) -> tuple[Tensor, Tensor]:
+        """How far back each row is of those at ``places``, less 1, and which are their past: ``(…, batch, k, T)``."""
+        position, text = rows.position.expand_as(rows.valid), rows.text.expand_as(rows.valid)
+        distance = position.gather(-1, places).unsqueeze(-1) - position.unsqueeze(-2)
+        same = (text.gather(-1, places).unsqueeze(-1) == text.unsqueeze(-2)) & (distance > 0)
+        return torch.where(same, distance - 1, 0), same & rows.valid.unsqueeze(-2)
+
+
+def _places(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the targets of each batch row are, ``(…, batch, k)``, k being how many there are at most; and which are there."""
+    k = int(targets.sum(-1).max()) if targets.numel() else 0
+    places = targets.byte().argsort(dim=-1, descending=True, stable=True)[..., :k]
+    return places, targets.gather(-1, places)
 
 
 def _by_distance(values: Tensor, distance: Tensor) -> Tensor:
-    """Sums of ``(…, batch, T, T)`` by distance, ``(…, T)``; what is not of one text must be zero."""
+    """Sums of ``(…, batch, k, T)`` by distance, ``(…, T)``; what is not of one text must be zero."""
     flat = values.flatten(-3)
     sums = flat.new_zeros((*flat.shape[:-1], values.shape[-1]))
-    return sums.scatter_add_(-1, distance.flatten().expand_as(flat), flat)
+    return sums.scatter_add_(-1, distance.flatten(-3), flat)

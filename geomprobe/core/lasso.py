@@ -74,13 +74,15 @@ def lasso_objective(gram: Tensor, coefficients: Tensor, penalty: float) -> Tenso
     return _Problem(gram.double(), penalty).bounds(coefficients.double().tril(-1))[0]
 
 
-def explained(gram: Tensor, coefficients: Tensor) -> Tensor:
+def explained(gram: Tensor, coefficients: Tensor, places: Tensor | None = None) -> Tensor:
     """R²: the share of each target's squared length that its weights rebuild, ``1 − ‖z_t − Σ β_j z_j‖²/‖z_t‖²``, ``(…, T)``.
 
-    NaN for a row of zeros.
+    NaN for a row of zeros. With ``places`` ``(…, k)`` the coefficients ``(…, k, T)`` are of those targets only.
     """
-    length = gram.diagonal(dim1=-2, dim2=-1)
-    return (2 * (coefficients * gram).sum(-1) - (coefficients * (coefficients @ gram)).sum(-1)) / length
+    length, own = gram.diagonal(dim1=-2, dim2=-1), gram
+    if places is not None:
+        length, own = length.gather(-1, places), gram.take_along_dim(places.unsqueeze(-1), -2)
+    return (2 * (coefficients * own).sum(-1) - (coefficients * (coefficients @ gram)).sum(-1)) / length
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,9 @@ __all__ = ["COMPARISONS", "sweep"]
 COMPARISONS = ("diff_erank", "cka_first", "cka_previous")
 """Numbers of a checkpoint beside another: its untrained self, the first one, the one before."""
 
+_LENGTH = 256
+"""Of texts, unless told: what is measured closely costs up to the cube of it, and many texts say more than a few long ones."""
+
 _ANCHOR = 512
 """Tokens whose Gram matrices are kept for CKA: a megabyte a site."""
 
@@ -103,7 +106,7 @@ def sweep(
         field: where the text of a document stands.
         split: of a data set on the hub.
         tokens: how many tokens every checkpoint reads.
-        length: the longest text; by default 512, or what the model reads if that is less.
+        length: the longest text; by default 256, or what the model reads if that is less.
         sample: how many of the tokens are measured closely.
         batch_tokens: places per forward, padding included.
         seed: of the order of documents, of the untrained models, and of Gaussian rows.
@@ -221,7 +224,7 @@ class _Sweep:
 
     def _cut(self, loaded: Loaded) -> Pieces:
         plan, reads = self.plan, getattr(loaded.model.config, "max_position_embeddings", None)
-        length = plan.length or min(512, reads or 512)
+        length = plan.length or min(_LENGTH, reads or _LENGTH)
         if reads is not None and length > reads:
             raise GeomprobeError(f"texts of {length:,} tokens are longer than this model reads, {reads:,}: give a length")
         return tokenize_documents(loaded.tokenizer, self.documents, tokens=plan.tokens, length=length)

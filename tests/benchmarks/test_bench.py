@@ -1,14 +1,18 @@
 """The benchmarks run and add up. What they measure is not asserted here: a figure belongs to a machine."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from geomprobe import GeomprobeError
 from geomprobe.bench import Ratio, bench_attention, bench_decode, bench_memory, bench_overhead, table
 from geomprobe.bench_lasso import bench_lasso
 from geomprobe.bench_lasso import table as lasso_table
+from geomprobe.bench_sweep import bench_sweep
 from geomprobe.probe import Probe
 from tests.models import snapshot, tiny
 
@@ -69,3 +73,36 @@ def test_lasso_compares_itself_on_a_trained_model(stories_model: Path) -> None:
         bench_lasso(None)
     with pytest.raises(GeomprobeError, match="does not read 5000 tokens"):
         bench_lasso(str(stories_model), length=5000)
+
+
+def test_a_sweep_is_measured_beside_loading_and_the_same_forwards(stories_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[tuple[int, ...]]] = {}
+
+    def timed(variants: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+        """Each once, and which tokens go into the model meanwhile."""
+        for name, variant in variants.items():
+            passed: list[tuple[int, ...]] = []
+            hook = register_module_forward_pre_hook(lambda module, args, passed=passed: _keep_ids(module, args, passed))
+            variant()
+            hook.remove()
+            seen[name] = passed
+        return {"bare": [2.0] * rounds, "sweep": [2.1] * rounds}
+
+    monkeypatch.setattr("geomprobe.bench_sweep.timed", timed)
+    results = bench_sweep(str(stories_model), tokens=512, length=64, rounds=3, device="cpu")
+    assert results["checkpoints"]["sweep"]["median"] == pytest.approx(1.05)
+    assert results["shape"]["tokens"] == 512
+    assert json.loads(json.dumps(results)) == results
+    assert max(map(len, table(results).splitlines())) <= 80
+    assert sum(map(len, seen["bare"])) == 2 * 512  # of two checkpoints
+    left = list(seen["sweep"])
+    for text in seen["bare"]:  # the sweep reads the same, and CKA's texts again
+        left.remove(text)
+    assert all(text in seen["bare"] for text in left)
+    with pytest.raises(GeomprobeError, match="--model"):
+        bench_sweep(None)
+
+
+def _keep_ids(module: torch.nn.Module, args: tuple[object, ...], passed: list[tuple[int, ...]]) -> None:
+    if isinstance(module, torch.nn.Embedding) and isinstance(args[0], torch.Tensor):
+        passed.extend(tuple(row) for row in args[0].tolist())
