@@ -22,9 +22,9 @@ def bench_sweep(
     model: str | None, *, tokens: int = 65_536, length: int = 256, rounds: int = 3, device: str | None = None
 ) -> dict[str, Any]:
     """A sweep over two checkpoints, its records included, against loading both and one bare forward, loss included, of the same
-    batches. Of fewer tokens than a sweep's default, as small a share is measured closely as by default; but CKA's 512 tokens
-    are read again whatever the number, so that few tokens show the sweep dearer than it is. Without null baselines, which are
-    read once for all checkpoints.
+    batches. Of fewer tokens than a sweep's default, as small a share is measured closely as by default; but the numbers are
+    computed once whatever that is, so that few tokens show a sweep dearer than it is. Without null baselines, which are read
+    once for all checkpoints.
 
     Args:
         model: hub id or directory.
@@ -38,7 +38,7 @@ def bench_sweep(
     """
     if model is None:
         raise GeomprobeError("bench sweep loads a checkpoint from a disk: --model, a hub id or a directory")
-    sample, batch_tokens = max(2, tokens // 32), 2048
+    sample, batch_tokens = max(2, tokens // 64), 2048
     number = count()
     with tempfile.TemporaryDirectory() as scratch:
         folder, text = Path(scratch), Path(scratch) / "text.txt"
@@ -69,9 +69,8 @@ def bench_sweep(
             for checkpoint in checkpoints:
                 loaded = load(checkpoint, device=device)
                 pieces = tokenize_documents(loaded.tokenizer, documents, tokens=tokens, length=length)
-                for part in pieces.split(sample):
-                    for batch in part.batches(batch_tokens):
-                        _forward(loaded.model, batch.ids, batch.mask)
+                for batch in pieces.batches(batch_tokens):
+                    _forward(loaded.model, batch.ids, batch.mask)
 
         text_of_ones = torch.ones((1, length), dtype=torch.long)
         _forward(load(checkpoints[0], device=device).model, text_of_ones, text_of_ones)  # files in memory, for both

@@ -107,7 +107,7 @@ def sweep(
     split: Annotated[str, typer.Option(help="Split of a data set of the hub.")] = "train",
     tokens: Annotated[int, typer.Option(help="Tokens that every checkpoint reads.", min=2)] = 65_536,
     length: Annotated[int | None, typer.Option(help="Longest text: 256, or what the model reads.", min=2)] = None,
-    sample: Annotated[int, typer.Option(help="How many of them are measured closely (gain, Lasso …).", min=2)] = 2048,
+    sample: Annotated[int, typer.Option(help="How many of them are measured closely (gain, Lasso …).", min=2)] = 1024,
     batch_tokens: Annotated[int, typer.Option(help="Places per forward, padding included.", min=2)] = 2048,
     seed: Annotated[int, typer.Option(help="Of the order of documents and of the baselines.")] = 0,
     sketch: Annotated[int | None, typer.Option(help="Sketch covariances by this many directions.", min=1)] = None,

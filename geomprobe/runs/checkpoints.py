@@ -1,17 +1,20 @@
 """Checkpoints to sweep over, and their files before they are needed."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from geomprobe.errors import GeomprobeError
 
-__all__ = ["Checkpoint", "find_checkpoints", "read_ahead"]
+__all__ = ["Checkpoint", "find_checkpoints", "read_ahead", "weights_hash"]
 
 _CHUNK = 1 << 24
+_END = 1 << 20
 _FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 """What a model is loaded from."""
 
@@ -70,6 +73,29 @@ def read_ahead(checkpoints: Sequence[Checkpoint]) -> Iterator[None]:
                 future.cancel()
 
 
+def weights_hash(model: str) -> str | None:
+    """A hash that other weights under the same name do not have: of the names, sizes and both ends of the weights' files.
+
+    A whole file need not be read for it: a training moves every weight. ``None`` for what is not on this disk.
+    """
+    hashed, files = sha256(), _weights(Path(model))
+    try:
+        for path in files:
+            hashed.update(f"{path.name}:{path.stat().st_size}:".encode())
+            with path.open("rb") as file:
+                hashed.update(file.read(_END))
+                file.seek(-min(_END, path.stat().st_size), os.SEEK_END)
+                hashed.update(file.read())
+    except OSError:  # gone meanwhile, or not to be read: told where it is loaded
+        return None
+    return hashed.hexdigest() if files else None
+
+
+def _weights(path: Path) -> list[Path]:
+    """The files of weights of a directory, or a file of its own."""
+    return [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+
+
 def _of_model(model: str) -> list[Checkpoint]:
     path = Path(model)
     inside = [folder for folder in path.glob("checkpoint-*") if folder.is_dir()] if path.is_dir() else []
@@ -106,7 +132,7 @@ def _read(checkpoint: Checkpoint) -> None:
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(checkpoint.model, revision=checkpoint.revision, allow_patterns=_FILES))
-    for path in [folder] if folder.is_file() else folder.glob("*.safetensors"):
+    for path in _weights(folder):
         with path.open("rb") as file:
             while file.read(_CHUNK):
                 pass

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from geomprobe.core.rows import Rows, exact_arithmetic
-from geomprobe.core.state import Accumulator, ReadsAttention, State, Tally, merge, zeros
+from geomprobe.core.state import Accumulator, ReadsAttention, State, Tally, zeros
 from geomprobe.errors import GeomprobeError
 from geomprobe.ledger import Ledger
 from geomprobe.loading import Loaded
@@ -23,15 +23,23 @@ from geomprobe.reading import Reading
 from geomprobe.runs.corpus import Batch
 from geomprobe.runs.team import Team
 
-__all__ = ["Measured", "anchor_grams", "close_metrics", "gaussian", "measure", "of_all_tokens"]
+__all__ = ["Measured", "close_metrics", "gaussian", "measure", "of_all_tokens"]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one model read, and its loss in nats per predicted token."""
+    """What one model read.
+
+    Attributes:
+        reading: the numbers.
+        loss: in nats per predicted token.
+        grams: of every site the Gram matrix ``(n, n)`` of the unit rows of the first batch, float32: what CKA compares. In the
+            main process only.
+    """
 
     reading: Reading
     loss: float
+    grams: dict[str, Tensor]
 
 
 def of_all_tokens(sketch: int | None = None) -> tuple[Metric, ...]:
@@ -66,7 +74,7 @@ def measure(
 
     Args:
         loaded: model and tokenizer.
-        sample: batches to measure closely.
+        sample: batches to measure closely; of the first the Gram matrices are kept.
         rest: the others.
         close: metrics of the sample.
         wide: metrics of all; what they accumulate, ``close`` accumulates too, so that the sums of both parts add.
@@ -76,16 +84,18 @@ def measure(
     Raises:
         GeomprobeError: the model cannot be measured, or gives no finite row at a site.
     """
-    kept = {repr(need) for metric in wide for need in metric.needs} | {repr(Tally())}
 
-    def run() -> tuple[Probe, Probe, Tensor, list[str]]:
+    def run() -> tuple[Probe, Probe, Tensor, dict[str, Tensor], list[str]]:
         metrics, notes = _that_fit(loaded, close)
-        near, loss = _run(loaded, metrics, team.share(sample), advance)
-        far, more = _run(loaded, wide, team.share(rest), advance)
-        far.load_state_dict(_sums(near.state_dict(), far.state_dict(), kept))
-        return near, far, loss + more, notes
+        mine = team.share(sample)
+        first = mine[: int(team.main)]  # which is the first of all
+        anchored, loss = _run(loaded, [*metrics, _Anchor()], first, {}, advance)
+        state = anchored.state_dict()
+        near, more = _run(loaded, metrics, mine[len(first) :], state, advance)
+        far, rest_loss = _run(loaded, wide, team.share(rest), near.state_dict(), advance)
+        return near, far, loss + more + rest_loss, _grams(state, first), notes
 
-    near, whole, loss, notes = team.all_do(run)
+    near, whole, loss, grams, notes = team.all_do(run)
     reading = _joined(whole.read("eval"), near.read("eval"))
     reading.notes += notes
     if silent := [site for site in reading.sites if not reading.values.get(f"tokens/{site}")]:
@@ -94,7 +104,7 @@ def measure(
             "in this dtype; look at the checkpoint, or try dtype float32"
         )
     total, predicted = team.sum(loss).tolist()
-    return Measured(reading, total / predicted)
+    return Measured(reading, total / predicted, grams)
 
 
 def gaussian(
@@ -117,21 +127,21 @@ def gaussian(
     return _joined(*readings)
 
 
-def anchor_grams(loaded: Loaded, batch: Batch) -> dict[str, Tensor]:
-    """For every site the Gram matrix ``(n, n)`` of the unit rows of one batch, float32: what CKA compares."""
-    with Probe(loaded.model, [_Anchor()], on_error="raise") as probe:
-        _forward(loaded, batch)
-    grams = {name.split("/")[1]: value for name, value in probe.state_dict().items() if name.endswith("/gram")}
-    tokens = batch.mask.flatten().bool()
-    return {site: gram[tokens][:, tokens].float() for site, gram in grams.items()}
-
-
 def _run(
-    loaded: Loaded, metrics: Sequence[Metric], batches: Sequence[Batch], advance: Callable[[int], object]
+    loaded: Loaded,
+    metrics: Sequence[Metric],
+    batches: Sequence[Batch],
+    before: Mapping[str, Tensor],
+    advance: Callable[[int], object],
 ) -> tuple[Probe, Tensor]:
-    """The probe after ``batches``, closed, and Σ of the loss over predicted tokens beside their number."""
+    """The probe after ``batches``, closed, and Σ of the loss over predicted tokens beside their number.
+
+    It goes on from the sums of the probe before, of those that its own metrics need too.
+    """
+    needs = {repr(Tally()), *(repr(need) for metric in metrics for need in metric.needs)}
     loss = torch.zeros(2, dtype=torch.float64)
     with Probe(loaded.model, metrics, on_error="raise") as probe:
+        probe.load_state_dict({name: value for name, value in before.items() if name.split("/")[2] in needs})
         for batch in batches:
             predicted = int(batch.mask[:, 1:].sum())
             loss += torch.tensor([float(_forward(loaded, batch).loss) * predicted, predicted], dtype=torch.float64)
@@ -145,11 +155,11 @@ def _forward(loaded: Loaded, batch: Batch):  # type: ignore[no-untyped-def]  # T
     return loaded.model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100), use_cache=False)
 
 
-def _sums(near: Mapping[str, Tensor], far: Mapping[str, Tensor], kept: set[str]) -> dict[str, Tensor]:
-    """Two states of probes as one, of the accumulators in ``kept``."""
-    parts = [{name: value for name, value in part.items() if name.split("/")[2] in kept} for part in (near, far)]
-    names = dict.fromkeys([*parts[0], *parts[1]])
-    return {name: merge([{"": part[name]} for part in parts if name in part])[""] for name in names}
+def _grams(state: Mapping[str, Tensor], batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """What :class:`_Anchor` kept of a batch, without its padding."""
+    grams = {name.split("/")[1]: value for name, value in state.items() if name.endswith("/gram")}
+    tokens = [batch.mask.flatten().bool() for batch in batches]
+    return {site: gram[mask][:, mask].float() for mask in tokens for site, gram in grams.items()}
 
 
 def _joined(whole: Reading, sample: Reading) -> Reading:

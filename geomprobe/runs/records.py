@@ -32,6 +32,7 @@ class Record:
         parameters: how many the model has; ``None`` for Gaussian rows.
         width: dimensions of a row at ``final_norm``; ``None`` where nothing was read.
         config: a hash of the model's configuration: a checkpoint's baselines are those with the same one.
+        weights: a hash of the weights' files, or on a hub the commit.
         tokens: a hash of the tokens that were read.
         loss: nats per token of next-token prediction on those tokens; ``None`` where it is not known.
         reading: the numbers; ``None`` for a checkpoint that failed. The one site of Gaussian rows is ``"gaussian"``.
@@ -48,6 +49,7 @@ class Record:
     parameters: int | None = None
     width: int | None = None
     config: str | None = None
+    weights: str | None = None
     tokens: str | None = None
     loss: float | None = None
     reading: Reading | None = None

@@ -21,9 +21,9 @@ from geomprobe.core.compare import debiased_cka, effective_rank_difference
 from geomprobe.errors import GeomprobeError
 from geomprobe.files import append_line, mend_lines, write_whole
 from geomprobe.loading import Loaded, load, untrained
-from geomprobe.runs.checkpoints import Checkpoint, find_checkpoints, read_ahead
+from geomprobe.runs.checkpoints import Checkpoint, find_checkpoints, read_ahead, weights_hash
 from geomprobe.runs.corpus import Batch, Pieces, read_documents, tokenize_documents
-from geomprobe.runs.measure import anchor_grams, close_metrics, gaussian, measure, of_all_tokens
+from geomprobe.runs.measure import Measured, close_metrics, gaussian, measure, of_all_tokens
 from geomprobe.runs.records import MANIFEST, READINGS, Record, Run
 from geomprobe.runs.team import Team
 
@@ -36,7 +36,7 @@ _LENGTH = 256
 """Of texts, unless told: what is measured closely costs up to the cube of it, and many texts say more than a few long ones."""
 
 _ANCHOR = 512
-"""Tokens whose Gram matrices are kept for CKA: a megabyte a site."""
+"""Tokens of the sample whose Gram matrices are kept for CKA: a megabyte a site."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def sweep(
     split: str = "train",
     tokens: int = 65_536,
     length: int | None = None,
-    sample: int = 2048,
+    sample: int = 1024,
     batch_tokens: int = 2048,
     seed: int = 0,
     sketch: int | None = None,
@@ -93,7 +93,7 @@ def sweep(
 
     Of every token: the running covariances (entropy, effective rank and their neighbours) and the loss. Of a sample, the first
     ``sample`` of the tokens: what costs more than the forward (information gain, per-text entropies, Lasso, attention,
-    curvature). Of the first 512: the Gram matrices that CKA compares, with the first and with the checkpoint before.
+    curvature). Of the first 512 of those: the Gram matrices that CKA compares, with the first and with the checkpoint before.
 
     Called again on the same folder, it reads what is not there yet. A checkpoint that fails is recorded with its error, and the
     others go on. Under ``accelerate launch`` or ``torchrun`` every process calls it, and reads its share.
@@ -179,6 +179,7 @@ class _Sweep:
 
     def through(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Read those that are not recorded yet."""
+        self.team.all_do(lambda: self._check_weights(checkpoints))
         for record in self.records.values():
             if record.error is None:
                 self._tell(record)
@@ -190,19 +191,29 @@ class _Sweep:
                 self._read(checkpoint, [c.name for c in checkpoints])
             gc.collect()
 
+    def _check_weights(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Whether what is recorded is of the weights that are there now; those that are not on this disk are not looked at."""
+        done = [(c, self.records["checkpoint", c.name].weights) for c in checkpoints if self._done("checkpoint", c.name)]
+        changed = [c.name for c, before in done if before and (now := weights_hash(c.model)) and now != before]
+        if changed:
+            raise GeomprobeError(
+                f"{', '.join(changed)}: other weights than {self.folder} holds readings of: give another folder to read them"
+            )
+
     def _read(self, checkpoint: Checkpoint, order: Sequence[str]) -> None:
         began = time.monotonic()
         record = Record(name=checkpoint.name, model=checkpoint.model, revision=checkpoint.revision, step=checkpoint.step)
         try:
             loaded = self.team.all_do(lambda: self._load(checkpoint))
             pieces = self.team.all_do(lambda: self._cut(loaded))
-            record = replace(record, **_facts(loaded, pieces))
+            record = replace(record, **_facts(loaded, pieces), weights=_weights(checkpoint, loaded))
             if self.plan.baselines:
                 apart = time.monotonic()
                 self._read_baselines(loaded, pieces, record)
                 began += time.monotonic() - apart
-            record = self._measured(loaded, pieces, record)
-            self.team.all_do(lambda: self._compare(loaded, pieces, record, order))
+            measured = self._measured(loaded, pieces)
+            record = replace(record, reading=measured.reading, loss=measured.loss)
+            self.team.all_do(lambda: self._compare(measured.grams, record, order) if self.team.main else None)
         except GeomprobeError as error:
             record = replace(record, error=str(error), reading=None, loss=None)
         self._add(replace(record, seconds=time.monotonic() - began))
@@ -230,13 +241,15 @@ class _Sweep:
         return tokenize_documents(loaded.tokenizer, self.documents, tokens=plan.tokens, length=length)
 
     def _batches(self, pieces: Pieces) -> tuple[list[Batch], list[Batch]]:
-        sample, rest = pieces.split(self.plan.sample)
-        return sample.batches(self.plan.batch_tokens), rest.batches(self.plan.batch_tokens)
+        """Of the sample, what CKA compares as one batch and then the others; of the rest."""
+        (sample, rest), places = pieces.split(self.plan.sample), self.plan.batch_tokens
+        anchor, others = sample.split(_ANCHOR)
+        return [*anchor.batches(sys.maxsize), *others.batches(places)], rest.batches(places)
 
-    def _measured(self, loaded: Loaded, pieces: Pieces, record: Record) -> Record:
+    def _measured(self, loaded: Loaded, pieces: Pieces) -> Measured:
         sample, rest = self._batches(pieces)
         sketch = self.plan.sketch
-        measured = measure(
+        return measure(
             loaded,
             sample,
             rest,
@@ -245,16 +258,17 @@ class _Sweep:
             team=self.team,
             advance=self.bar.advance,
         )
-        return replace(record, reading=measured.reading, loss=measured.loss)
 
     def _read_baselines(self, loaded: Loaded, pieces: Pieces, of: Record) -> None:
         """The null baselines of a configuration, once: before the first of its checkpoints."""
         sketch, name = self.plan.sketch, str(of.config)
+        of = replace(of, step=None, revision=None, weights=None)
         if not self._done("untrained", name):
             self.bar.say(f"{of.name} untrained", tokens=self.plan.tokens)
-            began, record = time.monotonic(), replace(of, name=name, kind="untrained", step=None, revision=None)
+            began, record = time.monotonic(), replace(of, name=name, kind="untrained")
             try:
-                record = self._measured(self.team.all_do(lambda: untrained(loaded, seed=self.plan.seed)), pieces, record)
+                null = self._measured(self.team.all_do(lambda: untrained(loaded, seed=self.plan.seed)), pieces)
+                record = replace(record, reading=null.reading, loss=null.loss)
             except GeomprobeError as error:
                 record = replace(record, error=str(error))
             self._add(replace(record, seconds=time.monotonic() - began))
@@ -266,20 +280,19 @@ class _Sweep:
                     width, sample, rest, close=close_metrics(sketch), wide=of_all_tokens(sketch), seed=self.plan.seed
                 )
             )
-            null = replace(of, name=name, kind="gaussian", step=None, revision=None, parameters=None, reading=reading)
-            self._add(replace(null, seconds=time.monotonic() - began))
+            record = replace(of, name=name, kind="gaussian", parameters=None, reading=reading)
+            self._add(replace(record, seconds=time.monotonic() - began))
 
     # -- beside others --------------------------------------------------------------------------------------------------------
 
-    def _compare(self, loaded: Loaded, pieces: Pieces, record: Record, order: Sequence[str]) -> None:
-        """Set what compares this checkpoint with its untrained self, with the first and with the one before."""
+    def _compare(self, grams: dict[str, Tensor], record: Record, order: Sequence[str]) -> None:
+        """Set what compares this checkpoint with its untrained self, the first and the one before; where it is written."""
         reading = record.reading
         assert reading is not None
         name = "centered_text_matrix_entropy/final_norm"
         start = self.records.get(("untrained", record.config))
         if start is not None and start.reading is not None:
             reading.add("final_norm", "diff_erank", float(effective_rank_difference(start.reading[name], reading[name])))
-        grams = anchor_grams(loaded, pieces.split(_ANCHOR)[0].batches(sys.maxsize)[0])
         before = [self.records.get(("checkpoint", name)) for name in order[: order.index(record.name)]]
         same = (None, record.config, record.tokens)
         earlier = [r for r in before if r is not None and (r.error, r.config, r.tokens) == same]
@@ -287,10 +300,9 @@ class _Sweep:
             kept = self._load_grams(other[0]) if other else {}
             for site in [site for site in reading.sites if site in kept]:
                 reading.add(site, what, float(debiased_cka(grams[site].double(), kept[site].double())))
-        if self.team.main:
-            self._keep_grams(record, grams)
-            # Pruned once the record is written: until then the next attempt may need them. The one before stays, too.
-            self.wanted = {self._grams(r.name) for r in (*earlier[:1], *earlier[-1:], record)}
+        self._keep_grams(record, grams)
+        # Pruned once the record is written: until then the next attempt may need them. The one before stays, too.
+        self.wanted = {self._grams(r.name) for r in (*earlier[:1], *earlier[-1:], record)}
 
     def _grams(self, name: str) -> Path:
         return self.folder / f"anchor-{sha256(name.encode()).hexdigest()[:12]}.safetensors"
@@ -394,6 +406,10 @@ def _facts(loaded: Loaded, pieces: Pieces) -> dict[str, Any]:
         "config": sha256(text.encode()).hexdigest()[:12],
         "tokens": pieces.digest,
     }
+
+
+def _weights(checkpoint: Checkpoint, loaded: Loaded) -> str | None:
+    return weights_hash(checkpoint.model) or getattr(loaded.model.config, "_commit_hash", None)
 
 
 class _Bar:

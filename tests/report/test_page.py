@@ -458,6 +458,19 @@ def test_a_law_is_drawn_with_what_fits_as_well(
     assert f"power {weights['power']:.2f}" in said
 
 
+def test_the_law_is_theorys(runs: Callable[[str], list[Run]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "geomprobe.theory.power_law")  # the one that stands in for it
+    from geomprobe.theory.power_law import fit_power_law
+
+    figure = figures.scaling(runs("sizes")[0], "entropy")
+    assert figure is not None
+    models = lines(figure)["models"]
+    law = fit_power_law(models.x, models.y)
+    said = figure.layout.annotations[0].text.replace("\u2212", "-")
+    low, high = law.exponent_interval
+    assert said.startswith(f"exponent {law.exponent:.3g}, 95% interval {low:.3g} to {high:.3g}<br>")
+
+
 def test_three_sizes_have_points_and_no_law(tmp_path: Path) -> None:
     run = Run.open(write_run(tmp_path / "run", suite(sizes=list(SIZES)[:3], length=8)))
     figure = figures.scaling(run, "entropy")
