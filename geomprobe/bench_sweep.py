@@ -21,7 +21,7 @@ _TEXT = 1 << 22
 def bench_sweep(
     model: str | None, *, tokens: int = 65_536, length: int = 256, rounds: int = 3, device: str | None = None
 ) -> dict[str, Any]:
-    """A sweep over two checkpoints, its records included, against loading both and one bare forward, loss included, of the same
+    """A sweep over two checkpoints, losses and records included, against loading both and one bare forward of the same
     batches. Of fewer tokens than a sweep's default, as small a share is measured closely as by default; but the numbers are
     computed once whatever that is, so that few tokens show a sweep dearer than it is. Without null baselines, which are read
     once for all checkpoints.
@@ -82,8 +82,7 @@ def bench_sweep(
 
 @torch.inference_mode()
 def _forward(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> None:
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    float(model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100), use_cache=False).loss)
+    float(model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits[0, 0, 0])
 
 
 def _fetched(model: str) -> Path:
