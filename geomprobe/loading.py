@@ -53,6 +53,10 @@ def load(
     path = Path(model)
     if gguf_file is None and path.suffix == ".gguf":
         model, gguf_file = str(path.parent), path.name
+    try:
+        path.exists()
+    except OSError as error:  # a name that no file can have
+        raise GeomprobeError(f"cannot load {model[:80]!r}…: {error}; expected a hub id or a directory") from error
     if not path.exists() and (path.is_absolute() or model.startswith((".", "~"))):
         raise GeomprobeError(f"{model}: no such directory; expected one that save_pretrained() wrote, or a hub id")
     if gguf_file is None and path.is_dir() and not (path / "config.json").exists():

@@ -28,13 +28,13 @@ BLOCK = 128
 _BATCH = 32
 
 
-def byte_blocks() -> tuple[torch.Tensor, torch.Tensor]:
-    """The prose of Python's own help pages as bytes, in blocks ``(n, 128)``: for training, and 64 held out."""
+def byte_blocks(length: int = BLOCK) -> tuple[torch.Tensor, torch.Tensor]:
+    """The prose of Python's own help pages as bytes, in blocks ``(n, length)``: for training, and 64 held out."""
     from pydoc_data import topics
 
     text = "\n\n".join(page for _, page in sorted(topics.topics.items())).encode()
     data = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
-    blocks = data[: len(data) // BLOCK * BLOCK].view(-1, BLOCK)
+    blocks = data[: len(data) // length * length].view(-1, length)
     return blocks[:-64], blocks[-64:]
 
 
@@ -50,9 +50,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-def held_out_text() -> bytes:
+def held_out_text(length: int = BLOCK) -> bytes:
     """The text of the blocks that are held out."""
-    return bytes(byte_blocks()[1].flatten().tolist())
+    return bytes(byte_blocks(length)[1].flatten().tolist())
 
 
 def small_trainer(
@@ -61,6 +61,7 @@ def small_trainer(
     steps: int,
     width: int = 128,
     layers: int = 4,
+    length: int = BLOCK,
     report_to: str = "none",
     run_name: str | None = None,
     quiet: bool = False,
@@ -73,6 +74,7 @@ def small_trainer(
         steps: optimizer steps of 32 texts.
         width: dimensions of a hidden state, a multiple of 32.
         layers: how many.
+        length: bytes in a text, and how many the model reads.
         report_to: ``"wandb"`` logs every step and the held-out loss.
         run_name: of the W&B run.
         quiet: show no bar.
@@ -86,12 +88,12 @@ def small_trainer(
             num_hidden_layers=layers,
             num_attention_heads=width // 32,
             intermediate_size=4 * width,
-            max_position_embeddings=BLOCK,
+            max_position_embeddings=length,
             bos_token_id=None,
             eos_token_id=None,
         )
     )
-    training, held_out = ([{"input_ids": block, "labels": block} for block in blocks] for blocks in byte_blocks())
+    training, held_out = ([{"input_ids": block, "labels": block} for block in blocks] for blocks in byte_blocks(length))
     trainer = Trainer(
         model,
         TrainingArguments(

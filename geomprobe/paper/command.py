@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from geomprobe.errors import GeomprobeError
 from geomprobe.files import write_whole
 
 if TYPE_CHECKING:
@@ -36,13 +37,13 @@ _Data = Annotated[str | None, typer.Option(help=".txt, .jsonl[.gz], .parquet, or
 _Field = Annotated[str, typer.Option(help="Where the text of a document stands.")]
 _Tokens = Annotated[int, typer.Option(help="Tokens of the data that each model reads.", min=256)]
 _Steps = Annotated[int, typer.Option(help="Optimizer steps of the models that are trained where none is named.", min=1)]
-_Seed = Annotated[int, typer.Option(help="Of every random draw.")]
+_Seed = Annotated[int, typer.Option(help="Of every random draw.", min=0, max=2**32 - 1)]
 _Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")]
 _Device = Annotated[str | None, typer.Option(help="cpu, cuda …; CUDA when there is one.")]
 _Fresh = Annotated[bool, typer.Option("--fresh", help="Measure anew what an earlier run left in the folder.")]
 
 
-def _command(run: "Callable[[Request, bool], object]") -> Callable[..., None]:
+def _command(run: "Callable[[Request], object]") -> Callable[..., None]:
     def command(
         models: _Models = [],  # noqa: B006
         out: _Out = Path("geomprobe-paper"),
@@ -67,18 +68,19 @@ def _command(run: "Callable[[Request, bool], object]") -> Callable[..., None]:
             seed=seed,
             dtype=dtype,
             device=device,
+            fresh=fresh,
         )
-        run(request, fresh)
+        run(request)
 
     return command
 
 
-def _one(name: str) -> "Callable[[Request, bool], Outcome]":
-    def run(request: "Request", fresh: bool) -> "Outcome":
+def _one(name: str) -> "Callable[[Request], Outcome]":
+    def run(request: "Request") -> "Outcome":
         from geomprobe.paper.piece import run_piece
 
         piece = getattr(import_module(f"geomprobe.paper.{PIECES[name][0]}"), name.upper())
-        outcome = run_piece(piece, request, fresh=fresh)
+        outcome = run_piece(piece, request)
         print(f"\n{outcome}\n")
         kept = " (numbers of an earlier run; --fresh measures anew)" if outcome.kept else ""
         print(f"wrote {request.out / name}.html, .png, .json{kept}", file=sys.stderr)
@@ -87,17 +89,20 @@ def _one(name: str) -> "Callable[[Request, bool], Outcome]":
     return run
 
 
-def _all(request: "Request", fresh: bool) -> None:
+def _all(request: "Request") -> None:
     from tqdm import tqdm
 
     from geomprobe.paper.drawing import styled
     from geomprobe.paper.page import page
 
-    outcomes = []
+    outcomes, failed = [], {}
     with tqdm(PIECES, unit="piece", disable=None) as bar:
         for name in bar:
             bar.set_description(name)
-            outcomes.append(_one(name)(request, fresh))
+            try:
+                outcomes.append(_one(name)(request))
+            except GeomprobeError as error:  # the others can go on
+                failed[name] = error
     with styled():
         write_whole(request.out / "index.html", page("The whole paper", outcomes))
     print("What the paper says, and what came out here\n")
@@ -105,6 +110,8 @@ def _all(request: "Request", fresh: bool) -> None:
         for verdict in outcome.verdicts:
             print(verdict)
     print(f"\nopen this:  {request.out}/index.html")
+    if failed:
+        raise GeomprobeError("; ".join(f"{name} failed: {error}" for name, error in failed.items()))
 
 
 for _name, (_, _help) in PIECES.items():

@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geomprobe.capture.anatomy import find_anatomy
 from geomprobe.core import spectrum
 from geomprobe.core.cholesky import exact_increment, gains, posterior_variance, scaled_factor, theorem_4_1_as_printed
 from geomprobe.core.lasso import literal_penalty, sklearn_penalty, solve_lasso
@@ -17,6 +16,7 @@ from geomprobe.loading import Loaded, tokenize
 from geomprobe.paper.drawing import COLOURS, MUTED, canvas
 from geomprobe.paper.family import load_readers
 from geomprobe.paper.piece import Numbers, Piece, Request, Table, Verdict
+from geomprobe.paper.texts import final_rows
 from geomprobe.paper.tokens import PRINTED, SENTENCE
 
 if TYPE_CHECKING:
@@ -50,18 +50,10 @@ def _measure(request: Request) -> Numbers:
     picks = []
     for name, loaded in load_readers(request):
         ids = tokenize(loaded, SENTENCE)
-        rows = _rows(loaded, ids)
+        (rows,) = final_rows(name, loaded, [ids])
         cases.append(_case(name, rows))
         picks.append({"model": name, **_picks(loaded, ids[0].tolist(), rows)})
     return {"cases": cases, "picks": picks}
-
-
-def _rows(loaded: Loaded, ids: Tensor) -> Tensor:
-    """Unit rows of ``final_norm`` in float64, on the CPU."""
-    with torch.inference_mode():
-        hidden = find_anatomy(loaded.model).base(input_ids=ids, use_cache=False).last_hidden_state[0]
-    rows: Tensor = hidden.double().cpu()
-    return torch.nn.functional.normalize(rows, dim=1)
 
 
 def _case(name: str, rows: Tensor) -> dict[str, Any]:
@@ -137,7 +129,7 @@ def _solved(matrix: NDArray[Any], right: NDArray[Any]) -> list[Decimal]:
 def _apart(value: Decimal, right: Decimal) -> float:
     """How far ``value`` is from ``right``, as a share of it."""
     with localcontext(prec=_DIGITS):
-        return float(abs(value / right - 1))
+        return float(abs(value - right) / right) if right else float(abs(value))
 
 
 def _picks(loaded: Loaded, ids: list[int], rows: Tensor) -> dict[str, Any]:
@@ -169,7 +161,9 @@ def _draw(numbers: Numbers) -> "Figure":
     _draw_increments(gain, case)
     _draw_ranks(ranks, case)
     _draw_picks(picks, numbers["picks"][-1])
-    figure.supxlabel(f"{case['name']}, the paper's sentence, at final_norm", fontsize=8, color=MUTED, x=0.01, ha="left")
+    figure.supxlabel(
+        f"{case['name']}, the paper's sentence, at final_norm", fontsize=8, color=MUTED, x=0.01, ha="left", parse_math=False
+    )
     return figure
 
 
@@ -311,7 +305,7 @@ def _off(case: Numbers) -> float:
 
 
 def _ratio(case: Numbers) -> float:
-    return float(case["without_half"] / case["gain"])
+    return float(case["without_half"] / case["gain"]) if case["gain"] else float("nan")
 
 
 def _small(number: float) -> str:

@@ -1,10 +1,11 @@
 """The models that figures are about where none is named: a family of small ones, trained here, or one that reads English."""
 
 import json
+import shutil
 import tempfile
 import textwrap
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from geomprobe.loading import Loaded, load
 from geomprobe.paper.piece import Request, Table
 from geomprobe.report.style import thousands
 from geomprobe.report.tokens import printable
-from geomprobe.runs.records import Run
+from geomprobe.runs.records import Record, Run
 from geomprobe.runs.sweep import sweep
 from geomprobe.small import held_out_text, small_trainer
 
 __all__ = [
     "ENGLISH",
     "SIZES",
+    "by_size",
     "default_models",
     "failure_tables",
     "failures",
@@ -32,6 +34,9 @@ __all__ = [
 
 SIZES = ((32, 2), (64, 3), (128, 4), (192, 5))
 """Width and layers of the family, small to large."""
+
+_LENGTH = 160
+"""Bytes that the family reads: the paper's sentence has 144."""
 
 _SAMPLE = 4096
 """Tokens whose texts are measured closely."""
@@ -66,7 +71,7 @@ def load_readers(request: Request) -> list[tuple[str, Loaded]]:
     return list(zip(short_names(request.models), loaded, strict=True))
 
 
-def short_names(names: Sequence[str], most: int = 24) -> list[str]:
+def short_names(names: Sequence[str], most: int = 22) -> list[str]:
     """Ids and paths as short as they can be told apart, in characters that print.
 
     >>> short_names(["EleutherAI/pythia-70m", "runs/a/checkpoint-4", "runs/b/checkpoint-4"])
@@ -74,7 +79,8 @@ def short_names(names: Sequence[str], most: int = 24) -> list[str]:
     """
     last = [name.rstrip("/").rsplit("/", 1)[-1] for name in names]
     told = [printable(end if last.count(end) == 1 else name) for name, end in zip(names, last, strict=True)]
-    return [name if len(name) <= most else f"…{name[1 - most :]}" for name in told]
+    cut = [name if len(name) <= most else f"…{name[1 - most :]}" for name in told]
+    return [name if cut.count(name) == 1 else f"{name} #{number}" for number, name in enumerate(cut, 1)]
 
 
 def swept(request: Request) -> Run:
@@ -83,11 +89,19 @@ def swept(request: Request) -> Run:
     Raises:
         GeomprobeError: none of them could be read.
     """
-    key = json.dumps(request.key("sizes"), sort_keys=True)
+    return _swept(request, json.dumps([request.key("sizes"), _data(request)], sort_keys=True))
+
+
+@lru_cache(maxsize=1)
+def _swept(request: Request, key: str) -> Run:
+    """One sweep of a process, also where all is measured anew; ``key`` tells whether files changed."""
+    folder = request.out / f"sizes-{sha256(key.encode()).hexdigest()[:8]}"
+    if request.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
     run = sweep(
         request.models,
         data=_data(request),
-        out=request.out / f"sizes-{sha256(key.encode()).hexdigest()[:8]}",
+        out=folder,
         field=request.field,
         tokens=request.tokens,
         sample=min(_SAMPLE, request.tokens),
@@ -99,6 +113,11 @@ def swept(request: Request) -> Run:
     if not run.checkpoints:
         raise GeomprobeError(f"no model was read: {run.failed[0].error}")
     return run
+
+
+def by_size(run: Run) -> list[Record]:
+    """What was read, small to large."""
+    return sorted(run.checkpoints, key=lambda record: record.parameters or 0)
 
 
 def failures(run: Run) -> list[list[str]]:
@@ -120,8 +139,9 @@ def _data(request: Request) -> str:
     """The data set, or the text that the family has not seen."""
     if request.data is not None:
         return request.data
-    path = request.out / "held-out.txt"
-    write_whole(path, held_out_text())
+    path, text = request.out / "held-out.txt", held_out_text(_LENGTH)
+    if not path.exists() or path.read_bytes() != text:
+        write_whole(path, text)
     return str(path)
 
 
@@ -154,17 +174,17 @@ def _on_hub(model: str) -> bool:
 
 def _trained(folder: Path, width: int, layers: int, steps: int) -> Path:
     """The directory of one model of the family."""
-    kept = folder / f"width-{width}-layers-{layers}-steps-{steps}"
+    kept = folder / f"width-{width}-layers-{layers}-length-{_LENGTH}-steps-{steps}"
     if (kept / "config.json").exists():
         return kept
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        trainer = small_trainer(Path(scratch), steps=steps, width=width, layers=layers)
-        print(f"training {thousands(trainer.model.num_parameters())} parameters for {steps} steps")
-        trainer.train()
-        trainer.save_model(scratch + "/whole")
-        try:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            trainer = small_trainer(Path(scratch), steps=steps, width=width, layers=layers, length=_LENGTH)
+            print(f"training {thousands(trainer.model.num_parameters())} parameters for {steps} steps")
+            trainer.train()
+            trainer.save_model(scratch + "/whole")
             Path(scratch, "whole").rename(kept)  # whole or not at all
-        except OSError as error:
-            raise GeomprobeError(f"cannot write {kept}: {error}") from error
+    except OSError as error:
+        raise GeomprobeError(f"cannot write {kept}: {error}; give a folder that can be written and has room") from error
     return kept

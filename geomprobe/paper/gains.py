@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from geomprobe.paper.drawing import MUTED, canvas, shades
-from geomprobe.paper.family import failure_tables, failures, swept
+from geomprobe.paper.family import by_size, failure_tables, failures, swept
 from geomprobe.paper.piece import Numbers, Piece, Request, Table, Verdict, cell, span
 from geomprobe.report.style import thousands
 from geomprobe.runs.records import Record
@@ -27,7 +27,7 @@ _TELLING = 0.01
 def _measure_gain(request: Request) -> Numbers:
     run = swept(request)
     models = []
-    for record in run.checkpoints:
+    for record in by_size(run):
         nulls = {"untrained": run.baseline(record, "untrained"), "gaussian": run.baseline(record, "gaussian")}
         models.append(
             {"name": record.name, "parameters": record.parameters, "width": record.width, "trained": _gain(record)}
@@ -129,8 +129,8 @@ def _judge_gain(numbers: Numbers) -> list[Verdict]:
         "Each further token adds less",
         True if all(falling) else False if any(rising) else None,
         f"increments fall with position in {sum(falling)} of {len(trained)} models (Spearman, p < {_TELLING}), and in "
-        f"{sum(_moves(gain, -1) for gain in nulls)} of {len(nulls)} untrained ones; the last quarter adds "
-        f"{span(kept, '.0%')} of the first",
+        f"{sum(_moves(gain, -1) for gain in nulls)} of {len(nulls)} untrained ones"
+        + (f"; the last quarter adds {span(kept, '.0%')} of the first" if kept else ""),
     )
     return [rises, falls]
 

@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -99,6 +100,7 @@ class Request:
         seed: of every random draw.
         dtype: of models that are loaded.
         device: where to; CUDA when there is one.
+        fresh: measure what an earlier run left in the folder anew.
     """
 
     out: Path
@@ -110,6 +112,7 @@ class Request:
     seed: int = 0
     dtype: str = "float32"
     device: str | None = None
+    fresh: bool = False
 
     def key(self, of: str) -> dict[str, Any]:
         """What the numbers of a piece depend on that is ``of`` sizes, texts or nothing; equal keys, equal numbers."""
@@ -117,7 +120,7 @@ class Request:
         if of != "nothing":
             names = ("steps", "dtype", "device") if of == "texts" else ("steps", "dtype", "device", "field", "tokens")
             asked |= {name: getattr(self, name) for name in names}
-            asked |= {"models": {model: _fingerprint(model) for model in self.models}}
+            asked |= {"models": [[model, _fingerprint(model)] for model in self.models]}
         if of == "sizes":
             asked |= {"data": self.data and {self.data: _fingerprint(self.data)}}
         return asked
@@ -176,7 +179,7 @@ class Outcome:
         return "\n\n".join([*parts, "\n".join(map(str, self.verdicts))]).rstrip()
 
 
-def run_piece(piece: Piece, request: Request, *, fresh: bool = False) -> Outcome:
+def run_piece(piece: Piece, request: Request) -> Outcome:
     """The numbers of a piece, measured or kept from an earlier run with the same arguments, and its files written:
     ``<name>.json``, ``.png`` and ``.html`` in ``request.out``.
 
@@ -189,11 +192,13 @@ def run_piece(piece: Piece, request: Request, *, fresh: bool = False) -> Outcome
 
     try:
         request.out.mkdir(parents=True, exist_ok=True)
+        if not os.access(request.out, os.W_OK):
+            raise PermissionError("it is not to be written")
     except OSError as error:
         raise GeomprobeError(f"cannot write {request.out}: {error}; give a folder that can be written") from error
     request = replace(request, models=request.models or default_models(piece.of, request))
     path, key = request.out / f"{piece.name}.json", request.key(piece.of)
-    numbers = None if fresh else _kept(path, key)
+    numbers = None if request.fresh else _kept(path, key, piece)
     kept = numbers is not None
     if numbers is None:
         numbers = plain(piece.measure(request))
@@ -233,21 +238,26 @@ def span(values: Sequence[float], spec: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _kept(path: Path, key: Mapping[str, Any]) -> Numbers | None:
-    """The numbers in ``path``, if they are those of ``key``; whatever else lies there is measured anew."""
+def _kept(path: Path, key: Mapping[str, Any], piece: Piece) -> Numbers | None:
+    """The numbers in ``path``, if they are those of ``key`` and lack none; whatever else lies there is measured anew."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        numbers = content["numbers"] if content["of"] == plain(key) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        numbers = content["numbers"]
+        if content["of"] != plain(key) or numbers.get("failed"):
+            return None
+        str(Outcome(piece, numbers, True))  # another version's may lack what this one shows
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
-    return numbers if isinstance(numbers, dict) else None
+    return dict(numbers)
 
 
 def _fingerprint(name: str) -> str | None:
     """Tells whether a model's or a data set's files changed; ``None`` for an id on a hub."""
     path = Path(name)
-    if not path.exists():
+    try:
+        inside = [file for pattern in ("*", "checkpoint-*/*") for file in path.glob(pattern) if file.is_file()]
+        files = [path] if path.is_file() else sorted(inside)
+        stats = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except OSError:  # a name that no file can have
         return None
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) + sorted(path.glob("*.json"))
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return sha256(repr(stats).encode()).hexdigest()[:12]
+    return sha256(repr(stats).encode()).hexdigest()[:12] if files else None

@@ -20,7 +20,7 @@ from geomprobe.paper.family import load_readers
 from geomprobe.paper.piece import Request
 from geomprobe.paper.separation import Array, score
 
-__all__ = ["CONTEXTS", "COUNTRIES", "DELTA", "EMBEDDINGS", "SOURCES", "Reader", "read_texts"]
+__all__ = ["CONTEXTS", "COUNTRIES", "DELTA", "EMBEDDINGS", "SOURCES", "Reader", "final_rows", "read_texts"]
 
 COUNTRIES = (
     *("UK", "Russia", "France", "China", "Germany", "Italy", "Spain", "Japan"),
@@ -89,7 +89,10 @@ def _read(request: Request, key: str) -> Sequence[Reader]:
             shuffled = _shuffled(model, ids, request.seed)
             fresh = untrained(model, seed=request.seed)
             runs = {"model": (model, ids), "shuffled": (model, shuffled), "untrained": (fresh, ids)}
-            rows = {source: _rows(name, source, *run, bar.update) for source, run in runs.items()}
+            rows = {
+                source: final_rows(f"{name} ({SOURCES[source]})" if SOURCES[source] else name, *run, bar.update)
+                for source, run in runs.items()
+            }
             readers.append(Reader(name, rows))
     return readers
 
@@ -118,8 +121,14 @@ def _shuffled(model: Loaded, ids: Sequence[Tensor], seed: int) -> list[Tensor]:
     return shuffled
 
 
-def _rows(name: str, source: str, model: Loaded, ids: Sequence[Tensor], done: Callable[[int], object]) -> list[Tensor]:
-    """Unit rows ``(n, d)`` of every text. Texts of one length run together, so that none is padded."""
+def final_rows(
+    name: str, model: Loaded, ids: Sequence[Tensor], done: Callable[[int], object] = lambda texts: None
+) -> list[Tensor]:
+    """Unit rows ``(n, d)`` of ``final_norm`` of every text, float64, on the CPU. Texts of one length run together, none padded.
+
+    Raises:
+        GeomprobeError: the model cannot run on them, or gives a row that is not finite.
+    """
     rows: dict[int, Tensor] = {}
     base = find_anatomy(model.model).base
     for length in sorted({text.shape[1] for text in ids}):
@@ -130,9 +139,8 @@ def _rows(name: str, source: str, model: Loaded, ids: Sequence[Tensor], done: Ca
         except (IndexError, RuntimeError) as error:  # ids that its vocabulary lacks, no memory
             raise GeomprobeError(f"{name} cannot run on the texts of {length} tokens: {error}") from error
         if not hidden.isfinite().all():
-            what = f"{name} ({SOURCES[source]})" if SOURCES[source] else name
             raise GeomprobeError(
-                f"{what} gives hidden states that are not finite for texts such as "
+                f"{name} gives hidden states that are not finite for texts such as "
                 f"{model.tokenizer.decode(ids[places[0]][0])!r}: look for NaN in its weights, or load it with another dtype"
             )
         rows |= zip(places, unit_rows(hidden, torch.linalg.vector_norm(hidden, dim=-1)), strict=True)

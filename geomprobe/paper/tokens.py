@@ -8,10 +8,11 @@ import numpy as np
 
 from geomprobe.errors import GeomprobeError
 from geomprobe.inspection import inspect_text, visible
-from geomprobe.loading import Loaded
+from geomprobe.loading import Loaded, tokenize
 from geomprobe.paper.drawing import COLOURS, canvas
 from geomprobe.paper.family import load_readers
 from geomprobe.paper.piece import Numbers, Piece, Request, Table, Verdict
+from geomprobe.paper.texts import final_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,22 +37,23 @@ _SHOWN = {"lasso": COLOURS[0], "attention": COLOURS[1]}
 
 
 def _measure(request: Request) -> Numbers:
-    return {"models": [{"name": name} | _of_model(loaded) for name, loaded in load_readers(request)]}
+    return {"models": [{"name": name} | _of_model(name, loaded) for name, loaded in load_readers(request)]}
 
 
-def _of_model(loaded: Loaded) -> dict[str, Any]:
+def _of_model(name: str, loaded: Loaded) -> dict[str, Any]:
     """For each of the three tokens what it is made of at ``final_norm``: ``[number, weight]`` of earlier tokens."""
+    final_rows(name, loaded, [tokenize(loaded, SENTENCE)])  # refuses what cannot be read, such as NaN
     inspection = inspect_text(loaded, SENTENCE, picks_at="final_norm")
     picks, tokens = inspection.picks[0], inspection.tokens
     telling = _telling(tokens)
     rows = {}
-    for name in NAMES:
-        t = _last(name, tokens)
+    for word in NAMES:
+        t = _last(word, tokens)
         kinds = {kind: None if rows_ is None else [list(pick) for pick in rows_[t]] for kind, rows_ in picks.kinds.items()}
         shares = {kind: _share(weights, telling) for kind, weights in kinds.items()}
-        rows[name] = {
+        rows[word] = {
             "position": t,
-            "whole": tokens[t].strip() == name,
+            "whole": tokens[t].strip() == word,
             "r2": picks.r2[t],
             "picks": kinds,
             "telling": shares | {"chance": float(np.mean(telling[:t]))},

@@ -112,7 +112,10 @@ def _sorted(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
 def _distinct(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     names = [checkpoint.name for checkpoint in checkpoints]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise GeomprobeError(f"{', '.join(twice)}: named twice; give each checkpoint once, under a name of its own")
+        where = ", ".join(checkpoint.model for checkpoint in checkpoints if checkpoint.name in twice)
+        raise GeomprobeError(
+            f"{', '.join(twice)}: named twice ({where}); give each checkpoint once, in a folder of a name of its own"
+        )
     return checkpoints
 
 

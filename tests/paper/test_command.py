@@ -53,6 +53,17 @@ def test_everything_at_once(tmp_path: Path) -> None:
     assert again.output.count("numbers of an earlier run") == len(PIECES)
 
 
+def test_a_piece_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
+    arguments = ["paper", "all", "--out", str(tmp_path / "out"), "--models", str(tmp_path / "nothing")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert str(result.exception).count("failed: ") == 7  # all but what needs no model
+    assert "tokens failed: " in str(result.exception)
+    page = (tmp_path / "out" / "index.html").read_text("utf-8")
+    assert 'id="theory"' in page
+    assert 'id="fig2"' in page
+
+
 def test_a_fault_is_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["paper", "tokens", "--models", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")])
     assert result.exit_code == 1

@@ -34,7 +34,7 @@ Array = npt.NDArray[np.float64]
 
 TEXTS = [context.format(country) for context in CONTEXTS.values() for country in COUNTRIES]
 LABELS = np.repeat(np.arange(3), 15)
-EVIL = "<script>x(1)<b> $x_1$ &"
+EVIL = "<script>x<b> $x_1$ &"
 
 
 def word_tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:

@@ -68,7 +68,7 @@ def test_numbers_are_kept_while_what_they_depend_on_stays(tmp_path: Path) -> Non
     assert {path.name: path.read_bytes() for path in request.out.iterdir()} == files  # the same picture is the same file
     assert len(measured) == 1
 
-    assert not run_piece(sized, request, fresh=True).kept
+    assert not run_piece(sized, replace(request, fresh=True)).kept
     assert not run_piece(sized, replace(request, seed=2)).kept
     assert run_piece(sized, replace(request, seed=2)).kept
     assert not run_piece(sized, replace(request, tokens=999)).kept

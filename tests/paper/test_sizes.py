@@ -1,6 +1,7 @@
 """Figures 1 and 3: Wei et al.'s numbers, models of several sizes, and what is said of them."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import pytest
 import torch
 
 from geomprobe import GeomprobeError, InformationGain, Probe, RepresentationEntropy
-from geomprobe.loading import load
-from geomprobe.paper.entropy import FIG1
+from geomprobe.loading import load, tokenize
+from geomprobe.paper.entropy import FIG1, _trend
 from geomprobe.paper.facts import PUBLISHED
 from geomprobe.paper.family import trained_family
 from geomprobe.paper.gains import FIG3
-from geomprobe.paper.piece import Outcome, Request, run_piece
+from geomprobe.paper.piece import Outcome, Request, plain, run_piece
+from geomprobe.paper.tokens import SENTENCE
 from geomprobe.runs.corpus import read_documents, tokenize_documents
 from tests.runs.conftest import save_checkpoint
 
@@ -82,24 +84,48 @@ def test_the_users_models_are_measured_as_wei_et_al_have_it(request_: Request, e
     assert len(entropy.verdicts) == 4
 
 
-def trend(shares: float, best: str, exponent: float = -0.3) -> dict[str, Any]:
-    law = {"best": best, "exponent": exponent}
-    return {"law": law, "share": shares, "ranks": [50, 60], "widths": [100, 1000]}
+def trend(share: float | None, power: float, sizes: int = 7, widths: tuple[int, int] = (100, 1000)) -> dict[str, Any]:
+    law = {"best": "power", "weights": {"power": power}, "exponent": -0.3}
+    return {"law": law, "share": share, "ranks": [50, 60], "widths": widths, "parameters": [*range(sizes)]}
 
 
 @pytest.mark.parametrize(
     ("trends", "law", "width"),
     [
-        ([trend(1.1, "power"), trend(0.95, "power")], True, False),
-        ([trend(0.4, "power"), trend(0.3, "constant")], None, True),
-        ([trend(0.4, "constant"), trend(0.95, "constant")], False, None),
+        ([trend(1.1, 0.95), trend(0.95, 0.99)], True, False),
+        ([trend(0.4, 0.95), trend(0.3, 0.6)], None, True),
+        ([trend(0.4, 0.1), trend(0.95, 0.6)], False, None),
+        ([trend(1.1, 0.99, sizes=5)], None, False),  # too few to tell a logarithm from a power law
+        ([trend(1.1, 0.99, widths=(64, 64))], True, None),
+        ([trend(None, 0.99)], True, None),  # it rises
     ],
 )
 def test_verdicts_follow_their_rule(trends: list[dict[str, Any]], law: bool | None, width: bool | None) -> None:
-    few = trend(0.7, "power") | {"law": None}
+    few = trend(0.7, 0.99) | {"law": None}
     verdicts = FIG1.judge({"published": dict(enumerate(trends)), "own": few})
     assert [verdict.holds for verdict in verdicts] == [law, width, None, None]
     assert "at least four sizes" in verdicts[2].evidence
+
+
+def test_entropy_that_rises_has_no_share_of_a_fall() -> None:
+    rising = plain(_trend([1e6, 1e7], [128, 256], [40, 100]))
+    assert rising["entropy"][1] > rising["entropy"][0]
+    assert rising["share"] is None
+
+
+def test_models_stand_by_size_whatever_their_names_say(request_: Request, tmp_path: Path) -> None:
+    for name, source in (("small-step200", request_.models[0]), ("big-step100", request_.models[3])):
+        (tmp_path / name).symlink_to(source)
+    models = (str(tmp_path / "small-step200"), str(tmp_path / "big-step100"))
+    request = Request(out=tmp_path / "out", models=models, data=request_.data, tokens=400)
+    numbers = run_piece(FIG1, request).numbers["own"]
+    assert numbers["names"] == ["small-step200", "big-step100"]
+    assert run_piece(FIG3, request).numbers["models"][0]["name"] == "small-step200"
+    other = replace(request, models=models[::-1])  # another order is another sweep, not a refused one
+    assert not run_piece(FIG3, other).kept
+    records = [path.stat().st_mtime_ns for path in request.out.glob("sizes-*/readings.jsonl")]
+    run_piece(FIG3, replace(other, fresh=True))
+    assert records != [path.stat().st_mtime_ns for path in request.out.glob("sizes-*/readings.jsonl")]
 
 
 def test_figure_3_is_the_gain_of_texts(request_: Request, gain: Outcome) -> None:
@@ -155,6 +181,8 @@ def test_a_model_that_cannot_be_read_is_said(request_: Request, tmp_path: Path) 
     assert "could not be read" in str(outcome)
     assert "a directory without a config.json" in " ".join(str(outcome).split())
     assert max(map(len, str(outcome).splitlines())) <= 80
+    again = Request(out=tmp_path / "out", models=models, data=request_.data, tokens=400)
+    assert not run_piece(FIG3, again).kept  # what failed is tried again
 
 
 def test_no_model_that_can_be_read_is_one_error(tmp_path: Path, request_: Request) -> None:
@@ -170,4 +198,6 @@ def test_the_family_is_trained_once(tmp_path: Path) -> None:
     assert trained_family(request, [(32, 1)]) == [small]
     assert (Path(small) / "model.safetensors").stat().st_mtime_ns == before
     assert [path.name for path in (tmp_path / "family").iterdir()] == [Path(small).name]  # and nothing half made
-    assert load(small).model.config.hidden_size == 32
+    loaded = load(small)
+    assert loaded.model.config.hidden_size == 32
+    assert tokenize(loaded, SENTENCE).shape[1] == 144  # it reads the paper's sentence

@@ -6,10 +6,13 @@ import pytest
 import torch
 from sklearn.linear_model import Lasso
 
+from geomprobe import GeomprobeError
 from geomprobe.loading import load, tokenize
+from geomprobe.paper.errata import ERRATA
 from geomprobe.paper.piece import Numbers, Request, plain, run_piece
 from geomprobe.paper.tokens import NAMES, PRINTED, SENTENCE, TOKENS, WORDS
 from tests import reference
+from tests.runs.conftest import save_checkpoint
 
 
 def test_the_table_on_a_model_that_reads_english(smollm2_model: Path, tmp_path: Path) -> None:
@@ -42,7 +45,7 @@ def test_the_table_on_a_model_that_reads_english(smollm2_model: Path, tmp_path: 
 def test_where_words_are_cut_into_parts(stories_model: Path, tmp_path: Path) -> None:
     outcome = run_piece(TOKENS, Request(out=tmp_path, models=(str(stories_model), str(stories_model))))
     first, second = outcome.numbers["models"]
-    assert first == second
+    assert first["rows"] == second["rows"]
     assert list(first["rows"]) == list(NAMES)
     assert not first["rows"]["China"]["whole"]
     assert outcome.verdicts[0].holds is None
@@ -62,3 +65,14 @@ def test_the_verdict_counts_tokens(more: int, holds: bool | None) -> None:
     rows = {name: row(0.9 if number < more else 0.1) for number, name in enumerate(NAMES)}
     verdict = TOKENS.judge({"models": [{"name": "m", "tokens": ["Russia"], "rows": rows}]})[1]
     assert verdict.holds is holds
+
+
+def test_a_model_that_gives_nan_is_refused(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path / "broken", 1)
+    model = load(str(folder)).model
+    with torch.no_grad():
+        model.gpt_neox.embed_in.weight[:] = torch.nan
+    model.save_pretrained(folder)
+    for piece in (TOKENS, ERRATA):
+        with pytest.raises(GeomprobeError, match=r"broken gives hidden states that are not finite .* look for NaN"):
+            run_piece(piece, Request(out=tmp_path / "out", models=(str(folder),)))
