@@ -74,8 +74,8 @@ def entropies(rows: Array, epsilon: float = 0.1, missing: int = 0) -> dict[str, 
 
 
 def counted(values: Array) -> Array:
-    """How much of each eigenvalue a probe counts: none of what may be rounding, all of what is 64 times as large."""
-    return np.asarray(np.interp(values / values.max(), [FLOOR, 64 * FLOOR], [0, 1]))
+    """How much of each eigenvalue a probe counts: none of what may be rounding, all of what is 128 times as large."""
+    return np.asarray(np.interp(values / values.max(), [FLOOR, 128 * FLOOR], [0, 1]))
 
 
 def rankme(values: Array) -> float:

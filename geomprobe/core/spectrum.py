@@ -28,7 +28,7 @@ __all__ = [
 _FITTED = slice(3, 100)
 """Which eigenvalues, of the largest first, α-ReQ is fitted to."""
 
-_WHOLE = 64.0
+_WHOLE = 128.0
 """How many times the floor an eigenvalue must be to count whole."""
 
 
@@ -111,7 +111,7 @@ def rankme(eigenvalues: Tensor, floor: float = 0.0) -> Tensor:
     come, a probe's of unit rows. It is no accuracy: they rank models of one kind by it.
 
     Args:
-        floor: eigenvalues of at most this share of the largest are left out as rounding, and those of up to 64 times as
+        floor: eigenvalues of at most this share of the largest are left out as rounding, and those of up to 128 times as
             much count in part. NaN where none is left.
 
     >>> float(rankme(torch.tensor([1.0, 1.0, 1e-9]), floor=1e-6))
@@ -129,7 +129,7 @@ def alpha_req(eigenvalues: Tensor, floor: float = 0.0) -> Tensor:
     is a power law.
 
     Args:
-        floor: eigenvalues of at most this share of the largest are left out as rounding, and those of up to 64 times as
+        floor: eigenvalues of at most this share of the largest are left out as rounding, and those of up to 128 times as
             much count in part. NaN where fewer than two are left.
 
     >>> float(alpha_req(torch.arange(1, 50).double() ** -1.5))  # doctest: +ELLIPSIS
@@ -145,11 +145,11 @@ def alpha_req(eigenvalues: Tensor, floor: float = 0.0) -> Tensor:
 
 
 def _above(values: Tensor, eigenvalues: Tensor, floor: float) -> Tensor:
-    """How much of each of ``values`` counts: 0 up to ``floor`` of the largest eigenvalue, 1 from 64 times as much on.
+    """How much of each of ``values`` counts: 0 up to ``floor`` of the largest eigenvalue, 1 from 128 times as much on.
 
     Between them a straight line. A step would let rounding decide about whatever lies beside it, one direction in or out: on
     trained models of width 128 that moved RankMe by 1e-3 and α-ReQ by 3e-3. A line up to eight times the floor is too steep:
-    two ways to the same rows of tiny models then had an α-ReQ 2e-4 apart, with this one 4e-5.
+    two ways to the same rows of tiny models then had an α-ReQ 2e-4 apart, with this one 3e-5.
     """
     edge = floor * eigenvalues.amax(-1, keepdim=True)
     share = (values - edge) / ((_WHOLE - 1) * edge)  # without a floor infinite, or NaN for 0
