@@ -73,20 +73,20 @@ def entropies(rows: Array, epsilon: float = 0.1, missing: int = 0) -> dict[str, 
     }
 
 
-def counted(values: Array) -> Array:
-    """How much of each eigenvalue a probe counts: none of what may be rounding, all of what is 128 times as large."""
-    return np.asarray(np.interp(values / values.max(), [FLOOR, 128 * FLOOR], [0, 1]))
+def counted(values: Array, whole: float) -> Array:
+    """How much of each eigenvalue a probe counts: none of what may be rounding, all of what is ``whole`` times as large."""
+    return np.asarray(np.interp(values / values.max(), [FLOOR, whole * FLOOR], [0, 1]))
 
 
 def rankme(values: Array) -> float:
     """RankMe of eigenvalues, as far as they count."""
-    return math.exp(scipy.stats.entropy(counted(values) * np.sqrt(values)))
+    return math.exp(scipy.stats.entropy(counted(values, 2) * np.sqrt(values)))
 
 
 def alpha_req(values: Array) -> float:
     """α-ReQ: a weighted straight line through the eigenvalues 4 to 100, as far as they count."""
     kept = np.sort(values[values > FLOOR * values.max()])[::-1]
-    fitted, weights = kept[3:100], counted(kept)[3:100]
+    fitted, weights = kept[3:100], counted(kept, 128)[3:100]
     j = np.arange(4, 4 + len(fitted))
     return float(-np.polyfit(np.log(j), np.log(fitted), 1, w=np.sqrt(weights / j))[0]) if len(fitted) > 1 else math.nan
 

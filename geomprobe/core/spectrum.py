@@ -28,8 +28,8 @@ __all__ = [
 _FITTED = slice(3, 100)
 """Which eigenvalues, of the largest first, α-ReQ is fitted to."""
 
-_WHOLE = 128.0
-"""How many times the floor an eigenvalue must be to count whole."""
+_WHOLE_ROOT, _WHOLE_LOG = 2.0, 128.0
+"""How many times the floor an eigenvalue must be to count whole: where its root is taken, and where its logarithm is."""
 
 
 def log_volume(eigenvalues: Tensor, epsilon: float = 0.1) -> Tensor:
@@ -111,13 +111,13 @@ def rankme(eigenvalues: Tensor, floor: float = 0.0) -> Tensor:
     come, a probe's of unit rows. It is no accuracy: they rank models of one kind by it.
 
     Args:
-        floor: eigenvalues of at most this share of the largest are left out as rounding, and those of up to 128 times as
-            much count in part. NaN where none is left.
+        floor: eigenvalues of at most this share of the largest are left out as rounding, and those of up to twice as much
+            count in part. NaN where none is left.
 
     >>> float(rankme(torch.tensor([1.0, 1.0, 1e-9]), floor=1e-6))
     2.0
     """
-    return effective_rank(_above(eigenvalues, eigenvalues, floor) * eigenvalues.clamp_min(0).sqrt())
+    return effective_rank(_above(floor, _WHOLE_ROOT, eigenvalues, eigenvalues) * eigenvalues.clamp_min(0).sqrt())
 
 
 def alpha_req(eigenvalues: Tensor, floor: float = 0.0) -> Tensor:
@@ -137,22 +137,23 @@ def alpha_req(eigenvalues: Tensor, floor: float = 0.0) -> Tensor:
     """
     fitted = eigenvalues.sort(dim=-1, descending=True).values[..., _FITTED]
     j = torch.arange(1, eigenvalues.shape[-1] + 1, dtype=eigenvalues.dtype, device=eigenvalues.device)[_FITTED]
-    weights = _above(fitted, eigenvalues, floor) / j
+    weights = _above(floor, _WHOLE_LOG, fitted, eigenvalues) / j
     weights = weights / weights.sum(-1, keepdim=True)
     x, y = j.log(), fitted.where(weights > 0, 1).log()
     x = x - (weights * x).sum(-1, keepdim=True)
     return -(weights * x * y).sum(-1) / (weights * x.square()).sum(-1)
 
 
-def _above(values: Tensor, eigenvalues: Tensor, floor: float) -> Tensor:
-    """How much of each of ``values`` counts: 0 up to ``floor`` of the largest eigenvalue, 1 from 128 times as much on.
+def _above(floor: float, whole: float, values: Tensor, eigenvalues: Tensor) -> Tensor:
+    """How much of each of ``values`` counts: 0 up to ``floor`` of the largest eigenvalue, 1 from ``whole`` times as much on.
 
     Between them a straight line. A step would let rounding decide about whatever lies beside it, one direction in or out: on
-    trained models of width 128 that moved RankMe by 1e-3 and α-ReQ by 3e-3. A line up to eight times the floor is too steep:
-    two ways to the same rows of tiny models then had an α-ReQ 2e-4 apart, with this one 3e-5.
+    trained models of width 128 that moved RankMe by 1e-3 and α-ReQ by 3e-3. Where roots are taken a short line will do, and a
+    long one would take away much of what RankMe counts: a quarter, on SmolLM2, one up to 128 times the floor. For logarithms
+    one up to eight times was too steep: two ways to the same rows of tiny models had an α-ReQ 2e-4 apart, with this one 3e-5.
     """
     edge = floor * eigenvalues.amax(-1, keepdim=True)
-    share = (values - edge) / ((_WHOLE - 1) * edge)  # without a floor infinite, or NaN for 0
+    share = (values - edge) / ((whole - 1) * edge)  # without a floor infinite, or NaN for 0
     return torch.where(values > edge, share.clamp_max(1), 0)
 
 

@@ -47,7 +47,7 @@ class RepresentationEntropy(Metric):
             every layer (70B: 27 GB of sums, 2.7 GB with ``sketch=512``). ``sketch_residual`` is then the share of tr Σ that the
             sketch does not know, with the bounds of :func:`geomprobe.core.sketch.sketched_eigenvalues`: small means accurate,
             for ``entropy`` much smaller than ε²/d. ``rankme``, of roots, is too high where the rest is not spread evenly (by
-            6% at a residual of 1e-3 and ``λ_j ∝ j^−3``); ``alpha_req`` is fitted to what exceeds the residual. The numbers of
+            14% at a residual of 1e-3 and ``λ_j ∝ j^−3``); ``alpha_req`` is fitted to what exceeds the residual. The numbers of
             texts stay exact.
 
     Raises:
