@@ -12,6 +12,7 @@ from geomprobe.errors import GeomprobeError
 from geomprobe.loading import load
 from geomprobe.runs.corpus import read_documents, tokenize_documents
 from geomprobe.runs.sweep import sweep
+from geomprobe.small import prose
 
 __all__ = ["bench_sweep"]
 
@@ -39,10 +40,10 @@ def bench_sweep(
     if model is None:
         raise GeomprobeError("bench sweep loads a checkpoint from a disk: --model, a hub id or a directory")
     sample, batch_tokens = max(2, tokens // 64), 2048
-    number = count()
+    number, page = count(), prose()
     with tempfile.TemporaryDirectory() as scratch:
         folder, text = Path(scratch), Path(scratch) / "text.txt"
-        text.write_text(_prose()[:_TEXT], encoding="utf-8")
+        text.write_text((page * (1 + _TEXT // len(page)))[:_TEXT], encoding="utf-8")
         checkpoints = []
         for name in ("checkpoint-1", "checkpoint-2"):  # two names of one model, for a sweep reads none twice
             (folder / name).symlink_to(Path(model).resolve() if Path(model).exists() else _fetched(model))
@@ -92,11 +93,3 @@ def _fetched(model: str) -> Path:
         return Path(snapshot_download(model))
     except Exception as error:  # whatever a hub can do wrong
         raise GeomprobeError(f"cannot load {model!r}: {type(error).__name__}: {error}") from error
-
-
-def _prose() -> str:
-    """English that every Python carries, again and again."""
-    from pydoc_data.topics import topics
-
-    page = "\n\n".join(text for _, text in sorted(topics.items()))
-    return page * (1 + _TEXT // len(page))

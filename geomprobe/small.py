@@ -21,19 +21,23 @@ from transformers import (
     set_seed,
 )
 
-__all__ = ["BLOCK", "byte_blocks", "byte_tokenizer", "held_out_text", "small_trainer"]
+__all__ = ["BLOCK", "byte_blocks", "byte_tokenizer", "held_out_text", "prose", "small_trainer"]
 
 BLOCK = 128
 """Bytes in a text."""
 _BATCH = 32
 
 
+def prose() -> str:
+    """English that every Python carries: its own help pages."""
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(page for _, page in sorted(topics.items()))
+
+
 def byte_blocks(length: int = BLOCK) -> tuple[torch.Tensor, torch.Tensor]:
     """The prose of Python's own help pages as bytes, in blocks ``(n, length)``: for training, and 64 held out."""
-    from pydoc_data import topics
-
-    text = "\n\n".join(page for _, page in sorted(topics.topics.items())).encode()
-    data = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
+    data = torch.frombuffer(bytearray(prose().encode()), dtype=torch.uint8).long()
     blocks = data[: len(data) // length * length].view(-1, length)
     return blocks[:-64], blocks[-64:]
 

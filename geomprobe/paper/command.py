@@ -92,7 +92,6 @@ def _one(name: str) -> "Callable[[Request], Outcome]":
 def _all(request: "Request") -> None:
     from tqdm import tqdm
 
-    from geomprobe.paper.drawing import styled
     from geomprobe.paper.page import page
 
     outcomes, failed = [], {}
@@ -103,8 +102,7 @@ def _all(request: "Request") -> None:
                 outcomes.append(_one(name)(request))
             except GeomprobeError as error:  # the others can go on
                 failed[name] = error
-    with styled():
-        write_whole(request.out / "index.html", page("The whole paper", outcomes))
+    write_whole(request.out / "index.html", page("The whole paper", outcomes))
     print("What the paper says, and what came out here\n")
     for outcome in outcomes:
         for verdict in outcome.verdicts:

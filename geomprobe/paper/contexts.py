@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from geomprobe.paper.drawing import COLOURS, MUTED, canvas, shades
-from geomprobe.paper.piece import Numbers, Piece, Request, Table, Verdict
+from geomprobe.paper.piece import Numbers, Piece, Request, Table, Verdict, span
 from geomprobe.paper.separation import Array, beyond_controls, classical_mds, larger_than, rounded
 from geomprobe.paper.texts import CONTEXTS, COUNTRIES, DELTA, EMBEDDINGS, SOURCES, read_texts
 
@@ -206,7 +206,7 @@ def _tables(numbers: Numbers) -> list[Table]:
     columns = ("", "3 contexts", "p", "king/queen", "p")
     tables = []
     for model in models:
-        lengths = ", ".join(f"{context} {_range(model['tokens'][context])}" for context in CONTEXTS)
+        lengths = ", ".join(f"{context} {span(model['tokens'][context], 'd')}" for context in CONTEXTS)
         rows = [
             (
                 ", ".join(filter(None, [(EMBEDDINGS | _DISTANCES)[kind], called])),
@@ -230,11 +230,6 @@ def _embedding_tables(numbers: Numbers) -> list[Table]:
 
 def _cell(found: Mapping[str, Any]) -> tuple[str, str]:
     return f"{found['silhouette']:z.3f}", f"{found['p']:z.3f}"
-
-
-def _range(numbers: Sequence[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    return str(low) if low == high else f"{low}–{high}"
 
 
 def _judge_embeddings(numbers: Numbers) -> list[Verdict]:

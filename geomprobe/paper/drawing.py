@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "MUTED", "UNTRAINED", "canvas", "colour_map", "shades", "styled", "to_png", "to_svg"]
+__all__ = ["COLOURS", "MUTED", "UNTRAINED", "canvas", "shades", "styled", "to_png", "to_svg"]
 
 _INK: Ink = ("#24262d", "#e9e7e2")
 _MUTED: Ink = ("#62666f", "#a3a7b0")
@@ -76,7 +76,7 @@ def canvas(rows: int = 1, columns: int = 1, *, height: float = 3.2, width: float
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """While a figure is drawn and written: what its parts look like."""
+    """While a figure is drawn: what its parts look like."""
     from matplotlib import rc_context
 
     with rc_context(_STYLE):
@@ -86,13 +86,6 @@ def styled() -> Iterator[None]:
 def shades(n: int) -> list[str]:
     """``n`` colours from faint to strong: small to large, early to late."""
     return [sequence(round(place * _SHADES) / _SHADES)[0] for place in (np.linspace(0.25, 1, n) if n > 1 else [1.0])]
-
-
-def colour_map() -> Any:
-    """The same sequence as a colour map, for maps of numbers."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list("geomprobe", [sequence(place / 10)[0] for place in range(11)])
 
 
 def to_png(figure: "Figure") -> bytes:
@@ -115,5 +108,6 @@ def _both(light: str) -> str:
 
 def _written(figure: "Figure", form: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format=form, metadata={"Date": None} if form == "svg" else {"Software": None}, **options)
+    with styled():
+        figure.savefig(file, format=form, metadata={"Date": None} if form == "svg" else {"Software": None}, **options)
     return file.getvalue()

@@ -89,18 +89,19 @@ def swept(request: Request) -> Run:
     Raises:
         GeomprobeError: none of them could be read.
     """
-    return _swept(request, json.dumps([request.key("sizes"), _data(request)], sort_keys=True))
+    data = _data(request)
+    return _swept(request, data, json.dumps([request.key("sizes"), data], sort_keys=True))
 
 
 @lru_cache(maxsize=1)
-def _swept(request: Request, key: str) -> Run:
+def _swept(request: Request, data: str, key: str) -> Run:
     """One sweep of a process, also where all is measured anew; ``key`` tells whether files changed."""
     folder = request.out / f"sizes-{sha256(key.encode()).hexdigest()[:8]}"
     if request.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     run = sweep(
         request.models,
-        data=_data(request),
+        data=data,
         out=folder,
         field=request.field,
         tokens=request.tokens,

@@ -14,7 +14,7 @@ _CLASSES = {True: "holds", False: "fails", None: "undecided"}
 
 
 def page(title: str, outcomes: Sequence[Outcome]) -> str:
-    """One document. Of several pieces it begins with all verdicts and a table of contents. To be called in ``styled``."""
+    """One document. Of several pieces it begins with all verdicts and a table of contents."""
     several = len(outcomes) > 1
     lead = ""
     if several:
@@ -32,7 +32,7 @@ def _section(outcome: Outcome, *, alone: bool) -> str:
     tables = "".join(table.to_html() for table in piece.tables(outcome.numbers))
     return (
         f'<section id="{piece.name}"><h2>{title}</h2><p>{html.escape(piece.read)} <i>{html.escape(piece.isnt)}</i></p>'
-        f'<div class="picture">{to_svg(piece.draw(outcome.numbers))}</div>{_verdicts(outcome)}'
+        f'<div class="picture">{to_svg(outcome.figure)}</div>{_verdicts(outcome)}'
         f"<details><summary>The numbers</summary>{tables}</details></section>"
     )
 

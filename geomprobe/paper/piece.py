@@ -7,6 +7,7 @@ import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from geomprobe.errors import GeomprobeError
 from geomprobe.files import write_whole
+from geomprobe.paper.drawing import styled, to_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -168,10 +170,16 @@ class Outcome:
     numbers: Numbers
     kept: bool
 
-    @property
+    @cached_property
     def verdicts(self) -> list[Verdict]:
         """What the numbers say of the paper's claims."""
         return self.piece.judge(self.numbers)
+
+    @cached_property
+    def figure(self) -> "Figure":
+        """The picture; drawn once, for the PNG and for every page."""
+        with styled():
+            return self.piece.draw(self.numbers)
 
     def __str__(self) -> str:
         """For a terminal of 80 columns."""
@@ -186,7 +194,6 @@ def run_piece(piece: Piece, request: Request) -> Outcome:
     Raises:
         GeomprobeError: it cannot be measured, or its files cannot be written.
     """
-    from geomprobe.paper.drawing import styled, to_png
     from geomprobe.paper.family import default_models
     from geomprobe.paper.page import page
 
@@ -206,9 +213,8 @@ def run_piece(piece: Piece, request: Request) -> Outcome:
     verdicts = [vars(verdict) for verdict in outcome.verdicts]
     content = {"piece": piece.name, "title": piece.title, "of": key, "verdicts": verdicts, "numbers": numbers}
     write_whole(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False))
-    with styled():
-        write_whole(path.with_suffix(".png"), to_png(piece.draw(numbers)))
-        write_whole(path.with_suffix(".html"), page(piece.title, [outcome]))
+    write_whole(path.with_suffix(".png"), to_png(outcome.figure))
+    write_whole(path.with_suffix(".html"), page(piece.title, [outcome]))
     return outcome
 
 
