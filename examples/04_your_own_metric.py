@@ -7,8 +7,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from geomprobe import Metric, Probe, RepresentationEntropy
-from geomprobe.core.covariance import Covariance, eigenvalues
-from geomprobe.core.state import Accumulator, State
+from geomprobe.accumulators.covariance import Covariance, eigenvalues
+from geomprobe.accumulators.state import Accumulator, State
 
 
 @dataclass(frozen=True)

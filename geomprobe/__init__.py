@@ -9,23 +9,25 @@ from typing import TYPE_CHECKING
 from geomprobe.errors import GeomprobeError
 
 if TYPE_CHECKING:
+    from geomprobe.capture.decoder import Decoder
     from geomprobe.metrics.activations import MassiveActivations
     from geomprobe.metrics.attention import AttentionProfile
-    from geomprobe.metrics.context import ContextLasso
+    from geomprobe.metrics.base import Metric
+    from geomprobe.metrics.context_lasso import ContextLasso
     from geomprobe.metrics.curvature import Curvature
     from geomprobe.metrics.entropy import RepresentationEntropy
-    from geomprobe.metrics.gain import InformationGain
-    from geomprobe.metrics.metric import Metric
+    from geomprobe.metrics.information_gain import InformationGain
     from geomprobe.probe import Probe
     from geomprobe.reading import Reading
-    from geomprobe.runs.sweep import sweep
     from geomprobe.schedule import every
+    from geomprobe.sweeps.sweep import sweep
 
 __version__ = "0.1.0"
 __all__ = [
     "AttentionProfile",
     "ContextLasso",
     "Curvature",
+    "Decoder",
     "GeomprobeError",
     "InformationGain",
     "MassiveActivations",
@@ -39,16 +41,17 @@ __all__ = [
 
 _HOME = {
     "AttentionProfile": "geomprobe.metrics.attention",
-    "ContextLasso": "geomprobe.metrics.context",
+    "ContextLasso": "geomprobe.metrics.context_lasso",
     "Curvature": "geomprobe.metrics.curvature",
-    "InformationGain": "geomprobe.metrics.gain",
+    "Decoder": "geomprobe.capture.decoder",
+    "InformationGain": "geomprobe.metrics.information_gain",
     "MassiveActivations": "geomprobe.metrics.activations",
-    "Metric": "geomprobe.metrics.metric",
+    "Metric": "geomprobe.metrics.base",
     "Probe": "geomprobe.probe",
     "Reading": "geomprobe.reading",
     "RepresentationEntropy": "geomprobe.metrics.entropy",
     "every": "geomprobe.schedule",
-    "sweep": "geomprobe.runs.sweep",
+    "sweep": "geomprobe.sweeps.sweep",
 }
 
 

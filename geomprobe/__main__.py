@@ -1,5 +1,5 @@
 """``python -m geomprobe``, also under ``accelerate launch -m geomprobe``."""
 
-from geomprobe.cli import main
+from geomprobe.cli.main import main
 
 main()

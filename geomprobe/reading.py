@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from geomprobe.core.state import Accumulator, State, Tally
+from geomprobe.accumulators.state import Accumulator, State, TokenCount
 from geomprobe.errors import GeomprobeError
-from geomprobe.metrics.metric import Curve, Metric
+from geomprobe.metrics.base import Curve, Metric
 
 if TYPE_CHECKING:
     import pandas
@@ -80,7 +80,7 @@ class Reading:
         Raises:
             GeomprobeError: two metrics gave the same name.
         """
-        tally = {name: float(value) for name, value in states[Tally()].items()}
+        tally = {name: float(value) for name, value in states[TokenCount()].items()}
         self.add(site, "tokens", tally["tokens"])
         self.add(site, "texts", tally["texts"])
         if tally["nonfinite"]:
@@ -130,7 +130,7 @@ class Reading:
         """All scalars of one site by metric name."""
         return {key.split("/")[0]: value for key, value in self.values.items() if key.split("/")[1] == site}
 
-    def beside(self, other: "Reading") -> "Reading":
+    def merge_missing(self, other: "Reading") -> "Reading":
         """This reading and what only ``other`` has: numbers, curves, notes. Of a name that both have, this one's is kept."""
         return Reading(
             mode=self.mode,

@@ -14,8 +14,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from geomprobe import GeomprobeError, Metric, Probe, Reading
+from geomprobe.files import StepFile
 from geomprobe.integrations.flat import flat
-from geomprobe.integrations.jsonl import StepFile
 from geomprobe.integrations.wandb_sink import StepAxis, active_run
 
 __all__ = ["ProbeCallback"]
@@ -60,7 +60,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
 
     Args:
         metrics: what to measure; ``RepresentationEntropy()`` and ``InformationGain()`` by default.
-        layers: which sites, as for ``Probe``; all by default.
+        sites: which sites, as for ``Probe``; all by default.
         when: which optimizer steps to measure, counted from 1; by default those at which Trainer logs.
         evaluate: whether to measure evaluations.
         jsonl: file to which each reading is appended as one line: ``to_dict()`` and its ``step``.
@@ -73,14 +73,14 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         fault: the exception that stopped the measuring, or None.
 
     Raises:
-        GeomprobeError: when training begins: no decoder found, an unknown layer, or a probe of yours on the model.
+        GeomprobeError: when training begins: no decoder found, an unknown site, or a probe of yours on the model.
     """
 
     def __init__(
         self,
         metrics: Sequence[Metric] | None = None,
         *,
-        layers: Sequence[int | str] | None = None,
+        sites: Sequence[int | str] | None = None,
         when: Callable[[int], bool] | None = None,
         evaluate: bool = True,
         jsonl: str | os.PathLike[str] | None = None,
@@ -89,7 +89,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         if on_error not in ("warn", "raise"):
             raise GeomprobeError(f"ProbeCallback(on_error={on_error!r}): expected 'warn' or 'raise'")
         self.metrics = metrics
-        self.layers = layers
+        self.sites = sites
         self.when = when
         self.evaluate = evaluate
         self.on_error: Literal["warn", "raise"] = on_error
@@ -142,7 +142,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             left.close()
         self._gate = _Gate()
         self._gate.evaluating = self.evaluate and bool(args.eval_on_start)
-        probe = Probe(model, self.metrics, layers=self.layers, when=self._gate, on_error=self.on_error).attach()
+        probe = Probe(model, self.metrics, sites=self.sites, when=self._gate, on_error=self.on_error).attach()
         _probes.add(probe)
         # Closes once: here, or when this callback is gone.
         self._finalizer = weakref.finalize(self, probe.close)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.models import smollm2
+from tests.tiny_models import smollm2
 
 _SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from geomprobe import GeomprobeError, InformationGain, Metric, Probe, RepresentationEntropy, every
-from geomprobe.core.state import merge
-from tests.models import HandMade, tiny, token_batch
+from geomprobe.accumulators.state import merge
+from tests.tiny_models import HandMade, tiny, token_batch
 
 
 def tokens(probe: Probe, mode: Any = None) -> list[float]:
@@ -128,7 +128,7 @@ def test_paused_forwards_pass_and_do_not_count_for_the_schedule() -> None:
 def test_off_steps_never_reach_the_accumulators(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
     with Probe(model, when=lambda step: False) as probe:
-        monkeypatch.setattr(probe, "captured", lambda *_: pytest.fail("an off-step was captured"))
+        monkeypatch.setattr(probe._recorder, "captured", lambda *_: pytest.fail("an off-step was captured"))
         model(token_batch())
         model(token_batch())
     with pytest.raises(GeomprobeError, match="nothing to read: the schedule measured none of 2 forwards"):
@@ -221,7 +221,9 @@ def test_a_state_of_another_probe_is_refused(saved: list[Metric], loading: list[
         Probe(model, loading).load_state_dict(state)
 
 
-@pytest.mark.parametrize("key", ["eval/layer_09/Tally()/tokens", "test/embed/Tally()/tokens", "embed/Tally()/tokens", "x"])
+@pytest.mark.parametrize(
+    "key", ["eval/layer_09/TokenCount()/tokens", "test/embed/TokenCount()/tokens", "embed/TokenCount()/tokens", "x"]
+)
 def test_a_state_that_no_probe_wrote_is_refused(key: str) -> None:
     with pytest.raises(GeomprobeError, match=r"this state holds .* make the probe with the arguments of the one that saved it"):
         Probe(tiny()).load_state_dict({key: torch.zeros(())})

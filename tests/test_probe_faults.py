@@ -9,8 +9,8 @@ import torch
 
 from geomprobe import GeomprobeError, InformationGain, Metric, Probe, Reading, RepresentationEntropy
 from tests import reference
-from tests.models import snapshot, tiny, token_batch
 from tests.test_probe_transparent import Broken
+from tests.tiny_models import snapshot, tiny, token_batch
 
 
 def test_on_error_warn_warns_once_and_the_model_goes_on_with_earlier_numbers_kept() -> None:
@@ -49,7 +49,7 @@ def test_on_error_raise_raises_where_it_happened() -> None:
         with pytest.raises(ZeroDivisionError, match="broken on purpose") as caught:
             model(token_batch())
     assert probe.fault is caught.value
-    assert caught.traceback[-1].name == "measure"
+    assert caught.traceback[-1].name == "contribution"
     assert probe.read()["good_forwards/embed"] == 1
 
 

@@ -11,22 +11,22 @@ import torch
 from torch import Tensor
 
 from geomprobe import InformationGain, Metric, Probe, Reading, RepresentationEntropy
-from geomprobe.core.covariance import Covariance
+from geomprobe.accumulators.covariance import Covariance
+from geomprobe.accumulators.state import Accumulator, State, TokenCount
+from geomprobe.accumulators.text_entropy import TextEntropySum
 from geomprobe.core.rows import Rows
-from geomprobe.core.state import Accumulator, State, Tally
-from geomprobe.core.text_entropy import TextEntropySum
 from tests import reference
-from tests.models import tiny, token_batch
+from tests.tiny_models import tiny, token_batch
 
 
 @dataclass(frozen=True)
 class NormSum:
     """A third party's accumulator: the sum of row norms."""
 
-    def zero(self, width: int, device: torch.device) -> State:
+    def new_state(self, width: int, device: torch.device) -> State:
         return {"norm": torch.zeros((), dtype=torch.float64, device=device)}
 
-    def measure(self, rows: Rows) -> State:
+    def contribution(self, rows: Rows) -> State:
         return {"norm": torch.where(rows.valid, rows.norms, 0).sum((-2, -1))}
 
 
@@ -35,11 +35,11 @@ class MeanNorm(Metric):
     """A third party's metric."""
 
     @property
-    def needs(self) -> tuple[Accumulator, ...]:
-        return (NormSum(), Tally())
+    def accumulators(self) -> tuple[Accumulator, ...]:
+        return (NormSum(), TokenCount())
 
     def scalars(self, states: Mapping[Accumulator, State]) -> Mapping[str, Tensor | float]:
-        return {"mean_norm": states[NormSum()]["norm"] / states[Tally()]["tokens"]}
+        return {"mean_norm": states[NormSum()]["norm"] / states[TokenCount()]["tokens"]}
 
 
 def test_a_metric_of_ones_own() -> None:
@@ -60,21 +60,21 @@ def test_equal_accumulators_are_shared_and_updated_once(monkeypatch: pytest.Monk
     model = tiny()
     calls: list[Accumulator] = []
     for kind in (Covariance, TextEntropySum):
-        measure: Callable[..., State] = kind.measure
+        contribution: Callable[..., State] = kind.contribution
 
-        def counting(self: Accumulator, rows: Rows, measure: Callable[..., State] = measure) -> State:
+        def counting(self: Accumulator, rows: Rows, contribution: Callable[..., State] = contribution) -> State:
             calls.append(self)
-            return measure(self, rows)
+            return contribution(self, rows)
 
-        monkeypatch.setattr(kind, "measure", counting)
+        monkeypatch.setattr(kind, "contribution", counting)
     metrics = [RepresentationEntropy(), InformationGain(), MeanNorm(), RepresentationEntropy(center=True)]
-    with Probe(model, metrics, layers=[0], on_error="raise") as probe:
+    with Probe(model, metrics, sites=[0], on_error="raise") as probe:
         model(token_batch())
     assert sorted(map(repr, calls)) == sorted(
         repr(kind(center=center)) for kind in (Covariance, TextEntropySum) for center in (False, True)
     )
     sums = {key.split("/")[2] for key in probe.state_dict()}
-    assert len(sums) == 7  # Tally, NormSum, InformationGainSum and two each of the others
+    assert len(sums) == 7  # TokenCount, NormSum, InformationGainSum and two each of the others
 
 
 def test_text_spectrum_is_measured_only_when_asked_for() -> None:
@@ -117,7 +117,7 @@ def matmul_precision(precision: str) -> Iterator[None]:
 def embedding_reading(context: contextlib.AbstractContextManager[object]) -> Reading:
     """What is read at ``embed``, where no product of the model has touched the rows yet, so that only the probe's own show."""
     model = tiny("llama", **WIDE)
-    with Probe(model, layers=["embed"], on_error="raise") as probe, context:
+    with Probe(model, sites=["embed"], on_error="raise") as probe, context:
         model(token_batch(4, 64))
     return probe.read()
 
@@ -141,7 +141,7 @@ def test_no_setting_of_the_user_changes_the_numbers(context: Callable[[], Any]) 
 class Surroundings(NormSum):
     """Sees under what settings accumulators compute."""
 
-    def measure(self, rows: Rows) -> State:
+    def contribution(self, rows: Rows) -> State:
         assert matmul_settings()[1:] == ["ieee", "ieee"]
         assert not torch.is_autocast_enabled("cpu")
         assert not torch.is_grad_enabled()
@@ -154,7 +154,7 @@ class Surroundings(NormSum):
 @dataclass(frozen=True)
 class Watch(Metric):
     @property
-    def needs(self) -> tuple[Accumulator, ...]:
+    def accumulators(self) -> tuple[Accumulator, ...]:
         return (Surroundings(),)
 
     def scalars(self, states: Mapping[Accumulator, State]) -> Mapping[str, Tensor | float]:

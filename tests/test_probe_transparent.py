@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from geomprobe import GeomprobeError, Metric, Probe, RepresentationEntropy
+from geomprobe.accumulators.state import Accumulator, State
 from geomprobe.core.rows import Rows
-from geomprobe.core.state import Accumulator, State
-from tests.models import FAMILIES, HandMade, padded, snapshot, tiny, token_batch
+from tests.tiny_models import FAMILIES, HandMade, padded, snapshot, tiny, token_batch
 
 DROPOUT: dict[str, dict[str, Any]] = {
     "gpt_neox": {"hidden_dropout": 0.1, "attention_dropout": 0.1},
@@ -31,17 +32,17 @@ class Broken(Metric):
     good: int = 0
     measured: list[torch.Size] = field(default_factory=list, repr=False, compare=False)
 
-    def zero(self, width: int, device: torch.device) -> State:
+    def new_state(self, width: int, device: torch.device) -> State:
         return {"forwards": torch.zeros((), dtype=torch.float64, device=device)}
 
-    def measure(self, rows: Rows) -> State:
+    def contribution(self, rows: Rows) -> State:
         if len(self.measured) == self.good:
             raise ZeroDivisionError("broken on purpose")
         self.measured.append(rows.hidden.shape)
         return {"forwards": rows.hidden.new_ones(rows.hidden.shape[:-3])}
 
     @property
-    def needs(self) -> tuple[Accumulator, ...]:
+    def accumulators(self) -> tuple[Accumulator, ...]:
         return (self,)
 
     def scalars(self, states: Any) -> dict[str, Tensor | float]:
@@ -165,13 +166,13 @@ def test_nothing_is_left_after_an_exception_in_the_probe(on_error: Any, layers: 
     model = tiny()
     before = snapshot(model)
     expectation = pytest.raises(ZeroDivisionError) if on_error == "raise" else contextlib.nullcontext()
-    probe = Probe(model, [RepresentationEntropy(), Broken()], layers=layers, on_error=on_error).attach()
+    probe = Probe(model, [RepresentationEntropy(), Broken()], sites=layers, on_error=on_error).attach()
     with expectation:
         model(token_batch())
     model(token_batch())  # takes off a probe whose error went through the model
     assert snapshot(model) == before
     assert Probe.on(model) is None
-    with pytest.raises(GeomprobeError, match="closed"):
+    with pytest.raises(GeomprobeError, match=r"this probe stopped at ZeroDivisionError: .* make a new Probe\(model\)"):
         probe.attach()
 
 
@@ -212,14 +213,33 @@ def test_a_lost_probe_can_be_found_and_closed() -> None:
         assert Probe.on(model) is probe
 
 
-def test_a_closed_probe_reads_but_does_not_watch() -> None:
+def test_a_closed_probe_reads_and_may_be_attached_again() -> None:
     model = tiny()
-    with Probe(model) as probe:
-        model(token_batch())
-    model(token_batch())
+    before = snapshot(model)
+    with torch.no_grad(), Probe(model) as twice:
+        model(token_batch(seed=1))
+        model(token_batch(seed=2))
+    with torch.no_grad(), Probe(model) as probe:
+        model(token_batch(seed=1))
+    model(token_batch(seed=3))
     assert probe.read()["tokens/embed"] == 24
-    with pytest.raises(GeomprobeError, match=r"this probe is closed: its readings stay.*new Probe\(model\)"), probe:
-        pass
+    with torch.no_grad(), probe:
+        model(token_batch(seed=2))
+        assert Probe.on(model) is probe
+    assert probe.read().values == pytest.approx(twice.read().values, rel=1e-12)
+    assert snapshot(model) == before
+
+
+def test_a_cache_that_was_filled_while_a_probe_was_off_is_refused() -> None:
+    model, ids = tiny(), token_batch()
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+        model(ids[:, :4], past_key_values=cache)
+    with torch.no_grad():
+        model(ids[:, 4:8], past_key_values=cache)
+        with probe, pytest.raises(GeomprobeError, match="a KV cache that the probe has not seen"):
+            model(ids[:, 8:], past_key_values=cache)
+    assert probe.read()["tokens/embed"] == 8
 
 
 def test_copies_of_a_watched_model_are_not_watched(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from geomprobe import GeomprobeError, Probe, Reading
-from geomprobe.metrics.metric import Curve
-from tests.models import tiny, token_batch
+from geomprobe.metrics.base import Curve
+from tests.tiny_models import tiny, token_batch
 
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,1 @@
-"""Where hooks live, and nowhere else: finding the layers, opening a frame per forward, handing hidden states on."""
+"""Where hooks live, and nowhere else: finding the layers, opening a context per forward, handing hidden states on."""

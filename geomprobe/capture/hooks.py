@@ -1,4 +1,4 @@
-"""The hooks: a frame opened before the decoder runs, a call per site while it runs, a close whatever happens."""
+"""The hooks: a context opened before the decoder runs, a call per site while it runs, a close whatever happens."""
 
 import inspect
 import weakref
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from geomprobe.capture import attention, compiled
-from geomprobe.capture.anatomy import Anatomy
-from geomprobe.capture.frame import Call, Frame, cache_of
-from geomprobe.capture.stream import Endings, Stream, still_running
-from geomprobe.core.attention import AttentionRows
-from geomprobe.core.rows import exact_arithmetic
+from geomprobe.capture import attention_tap, dynamo_ops
+from geomprobe.capture.decoder import Decoder
+from geomprobe.capture.forward_context import Call, ForwardContext, cache_of
+from geomprobe.capture.generation import CachedSequence, StopTokens, still_running
+from geomprobe.core.attention_summary import AttentionRows
+from geomprobe.core.rows import full_precision
 from geomprobe.errors import GeomprobeError
 
 __all__ = ["Capture", "Listener"]
@@ -29,16 +29,16 @@ class Listener(Protocol):
         """Whether the forward that is about to run is to be captured; ``continues``: it adds to texts that are."""
         ...
 
-    def captured(self, frame: Frame, site: str, hidden: Tensor, attention: AttentionRows | None) -> None:
+    def captured(self, context: ForwardContext, site: str, hidden: Tensor, attention: AttentionRows | None) -> None:
         """One site's hidden states ``(batch, length, width)``, while the forward runs, and what the layer attended to."""
         ...
 
-    def ended(self, stream: Stream) -> None:
-        """Nothing can come after what this stream holds."""
+    def ended(self, sequence: CachedSequence) -> None:
+        """Nothing can come after what this sequence holds."""
         ...
 
-    def closed(self, frame: Frame | None, completed: bool) -> None:
-        """The decoder returned (``completed``) or raised; called for every forward, ``frame`` only for captured ones."""
+    def closed(self, context: ForwardContext | None, completed: bool) -> None:
+        """The decoder returned (``completed``) or raised; called for every forward, ``context`` only for captured ones."""
         ...
 
     def failed(self, error: Exception) -> None:
@@ -60,15 +60,15 @@ class _Previous:
 class Capture:
     """Hooks on one decoder. Attached once, detached once; nothing but the hooks is put on the model.
 
-    A frame is open only between the decoder's call and its return. That drops the replays of activation checkpointing, which
+    A context is open only between the decoder's call and its return. That drops the replays of activation checkpointing, which
     run layers again during backward, and it is why nothing here needs to know about checkpointing.
 
     Args:
         model: the model, for what is compiled around its decoder.
-        anatomy: the decoder and its layers.
+        decoder: the decoder and its layers.
         sites: which sites to report.
         listener: what to report to.
-        endings: how ``generate`` ends a row.
+        stop_tokens: how ``generate`` ends a row.
         attention: look at attention, too: ``"rows"`` for summaries of each row, ``"maps"`` for head means besides. A layer's
             site goes with that layer's, ``final_norm`` with the last one's.
     """
@@ -76,26 +76,26 @@ class Capture:
     def __init__(
         self,
         model: nn.Module,
-        anatomy: Anatomy,
+        decoder: Decoder,
         sites: tuple[str, ...],
         listener: Listener,
-        endings: Endings,
+        stop_tokens: StopTokens,
         attention: Literal["rows", "maps"] | None = None,
     ) -> None:
         self._model = model
-        self._anatomy = anatomy
+        self._decoder = decoder
         self._sites = sites
         self._listener = listener
-        self._endings = endings
+        self._stop_tokens = stop_tokens
         self._attention = attention
         self._attended: dict[int, AttentionRows | None] = {}
-        self._frame: Frame | None = None
+        self._context: ForwardContext | None = None
         self._shape: tuple[int, int] | None = None
         self._handles: list[RemovableHandle] = []
-        self._streams: list[Stream] = []
+        self._sequences: list[CachedSequence] = []
         self._passed: weakref.WeakSet[Any] = weakref.WeakSet()  # caches whose texts are not measured
         self._previous: _Previous | None = None
-        self._parameters = tuple(inspect.signature(type(anatomy.base).forward).parameters)[1:]
+        self._parameters = tuple(inspect.signature(type(decoder.base).forward).parameters)[1:]
         self._order = torch.zeros(0)
         self._id = -1
         # Streams are told by their cache itself, which a graph cannot hand over.
@@ -108,12 +108,12 @@ class Capture:
     @property
     def is_open(self) -> bool:
         """Whether a captured forward has begun and not ended; Ctrl-C leaves it so until the next one."""
-        return self._frame is not None
+        return self._context is not None
 
     @property
-    def streams(self) -> Iterable[Stream]:
+    def sequences(self) -> Iterable[CachedSequence]:
         """Streams whose texts may still go on."""
-        return tuple(self._streams)
+        return tuple(self._sequences)
 
     def attach(self) -> None:
         """Register the hooks. Each costs an off-step one attribute look-up."""
@@ -126,53 +126,53 @@ class Capture:
             raise
 
     def _attach_hooks(self) -> None:
-        base, layers = self._anatomy.base, self._anatomy.layers
-        compiled.forget_graphs(self._model, base)
-        self._id = compiled.register(self)
+        base, layers = self._decoder.base, self._decoder.layers
+        dynamo_ops.forget_graphs(self._model, base)
+        self._id = dynamo_ops.register(self)
         add = self._handles.append
         add(base.register_forward_pre_hook(self._open, with_kwargs=True))
         if "embed" in self._sites:
             add(layers[0].register_forward_pre_hook(self._before_layers, with_kwargs=True))
         for i, layer in enumerate(layers):
-            if self._anatomy.sites[i + 1] in self._sites:
+            if self._decoder.sites[i + 1] in self._sites:
                 add(layer.register_forward_hook(partial(self._after_layer, i + 1)))
         add(base.register_forward_hook(self._close, always_call=True))
 
     def _attach_attention(self) -> None:
-        base, layers = self._anatomy.base, self._anatomy.layers
+        base, layers = self._decoder.base, self._decoder.layers
         if not self._looked_at:
             raise GeomprobeError("embed comes before any attention: watch a layer, too, or leave what reads attention out")
-        if own := attention.own_attention(base, layers):
+        if own := attention_tap.own_attention(base, layers):
             for i, modules in enumerate(own):
-                hook = partial(attention.look_at_output, partial(self._look, torch.tensor([i])))
+                hook = partial(attention_tap.install_on_output, partial(self._look, torch.tensor([i])))
                 self._handles += [module.register_forward_hook(hook) for module in modules]
             return
         places: dict[nn.Module, list[int]] = {}
         for i, layer in enumerate(layers):
             for module in layer.modules():
-                if not attention.crosses(module):
+                if not attention_tap.crosses(module):
                     places.setdefault(module, []).append(i)  # several, where layers share one
-        attention.look_at(self, {module: partial(self._look, torch.tensor(indices)) for module, indices in places.items()})
+        attention_tap.install(self, {module: partial(self._look, torch.tensor(indices)) for module, indices in places.items()})
 
     @cached_property
     def _looked_at(self) -> set[int]:
         """Layers whose attention goes with a site."""
-        last = len(self._anatomy.layers) - 1
-        places = [self._anatomy.sites.index(site) - 1 for site in self._sites]
+        last = len(self._decoder.layers) - 1
+        places = [self._decoder.sites.index(site) - 1 for site in self._sites]
         return {min(place, last) for place in places if place >= 0}
 
-    def _look(self, layers: Tensor, make: Callable[[], attention.AttentionCall]) -> None:
+    def _look(self, layers: Tensor, make: Callable[[], attention_tap.AttentionCall]) -> None:
         """``layers`` is a tensor on the CPU, since Dynamo would make a graph for every integer."""
         if torch.compiler.is_compiling():
-            compiled.attended(self._order, self._id, layers, make())
+            dynamo_ops.attended(self._order, self._id, layers, make())
         else:
             self.attended(layers.tolist(), make)
 
-    def attended(self, layers: list[int], make: Callable[[], attention.AttentionCall]) -> None:
+    def attended(self, layers: list[int], make: Callable[[], attention_tap.AttentionCall]) -> None:
         """One of ``layers``, the first that has not yet, called its attention function. A layer's second call attends to
         another text."""
         layer = next((layer for layer in layers if layer not in self._attended), None)
-        if (frame := self._frame) is None or layer is None:
+        if (context := self._context) is None or layer is None:
             return
         try:
             call = make()
@@ -180,23 +180,23 @@ class Capture:
                 return
             self._attended[layer] = None
             if layer in self._looked_at:
-                with exact_arithmetic(call.device.type):
-                    layout = frame.layout(call.batch, call.length, call.device)
-                    self._attended[layer] = call.rows(layout, frame.starts, keep=self._attention == "maps")
+                with full_precision(call.device.type):
+                    layout = context.layout(call.batch, call.length, call.device)
+                    self._attended[layer] = call.rows(layout, context.starts, keep=self._attention == "maps")
         except Exception as error:
-            self._frame = None  # nothing more of this forward
+            self._context = None  # nothing more of this forward
             self._listener.failed(error)
 
     def detach(self) -> None:
-        """Remove every hook and end every stream. Safe to call twice, and inside a hook of a forward that did not raise."""
-        self._frame = self._previous = None
-        compiled.forget(self._id)
+        """Remove every hook and end every sequence. Safe to call twice, and inside a hook of a forward that did not raise."""
+        self._context = self._previous = None
+        dynamo_ops.forget(self._id)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         if self._attention is not None:
-            attention.look_away(self, (module for layer in self._anatomy.layers for module in layer.modules()))
-        self._end(self._streams)
+            attention_tap.remove(self, (module for layer in self._decoder.layers for module in layer.modules()))
+        self._end(self._sequences)
 
     def _open(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
@@ -205,42 +205,42 @@ class Capture:
         elif cache_of(arguments) is not None:
             self._begin_outside(arguments, base.training)
         else:
-            compiled.begin(self._order, self._id, base.training, arguments)
+            dynamo_ops.begin(self._order, self._id, base.training, arguments)
 
     def begin(self, arguments: dict[str, Any], training: bool) -> None:
         """The decoder was called."""
         try:
-            if self._frame is not None:  # left open only by a BaseException (Ctrl-C), which always_call hooks do not see
-                frame = self._frame
-                self._abandon(frame)
-                self._listener.closed(frame, completed=False)
-            self.end_dead_streams()
+            if self._context is not None:  # left open only by a BaseException (Ctrl-C), which always_call hooks do not see
+                context = self._context
+                self._abandon(context)
+                self._listener.closed(context, completed=False)
+            self.end_dead_sequences()
             call = Call(arguments, training)
             self._attended = {}
-            self._frame = self._on_cache(call) if call.cache is not None else self._without_cache(call)
-            self._shape = None if self._frame is None else call.shape
+            self._context = self._on_cache(call) if call.cache is not None else self._without_cache(call)
+            self._shape = None if self._context is None else call.shape
         except Exception as error:
             self._listener.failed(error)
 
-    def _on_cache(self, call: Call) -> Frame | None:
-        """A frame that adds to the cache's stream, opened when the cache is empty."""
+    def _on_cache(self, call: Call) -> ForwardContext | None:
+        """A context that adds to the cache's sequence, opened when the cache is empty."""
         cache = call.cache
-        stream = next((stream for stream in self._streams if stream.cache is cache), None)
-        call = call if stream is None else replace(call, seen=stream.columns)
+        sequence = next((sequence for sequence in self._sequences if sequence.cache is cache), None)
+        call = call if sequence is None else replace(call, seen=sequence.columns)
         past = call.past
-        if stream is not None and past == 0:  # emptied, for texts of their own
-            self._end([stream])
-            stream = None
-        if stream is not None and past > stream.columns:  # it ran somewhere this probe did not see
-            self._end([stream])
+        if sequence is not None and past == 0:  # emptied, for texts of their own
+            self._end([sequence])
+            sequence = None
+        if sequence is not None and past > sequence.columns:  # it ran somewhere this probe did not see
+            self._end([sequence])
             self._passed.add(cache)
         if cache in self._passed and past:
             return None
-        if not self._listener.wants(continues=stream is not None):
+        if not self._listener.wants(continues=sequence is not None):
             self._passed.add(cache)
-            self._end([] if stream is None else [stream])
+            self._end([] if sequence is None else [sequence])
             return None
-        if stream is None:
+        if sequence is None:
             if past:
                 raise GeomprobeError(
                     f"this forward goes on from {past} tokens of a KV cache that the probe has not seen: what they tell is "
@@ -254,20 +254,20 @@ class Capture:
                     "documents without past_key_values, or give each document a row of its own"
                 )
             self._passed.discard(cache)
-            stream = Stream(cache, self._endings, call.training)
-            self._streams.append(stream)
+            sequence = CachedSequence(cache, self._stop_tokens, call.training)
+            self._sequences.append(sequence)
         mask = call.mask
         if mask is None:
             ids_or_rows = call.ids if call.ids is not None else call.arguments["inputs_embeds"]
             mask = torch.ones(call.shape, dtype=torch.bool, device=ids_or_rows.device)
-        stream.extend(call.ids, mask, past, call.whole_mask())
-        return Frame(stream.training, stream=stream)
+        sequence.extend(call.ids, mask, past, call.whole_mask())
+        return ForwardContext(sequence.training, sequence=sequence)
 
-    def _without_cache(self, call: Call) -> Frame | None:
-        """A frame of whole texts; in evaluation perhaps those of the forward before, one token longer."""
+    def _without_cache(self, call: Call) -> ForwardContext | None:
+        """A context of whole texts; in evaluation perhaps those of the forward before, one token longer."""
         ids, previous, self._previous = call.ids, self._previous, None
         if ids is None or (call.training and torch.is_grad_enabled()):
-            return Frame(call.training, call.mask, call.starts()) if self._listener.wants(continues=False) else None
+            return ForwardContext(call.training, call.mask, call.starts()) if self._listener.wants(continues=False) else None
         refeeds = call.arguments.get("use_cache") is False  # as generate() says it; another call is a text of its own
         same = previous is not None and previous.training == call.training
         grown = previous if refeeds and same and previous is not None and _grew(previous.ids, ids) else None
@@ -282,12 +282,12 @@ class Capture:
         if not wanted:
             return None
         if grown is None or texts is None:
-            return Frame(call.training, mask, call.starts())
-        return Frame(call.training, self._running(texts), refed=self._running(grown))
+            return ForwardContext(call.training, mask, call.starts())
+        return ForwardContext(call.training, self._running(texts), refed=self._running(grown))
 
     def _running(self, texts: _Previous) -> Tensor:
         mask = texts.mask if texts.mask is not None else torch.ones_like(texts.ids, dtype=torch.bool)
-        return still_running(texts.ids, mask, texts.prompt, self._endings)
+        return still_running(texts.ids, mask, texts.prompt, self._stop_tokens)
 
     def _before_layers(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._pass(0, args[0] if args else kwargs["hidden_states"])
@@ -298,19 +298,19 @@ class Capture:
     def _pass(self, number: int, output: Any) -> None:
         hidden = output if isinstance(output, Tensor) else output[0]
         if torch.compiler.is_compiling():
-            compiled.hidden(self._order, self._id, number, hidden)
+            dynamo_ops.hidden(self._order, self._id, number, hidden)
         else:
             self.hidden(number, hidden)
 
     def hidden(self, number: int, hidden: Tensor) -> None:
         """A site was passed: its number among all of the model's, since graphs of layers can share a number but no name."""
-        if (frame := self._frame) is None:
+        if (context := self._context) is None:
             return
-        site = self._anatomy.sites[number]
+        site = self._decoder.sites[number]
         if hidden.shape[:2] == self._shape and not hasattr(hidden, "placements"):
-            self._listener.captured(frame, site, hidden, self._take_attention(number))
+            self._listener.captured(context, site, hidden, self._take_attention(number))
             return
-        self._frame = None  # nothing more of this forward
+        self._context = None  # nothing more of this forward
         self._listener.failed(
             GeomprobeError(
                 f"{site} is a {type(hidden).__name__} of {tuple(hidden.shape)} where {self._shape} tokens went in: each rank "
@@ -321,9 +321,9 @@ class Capture:
 
     def _take_attention(self, number: int) -> AttentionRows | None:
         """What goes with a site, and is needed no more unless it goes with the next, too."""
-        layer = min(number, len(self._anatomy.layers)) - 1
+        layer = min(number, len(self._decoder.layers)) - 1
         rows = self._attended.get(layer)
-        if number == len(self._anatomy.layers) and "final_norm" in self._sites:
+        if number == len(self._decoder.layers) and "final_norm" in self._sites:
             return rows
         if rows is not None:
             self._attended[layer] = None
@@ -332,49 +332,49 @@ class Capture:
     def _close(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         completed = output is not None  # always_call: after an exception there is no output
         if completed and "final_norm" in self._sites:
-            self._pass(len(self._anatomy.layers) + 1, output)
+            self._pass(len(self._decoder.layers) + 1, output)
         if torch.compiler.is_compiling():
-            compiled.end(self._order, self._id)
+            dynamo_ops.end(self._order, self._id)
         else:
             self.end(completed)
 
     def end(self, completed: bool = True) -> None:
         """The decoder returned, or raised."""
-        frame, self._frame = self._frame, None
+        context, self._context = self._context, None
         attended, self._attended = self._attended, {}
-        if frame is not None and completed and self._attention is not None and not attended:
+        if context is not None and completed and self._attention is not None and not attended:
             self._listener.failed(
                 GeomprobeError(
-                    f"no layer of {type(self._anatomy.base).__name__} gave its attention away: it neither asks Transformers "
+                    f"no layer of {type(self._decoder.base).__name__} gave its attention away: it neither asks Transformers "
                     "for its attention function (get_interface) nor returns weights. Leave AttentionProfile and "
                     "ContextLasso(attention=True) out"
                 )
             )
         if not completed:
             self._previous = None
-        if frame is not None and not completed:
-            self._abandon(frame)
-        elif frame is not None and frame.stream is not None:
-            frame.stream.sign()
-        self._listener.closed(frame, completed)
+        if context is not None and not completed:
+            self._abandon(context)
+        elif context is not None and context.sequence is not None:
+            context.sequence.sign()
+        self._listener.closed(context, completed)
 
-    def end_dead_streams(self) -> None:
-        """End the streams whose caches are gone: nothing can come after."""
-        if self._streams:
-            self._end([stream for stream in self._streams if stream.cache is None])
+    def end_dead_sequences(self) -> None:
+        """End the sequences whose caches are gone: nothing can come after."""
+        if self._sequences:
+            self._end([sequence for sequence in self._sequences if sequence.cache is None])
 
-    def _abandon(self, frame: Frame) -> None:
-        """A forward that broke off: its stream ends with it, since cache and sites no longer agree on what there was."""
-        self._frame = None
-        if frame.stream is not None:
-            if (cache := frame.stream.cache) is not None:
+    def _abandon(self, context: ForwardContext) -> None:
+        """A forward that broke off: its sequence ends with it, since cache and sites no longer agree on what there was."""
+        self._context = None
+        if context.sequence is not None:
+            if (cache := context.sequence.cache) is not None:
                 self._passed.add(cache)
-            self._end([frame.stream])
+            self._end([context.sequence])
 
-    def _end(self, streams: list[Stream]) -> None:
-        self._streams, streams = [stream for stream in self._streams if stream not in streams], list(streams)
-        for stream in streams:
-            self._listener.ended(stream)
+    def _end(self, sequences: list[CachedSequence]) -> None:
+        self._sequences, sequences = [sequence for sequence in self._sequences if sequence not in sequences], list(sequences)
+        for sequence in sequences:
+            self._listener.ended(sequence)
 
 
 def _grew(before: Tensor, now: Tensor) -> bool:
@@ -388,14 +388,14 @@ class _Deaf:
     def wants(self, continues: bool) -> bool:
         return False
 
-    def captured(self, frame: Frame, site: str, hidden: Tensor, attention: AttentionRows | None) -> None: ...
+    def captured(self, context: ForwardContext, site: str, hidden: Tensor, attention: AttentionRows | None) -> None: ...
 
-    def ended(self, stream: Stream) -> None: ...
+    def ended(self, sequence: CachedSequence) -> None: ...
 
-    def closed(self, frame: Frame | None, completed: bool) -> None: ...
+    def closed(self, context: ForwardContext | None, completed: bool) -> None: ...
 
     def failed(self, error: Exception) -> None: ...
 
 
 def _deaf_capture() -> Capture:
-    return Capture(nothing := nn.Identity(), Anatomy(nothing, ()), (), _Deaf(), Endings())
+    return Capture(nothing := nn.Identity(), Decoder(nothing, ()), (), _Deaf(), StopTokens())

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomprobe.core.attention import AttentionRows
+from geomprobe.core.attention_summary import AttentionRows
 from geomprobe.core.symmetric import panel_starts, panels
 
-__all__ = ["Rows", "exact_arithmetic", "unit_rows"]
+__all__ = ["Rows", "full_precision", "unit_rows"]
 
 
 @contextmanager
-def exact_arithmetic(device_type: str) -> Iterator[None]:
+def full_precision(device_type: str) -> Iterator[None]:
     """Compute in the dtype that is written: no autograd, no autocast, no TF32 or bf16 passes inside a float32 product.
 
     The host's settings are put back on exit, through the same interface PyTorch reads them by, so that a program which set
@@ -57,7 +57,7 @@ class Rows:
         texts: an upper bound of ``text + 1``.
         attention: what each row attends to, where that was asked for, with the sites of ``hidden``.
 
-    A row that holds NaN or Inf is treated like padding, and counted by :class:`~geomprobe.core.state.Tally`.
+    A row that holds NaN or Inf is treated like padding, and counted by :class:`~geomprobe.accumulators.state.TokenCount`.
     """
 
     def __init__(

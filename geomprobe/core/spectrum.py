@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = [
     "alpha_req",
-    "condition",
+    "condition_number",
     "effective_rank",
     "equal_spectrum_entropy",
     "log_volume",
@@ -157,7 +157,7 @@ def _above(floor: float, whole: float, values: Tensor, eigenvalues: Tensor) -> T
     return torch.where(values > edge, share.clamp_max(1), 0)
 
 
-def condition(eigenvalues: Tensor) -> Tensor:
+def condition_number(eigenvalues: Tensor) -> Tensor:
     """``λ_max / λ_min``, infinite for a singular covariance (always, when n < d), to rounding: ``λ_min ≤ d·eps·λ_max``."""
     largest, smallest = eigenvalues.amax(-1), eigenvalues.amin(-1)
     rounding = eigenvalues.shape[-1] * torch.finfo(eigenvalues.dtype).eps * largest

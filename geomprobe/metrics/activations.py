@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geomprobe.core.activations import ActivationSum
-from geomprobe.core.state import Accumulator, State
-from geomprobe.metrics.metric import Metric
+from geomprobe.accumulators.activations import ActivationSum
+from geomprobe.accumulators.state import Accumulator, State
+from geomprobe.metrics.base import Metric
 
 __all__ = ["MassiveActivations"]
 
@@ -28,7 +28,7 @@ class MassiveActivations(Metric):
     """
 
     @property
-    def needs(self) -> tuple[Accumulator, ...]:
+    def accumulators(self) -> tuple[Accumulator, ...]:
         return (ActivationSum(),)
 
     def scalars(self, states: Mapping[Accumulator, State]) -> Mapping[str, Tensor | float]:

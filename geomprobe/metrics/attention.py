@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geomprobe.core.attention_sum import AttentionSum
-from geomprobe.core.state import Accumulator, State
-from geomprobe.metrics.metric import Curve, Metric
+from geomprobe.accumulators.attention import AttentionSum
+from geomprobe.accumulators.state import Accumulator, State
+from geomprobe.metrics.base import Curve, Metric
 
 __all__ = ["AttentionProfile"]
 
@@ -36,7 +36,7 @@ class AttentionProfile(Metric):
     """
 
     @property
-    def needs(self) -> tuple[Accumulator, ...]:
+    def accumulators(self) -> tuple[Accumulator, ...]:
         return (AttentionSum(),)
 
     def scalars(self, states: Mapping[Accumulator, State]) -> Mapping[str, Tensor | float]:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from geomprobe.core.curvature import CurvatureSum
-from geomprobe.core.state import Accumulator, State
-from geomprobe.metrics.metric import Curve, Metric
+from geomprobe.accumulators.curvature import CurvatureSum
+from geomprobe.accumulators.state import Accumulator, State
+from geomprobe.metrics.base import Curve, Metric
 
 __all__ = ["Curvature"]
 
@@ -30,7 +30,7 @@ class Curvature(Metric):
     """
 
     @property
-    def needs(self) -> tuple[Accumulator, ...]:
+    def accumulators(self) -> tuple[Accumulator, ...]:
         return (CurvatureSum(),)
 
     def scalars(self, states: Mapping[Accumulator, State]) -> Mapping[str, Tensor | float]:

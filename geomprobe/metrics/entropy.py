@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geomprobe.accumulators.covariance import Covariance, eigenvalues, mean_cosine, rounding
+from geomprobe.accumulators.covariance_sketch import CovarianceSketch, sketched_eigenvalues
+from geomprobe.accumulators.state import Accumulator, State
+from geomprobe.accumulators.text_entropy import TextEntropySum
 from geomprobe.core import spectrum
-from geomprobe.core.covariance import Covariance, eigenvalues, mean_cosine, rounding
-from geomprobe.core.sketch import CovarianceSketch, sketched_eigenvalues
-from geomprobe.core.state import Accumulator, State
-from geomprobe.core.text_entropy import TextEntropySum
 from geomprobe.errors import GeomprobeError
-from geomprobe.metrics.metric import Metric
+from geomprobe.metrics.base import Metric
 
 __all__ = ["RepresentationEntropy"]
 
@@ -30,7 +30,7 @@ class RepresentationEntropy(Metric):
       over model sizes is its denominator;
     - ``effective_rank`` e^H, ``rank_ratio`` e^H/d, ``stable_rank``, ``participation_ratio``;
     - ``rankme`` and ``alpha_req`` (:mod:`geomprobe.core.spectrum`), of the eigenvalues above
-      :func:`~geomprobe.core.covariance.rounding`, those close to it in part;
+      :func:`~geomprobe.accumulators.covariance.rounding`, those close to it in part;
     - ``anisotropy``: mean cosine of two different rows.
 
     Mean over texts: ``text_entropy``, ``text_entropy_nats``; with ``text_spectrum`` also ``text_matrix_entropy``,
@@ -45,10 +45,10 @@ class RepresentationEntropy(Metric):
         text_spectrum: the per-text eigenvalue metrics too; about ten times dearer per forward.
         sketch: keep Σ by its image of this many random directions instead of whole, for models too wide for a d×d sum at
             every layer (70B: 27 GB of sums, 2.7 GB with ``sketch=512``). ``sketch_residual`` is then the share of tr Σ that the
-            sketch does not know, with the bounds of :func:`geomprobe.core.sketch.sketched_eigenvalues`: small means accurate,
-            for ``entropy`` much smaller than ε²/d. ``rankme``, of roots, is too high where the rest is not spread evenly (by
-            14% at a residual of 1e-3 and ``λ_j ∝ j^−3``); ``alpha_req`` is fitted to what exceeds the residual. The numbers of
-            texts stay exact.
+            sketch does not know, with the bounds of :func:`~geomprobe.accumulators.covariance_sketch.sketched_eigenvalues`:
+            small means accurate, for ``entropy`` much smaller than ε²/d. ``rankme``, of roots, is too high where the rest is
+            not spread evenly (by 14% at a residual of 1e-3 and ``λ_j ∝ j^−3``); ``alpha_req`` is fitted to what exceeds the
+            residual. The numbers of texts stay exact.
 
     Raises:
         GeomprobeError: ``epsilon`` is not a number from 1e-5 to 1e3, the range float64 holds; ``sketch`` is not a positive
@@ -82,7 +82,7 @@ class RepresentationEntropy(Metric):
         return TextEntropySum(epsilon=self.epsilon, center=self.center, spectrum=self.text_spectrum)
 
     @property
-    def needs(self) -> tuple[Accumulator, ...]:
+    def accumulators(self) -> tuple[Accumulator, ...]:
         return (self._stream, *([self._texts] if self.texts else []))
 
     def scalars(self, states: Mapping[Accumulator, State]) -> Mapping[str, Tensor | float]:

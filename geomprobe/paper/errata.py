@@ -11,13 +11,13 @@ from torch import Tensor
 from geomprobe.core import spectrum
 from geomprobe.core.cholesky import exact_increment, gains, posterior_variance, scaled_factor, theorem_4_1_as_printed
 from geomprobe.core.lasso import literal_penalty, sklearn_penalty, solve_lasso
-from geomprobe.inspection import visible
-from geomprobe.loading import Loaded, tokenize
-from geomprobe.paper.drawing import COLOURS, MUTED, canvas
-from geomprobe.paper.family import load_readers
-from geomprobe.paper.piece import Numbers, Piece, Request, Table, Verdict
-from geomprobe.paper.texts import final_rows
-from geomprobe.paper.tokens import PRINTED, SENTENCE
+from geomprobe.inspection.inspect import visible
+from geomprobe.models.loading import Loaded, tokenize
+from geomprobe.paper.context_texts import final_rows
+from geomprobe.paper.experiment import Experiment, Numbers, Request, Table, Verdict
+from geomprobe.paper.models import load_readers
+from geomprobe.paper.sec4_tokens import PRINTED, SENTENCE
+from geomprobe.paper.style import COLOURS, MUTED, canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -312,7 +312,7 @@ def _small(number: float) -> str:
     return f"{number:.0e}".replace("-", "−")
 
 
-ERRATA = Piece(
+ERRATA = Experiment(
     name="errata",
     title="Where the paper's print is wrong",
     place="Errata",
@@ -321,7 +321,7 @@ ERRATA = Piece(
         "do. In the middle four ranks of the same rows. Right the weights of earlier tokens under two objectives that are "
         "called by one number."
     ),
-    isnt="They are slips of formulas; the paper's curves may have been computed with the right ones.",
+    caveat="They are slips of formulas; the paper's curves may have been computed with the right ones.",
     of="texts",
     measure=_measure,
     draw=_draw,

@@ -2,7 +2,7 @@
 
 What a figure says holds for all: lines go from faint (early, shallow, small) to strong, an untrained model of the same
 configuration is dashed, Gaussian rows of the same number and width are dotted. ``meta`` of a line is its colour on dark paper,
-``customdata`` what each place along x is called. Names from a run are made harmless (:func:`geomprobe.report.style.safe`).
+``customdata`` what each place along x is called. Names from a run are made harmless (:func:`geomprobe.report.theme.safe`).
 """
 
 import itertools
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from geomprobe.errors import GeomprobeError
-from geomprobe.metrics.metric import Curve
-from geomprobe.report.style import BASELINES, Ink, ink, safe, sequence, template, thousands
-from geomprobe.report.words import words
-from geomprobe.runs.records import Record, Run
+from geomprobe.metrics.base import Curve
+from geomprobe.report.descriptions import words
+from geomprobe.report.theme import BASELINES, Ink, categorical, escape_label, sequence, si_format, template
+from geomprobe.sweeps.records import Record, Run
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -30,9 +30,9 @@ _NAMED = 5
 _FIRST, _LATER = 16, 60
 """How many positions of a curve are drawn: the first ones, and evenly from there on."""
 _AGREEMENT = (
-    ("lasso_attention_precision", "of the tokens attended to most, picked by the Lasso", "solid", ink(0)),
-    ("lasso_attention_chance", "… if drawn by lot", "dot", ink(0)),
-    ("lasso_attention_jaccard", "of tokens that either picks, picked by both", "solid", ink(3)),
+    ("lasso_attention_precision", "of the tokens attended to most, picked by the Lasso", "solid", categorical(0)),
+    ("lasso_attention_chance", "… if drawn by lot", "dot", categorical(0)),
+    ("lasso_attention_jaccard", "of tokens that either picks, picked by both", "solid", categorical(3)),
 )
 
 
@@ -44,7 +44,7 @@ def heatmap(run: Run, metric: str) -> "Figure | None":
     records, sites = run.checkpoints, _sites(run, metric)
     if len(records) < 2 or len(sites) < 2:
         return None
-    labels, rows = _labels(run), [safe(site) for site in sites]
+    labels, rows = _labels(run), [escape_label(site) for site in sites]
     body = {
         "type": "heatmap",
         "x": labels,
@@ -77,7 +77,7 @@ def across_depth(run: Run, metric: str) -> "Figure | None":
         if record.kind != "gaussian":
             own = _own(record, sites)
             x = [sites.index(site) if alike else round(i / max(len(own) - 1, 1), 4) for i, site in enumerate(own)]
-        return _line(x, [_value(record, metric, site) for site in own], [safe(site) for site in own], **style)
+        return _line(x, [_value(record, metric, site) for site in own], [escape_label(site) for site in own], **style)
 
     colours, legend = _ranked(len(records))
     lines = [
@@ -103,7 +103,9 @@ def _by_layer(sites: Sequence[str]) -> dict[str, Any]:
     ticks = [0, *between, last]
     named = {"embed": "embed", "final_norm": "final"}
     return _ticked(
-        "layer", ticks, [str(numbers[i]) if i in numbers else named.get(sites[i], safe(sites[i], most=10)) for i in ticks]
+        "layer",
+        ticks,
+        [str(numbers[i]) if i in numbers else named.get(sites[i], escape_label(sites[i], most=10)) for i in ticks],
     )
 
 
@@ -128,14 +130,19 @@ def over_checkpoints(runs: Sequence[Run], metric: str, *, most: int = _SITES) ->
         depths = [i / (len(deep) - 1) for i in _some(range(len(deep)), most)] if by_layer and len(deep) > 1 else [1.0]
         for depth, shade in zip(depths, _ranked(len(depths))[0], strict=True):
             places = [own[round(depth * (len(own) - 1))] for own in owns]
-            layer = safe(places[0]) if len({*places}) == 1 else f"{depth:.0%} of the depth"
-            name = layer if by_layer else safe(run.name)
+            layer = escape_label(places[0]) if len({*places}) == 1 else f"{depth:.0%} of the depth"
+            name = layer if by_layer else escape_label(run.name)
             y = [_value(record, metric, site) for record, site in zip(records, places, strict=True)]
             lines.append(_course(axis, records, y, run, name=name, colour=shade if single else colour))
         for kind, (label, dash, own_colour) in BASELINES.items():
             found = [run.baseline(record, kind) for record in records]
             y = [_value(null, metric, own[-1]) for null, own in zip(found, owns, strict=True)]
-            style = {"name": label if single else f"{label}, {safe(run.name)}", "group": label, "dash": dash, "markers": False}
+            style = {
+                "name": label if single else f"{label}, {escape_label(run.name)}",
+                "group": label,
+                "dash": dash,
+                "markers": False,
+            }
             nulls.append(
                 _course(axis, records, y, run, colour=own_colour if single else colour, legend=run is runs[0], **style)
             )
@@ -168,10 +175,10 @@ class _Axis:
         sizes = sorted({record.parameters for record in records if record.parameters})
         if len(sizes) > 1:
             ticks = _some(sizes, 6)
-            layout = _ticked("parameters", ticks, [thousands(size) for size in ticks]) | {"type": "log"}
+            layout = _ticked("parameters", ticks, [si_format(size) for size in ticks]) | {"type": "log"}
             return cls(lambda record: float(record.parameters or 1), lambda record: bool(record.parameters), layout)
         names = [record.name for record in records]
-        layout = _ticked("", range(len(names)), [safe(name, most=14) for name in names])
+        layout = _ticked("", range(len(names)), [escape_label(name, most=14) for name in names])
         return cls(lambda record: names.index(record.name), lambda record: True, layout)
 
     @classmethod
@@ -183,7 +190,7 @@ class _Axis:
         zero = after[0] / 10 ** max(0.15, min(1.0, statistics.median(gaps)))
         decades = [10.0**i for i in range(math.ceil(math.log10(after[0])), math.floor(math.log10(after[-1])) + 1)]
         ticks = [zero] * (steps[0] == 0) + decades
-        layout = _ticked("training step, log", ticks, ["0" if tick == zero else thousands(tick) for tick in ticks])
+        layout = _ticked("training step, log", ticks, ["0" if tick == zero else si_format(tick) for tick in ticks])
         return cls(lambda record: float(record.step or zero), lambda record: True, layout | {"type": "log"})
 
 
@@ -199,7 +206,7 @@ def gain_curves(runs: Sequence[Run], *, increments: bool = False, per_dimension:
         picked, names = [(runs[0], record) for record in runs[0].checkpoints], _labels(runs[0])
         colours, legend = _ranked(len(picked))
     else:
-        picked, names = [(run, run.checkpoints[-1]) for run in runs], [safe(run.name) for run in runs]
+        picked, names = [(run, run.checkpoints[-1]) for run in runs], [escape_label(run.name) for run in runs]
         colours, legend = _distinct(runs), [True] * len(runs)
     metric = "gain" if increments else "information_gain"
 
@@ -269,7 +276,7 @@ def agreement(run: Run) -> "Figure | None":
         return None
     last = run.checkpoints[-1]
     null = run.baseline(last, "untrained")
-    labels = [safe(site) for site in sites]
+    labels = [escape_label(site) for site in sites]
     lines = [
         _line(
             list(range(len(sites))), [_value(last, metric, site) for site in sites], labels, name=name, dash=dash, colour=colour
@@ -320,7 +327,7 @@ def scaling(run: Run, metric: str) -> "Figure | None":
     sizes = [size for size, _ in known]
     if len({*sizes}) < 2:
         return None
-    lines = [_course(axis, records, y, run, name="models", colour=ink(0), line=False)]
+    lines = [_course(axis, records, y, run, name="models", colour=categorical(0), line=False)]
     for kind, (label, dash, colour) in BASELINES.items():
         nulls = [run.baseline(record, kind) for record in records]
         y = [_value(null, metric, site) for null, site in zip(nulls, ends, strict=True)]
@@ -328,13 +335,13 @@ def scaling(run: Run, metric: str) -> "Figure | None":
     try:
         law = fit_power_law(sizes, [value for _, value in known])
     except GeomprobeError as error:
-        said = f"no law fitted: {safe(str(error), most=90)}"
+        said = f"no law fitted: {escape_label(str(error), most=90)}"
     else:
         ratio = max(sizes) / min(sizes)
         along = [min(sizes) * ratio ** (i / 40) for i in range(41)]
         fitted = [_four(float(value)) for value in law(along)]
-        labels = [f"{thousands(size)} parameters" for size in along]
-        lines.insert(0, _line(along, fitted, labels, name="power law", colour=ink(1)))
+        labels = [f"{si_format(size)} parameters" for size in along]
+        lines.insert(0, _line(along, fitted, labels, name="power law", colour=categorical(1)))
         low, high = law.exponent_interval
         said = (
             f"exponent {law.exponent:.3g}, 95% interval {low:.3g} to {high:.3g}<br>R² {law.r2:.3f}. {_verdict(law.weights)}"
@@ -400,15 +407,15 @@ def _labels(run: Run) -> list[str]:
     if run.axis == "step":
         names = [f"step {record.step:,}" for record in run.checkpoints]
     else:
-        names = [safe(record.name.rsplit("/", 1)[-1]) for record in run.checkpoints]
+        names = [escape_label(record.name.rsplit("/", 1)[-1]) for record in run.checkpoints]
     return [name if name not in names[:i] else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
 def _ticks(run: Run, records: Sequence[Record]) -> list[str]:
     """What checkpoints are called under an axis: by step, by size where each has its own, else by name."""
     numbers = [record.step if run.axis == "step" else record.parameters for record in records]
-    known = [thousands(number) for number in numbers if number is not None]
-    return known if len({*known}) == len(records) else [safe(record.name, most=10) for record in records]
+    known = [si_format(number) for number in numbers if number is not None]
+    return known if len({*known}) == len(records) else [escape_label(record.name, most=10) for record in records]
 
 
 def _nulls(checkpoints: Iterable[tuple[Run, Record, str, Ink]]) -> list[tuple[Record, dict[str, Any]]]:
@@ -449,7 +456,7 @@ def _distinct(runs: Sequence[Run]) -> list[Ink]:
     if len(sizes) == len(runs):
         colours = _ranked(len(sizes))[0]
         return [colours[sizes.index(run.checkpoints[-1].parameters or 0)] for run in runs]
-    return [ink(i) for i in range(len(runs))]
+    return [categorical(i) for i in range(len(runs))]
 
 
 def _line(

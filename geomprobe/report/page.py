@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from geomprobe.errors import GeomprobeError
 from geomprobe.report import figures
-from geomprobe.report.style import safe, template, thousands
-from geomprobe.report.words import COMPACT, words
-from geomprobe.runs.records import Record, Run
+from geomprobe.report.descriptions import COMPACT, words
+from geomprobe.report.theme import escape_label, si_format, template
+from geomprobe.sweeps.records import Record, Run
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -56,7 +56,7 @@ _LEAST = {3: 20, 4: 13, 6: 20}
 
 
 @dataclass(frozen=True)
-class Plate:
+class FigureGroup:
     """Figures under one heading, and two sentences on them.
 
     Attributes:
@@ -66,7 +66,7 @@ class Plate:
 
     title: str
     read: str
-    isnt: str
+    caveat: str
     views: Mapping[tuple[str, ...], Sequence["Figure"]]
     tabled: int | None = None
 
@@ -92,7 +92,7 @@ def report_page(runs: Sequence[Run]) -> str:
     plotly: str = get_plotlyjs()
     script = page.rpartition("<script>")[2].partition("</script>")[0]
     parts = {
-        "title": safe(" · ".join(run.name for run in runs), most=80),
+        "title": escape_label(" · ".join(run.name for run in runs), most=80),
         "script_hashes": " ".join(
             f"'sha256-{b64encode(sha256(code.encode()).digest()).decode()}'" for code in (plotly, script)
         ),
@@ -136,7 +136,7 @@ def _by_size(run: Run) -> list[Run]:
     for size in sizes:
         checkpoints = [record for record in run.checkpoints if record.parameters == size]
         nulls = {id(null): null for r in checkpoints for kind in ("untrained", "gaussian") if (null := run.baseline(r, kind))}
-        name = checkpoints[0].model.rstrip("/").rsplit("/", 1)[-1] or thousands(size or 0)
+        name = checkpoints[0].model.rstrip("/").rsplit("/", 1)[-1] or si_format(size or 0)
         parts.append(Run(Path(name), run.manifest, [*checkpoints, *nulls.values()]))
     return parts
 
@@ -144,15 +144,15 @@ def _by_size(run: Run) -> list[Run]:
 # -- figures ----------------------------------------------------------------------------------------------------------------
 
 
-def _sections(runs: Sequence[Run]) -> list[tuple[str, list[Plate]]]:
-    glance = Plate(
+def _sections(runs: Sequence[Run]) -> list[tuple[str, list[FigureGroup]]]:
+    glance = FigureGroup(
         f"At the last layer, {'along training' if runs[0].axis == 'step' else 'model by model'}",
         "The loss on the same tokens beside three numbers of the rows that the model predicts from: look where their courses "
         "turn.",
         "That two of them move together does not make one the cause of the other.",
         _one(figures.over_checkpoints(runs, metric, most=1) for metric in _GLANCE),
     )
-    entropy = Plate(
+    entropy = FigureGroup(
         "Entropy by layer",
         "How widely the rows of a layer spread over directions, across depth, by checkpoint and as a map of both; the switch "
         "changes what it is divided by.",
@@ -161,7 +161,7 @@ def _sections(runs: Sequence[Run]) -> list[tuple[str, list[Plate]]]:
         _by_run(runs, _NORMALISED, _layers),
         1,
     )
-    ranks = Plate(
+    ranks = FigureGroup(
         "How many directions",
         "Counts of directions in use: e<sup>H</sup>, the same over d, and two that weigh large directions more.",
         "None is the rank of a matrix, and all grow with the number of rows until it is far above d.",
@@ -169,7 +169,7 @@ def _sections(runs: Sequence[Run]) -> list[tuple[str, list[Plate]]]:
         1,
     )
     wide = len({record.width for run in runs for record in run.checkpoints}) > 1  # then compare per dimension first
-    gain = Plate(
+    gain = FigureGroup(
         "Information gain by position",
         "The nats that a text has opened up to a position (the paper’s Figure 3), and what each next token adds: a curve bends "
         "where new rows repeat old directions.",
@@ -181,7 +181,7 @@ def _sections(runs: Sequence[Run]) -> list[tuple[str, list[Plate]]]:
         },
     )
     latest = _latest(runs)
-    scaled = Plate(
+    scaled = FigureGroup(
         "With size",
         "Each point is a model, the line is the power law y = c + a·x<sup>b</sup> that fits best, and under it stands how "
         "far the points speak for it against a logarithm and a constant.",
@@ -189,7 +189,7 @@ def _sections(runs: Sequence[Run]) -> list[tuple[str, list[Plate]]]:
         "is that of n and d.",
         _one(figures.scaling(latest, metric) for metric in _SCALED) if latest else {},
     )
-    agreement = Plate(
+    agreement = FigureGroup(
         "Lasso and attention",
         "Whether the tokens a row can be rebuilt from are those its layer attends to: only what lies above the dotted line is "
         "more than lots would give.",
@@ -201,7 +201,7 @@ def _sections(runs: Sequence[Run]) -> list[tuple[str, list[Plate]]]:
         },
     )
     others = [
-        Plate(words(metric).title, words(metric).read, words(metric).isnt, views)
+        FigureGroup(words(metric).title, words(metric).read, words(metric).caveat, views)
         for metric in COMPACT
         if (views := _compact(runs, metric))
     ]
@@ -272,7 +272,7 @@ def _one(found: Iterable["Figure | None"]) -> dict[tuple[str, ...], Sequence["Fi
 # -- page -------------------------------------------------------------------------------------------------------------------
 
 
-def _section(title: str, plates: Sequence[Plate], drawn: list[dict[str, Any]]) -> str:
+def _section(title: str, plates: Sequence[FigureGroup], drawn: list[dict[str, Any]]) -> str:
     """Plates under a heading, a plate alone under its own; small ones side by side have one legend together."""
     shared: list[str] = []
     if title == _OTHERS:
@@ -285,7 +285,7 @@ def _section(title: str, plates: Sequence[Plate], drawn: list[dict[str, Any]]) -
     )
 
 
-def _plate(plate: Plate, drawn: list[dict[str, Any]], shared: Sequence[str], *, alone: bool) -> str:
+def _plate(plate: FigureGroup, drawn: list[dict[str, Any]], shared: Sequence[str], *, alone: bool) -> str:
     keys = list(plate.views)
     choices = [list(dict.fromkeys(values)) for values in zip(*keys, strict=True)]
     number = len(drawn)
@@ -293,7 +293,7 @@ def _plate(plate: Plate, drawn: list[dict[str, Any]], shared: Sequence[str], *, 
         f'<fieldset class="switch"><legend class="spoken">{plate.title}: show</legend>'
         + "".join(
             f'<label><input type="radio" name="p{number}-{place}" value="{i}"{" checked" * (i == 0)}>'
-            f"<span>{safe(label)}</span></label>"
+            f"<span>{escape_label(label)}</span></label>"
             for i, label in enumerate(labels)
         )
         + "</fieldset>"
@@ -303,7 +303,9 @@ def _plate(plate: Plate, drawn: list[dict[str, Any]], shared: Sequence[str], *, 
     views = ""
     for key in keys:
         chosen = [
-            (str(labels.index(value)), safe(value)) for labels, value in zip(choices, key, strict=True) if len(labels) > 1
+            (str(labels.index(value)), escape_label(value))
+            for labels, value in zip(choices, key, strict=True)
+            if len(labels) > 1
         ]
         place = "-".join(option for option, _ in chosen)
         called = ", ".join(value for _, value in chosen)
@@ -313,12 +315,12 @@ def _plate(plate: Plate, drawn: list[dict[str, Any]], shared: Sequence[str], *, 
         )
     title = "" if alone else f"<h3>{plate.title}</h3>"
     return (
-        f'<figure class="plate"><figcaption>{title}<p>{plate.read} <i>{plate.isnt}</i></p></figcaption>{switches}{views}'
+        f'<figure class="plate"><figcaption>{title}<p>{plate.read} <i>{plate.caveat}</i></p></figcaption>{switches}{views}'
         '<p class="none" hidden>This run does not have these numbers.</p></figure>'
     )
 
 
-def _view(plate: Plate, view: Sequence["Figure"], called: str, drawn: list[dict[str, Any]], shared: Sequence[str]) -> str:
+def _view(plate: FigureGroup, view: Sequence["Figure"], called: str, drawn: list[dict[str, Any]], shared: Sequence[str]) -> str:
     plain = [json.loads(figure.to_json()) for figure in view]
     legends = [_legend(figure["data"]) for figure in plain]
     longest = max(legends, key=len)
@@ -451,7 +453,7 @@ def _at_end(record: Record, metric: str) -> float | None:
 
 
 def _called(record: Record) -> str:
-    return f"step {record.step:,}" if record.step is not None else safe(record.name, most=40)
+    return f"step {record.step:,}" if record.step is not None else escape_label(record.name, most=40)
 
 
 def _facts(runs: Sequence[Run]) -> str:
@@ -470,25 +472,29 @@ def _facts(runs: Sequence[Run]) -> str:
             if any(r.kind == kind for r in run.records)
         ]
         versions = _mapping(run.manifest.get("versions"))
-        say("Data", safe(str(data.get("name") or ""), most=80))
+        say("Data", escape_label(str(data.get("name") or ""), most=80))
         say("Tokens", ", ".join(f"{data[key]:,} {name}" for key, name in counts.items() if isinstance(data.get(key), int)))
-        say("Hash", f"<code>{safe(str(data.get('hash') or ''), most=80)}</code>" * bool(data.get("hash")))
+        say("Hash", f"<code>{escape_label(str(data.get('hash') or ''), most=80)}</code>" * bool(data.get("hash")))
         read = f"{len(run.checkpoints)} read" + f", {len(run.failed)} failed" * bool(run.failed)
-        say("Checkpoints", f"{safe(run.name)}: {read}" if len(runs) > 1 else read)
+        say("Checkpoints", f"{escape_label(run.name)}: {read}" if len(runs) > 1 else read)
         say("Baselines", ", ".join(nulls))
-        say("Versions", ", ".join(f"{safe(str(name))}\u00a0{safe(str(version))}" for name, version in versions.items()))
+        say(
+            "Versions",
+            ", ".join(f"{escape_label(str(name))}\u00a0{escape_label(str(version))}" for name, version in versions.items()),
+        )
         folders = {str(Path(r.model).parent) for r in run.checkpoints}
         together = len(folders) == 1 < len(run.checkpoints) and all(
             Path(r.model).name == r.name != r.model for r in run.checkpoints
         )
         for r in run.checkpoints:
-            size = f"{thousands(r.parameters)} parameters" if r.parameters else ""
+            size = f"{si_format(r.parameters)} parameters" if r.parameters else ""
             shape = ", ".join(part for part in (size, f"d\u00a0=\u00a0{r.width}" * bool(r.width)) if part)
             where = folders.copy().pop() if together else r.model or r.name  # checkpoints of a training lie in one folder
-            say("Models", safe(where, most=80) + f" ({shape})" * bool(shape))
+            say("Models", escape_label(where, most=80) + f" ({shape})" * bool(shape))
     listed = "".join(f"<div><dt>{name}</dt><dd>{'; '.join(values)}</dd></div>" for name, values in facts.items() if values)
     failed = [
-        f"<li><b>{safe(r.name, most=80)}</b>{f' of {safe(run.name)}' * (len(runs) > 1)}: {safe(r.error or '', most=400)}</li>"
+        f"<li><b>{escape_label(r.name, most=80)}</b>{f' of {escape_label(run.name)}' * (len(runs) > 1)}: "
+        f"{escape_label(r.error or '', most=400)}</li>"
         for run in runs
         for r in run.failed
     ]
@@ -511,7 +517,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     if len(counts) > 1:
         notes.append("These checkpoints read different numbers of tokens: entropies and ranks grow with them.")
     said = dict.fromkeys(note for record in read if record.reading for note in record.reading.notes)
-    return notes + [safe(note, most=300) for note in list(said)[:8]]
+    return notes + [escape_label(note, most=300) for note in list(said)[:8]]
 
 
 def _mapping(part: Any) -> Mapping[str, Any]:

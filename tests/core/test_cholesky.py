@@ -11,6 +11,8 @@ from sklearn.gaussian_process.kernels import DotProduct
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
+from geomprobe.accumulators.information_gain import InformationGainSum
+from geomprobe.accumulators.state import add
 from geomprobe.core.cholesky import (
     exact_increment,
     gains,
@@ -20,10 +22,8 @@ from geomprobe.core.cholesky import (
     scaled_factor,
     theorem_4_1_as_printed,
 )
-from geomprobe.core.gain import InformationGainSum
 from geomprobe.core.rows import Rows
-from geomprobe.core.state import add
-from tests.accumulators import padded, texts
+from tests.accumulators.harness import padded, texts
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 sigmas = pytest.mark.parametrize("sigma", [0.01, 0.3, 1.0])
@@ -161,9 +161,9 @@ def test_factor_that_fails_is_told_and_left_out() -> None:
     (gram,) = rows.gram()
     gram[2] = -1
     accumulator = InformationGainSum()
-    state, others = accumulator.zero(8, torch.device("cpu")), accumulator.zero(8, torch.device("cpu"))
-    add(state, accumulator.measure(rows))
-    add(others, accumulator.measure(padded([text[:8] for i, text in enumerate(texts()) if i != 2], "right", length=8)))
+    state, others = accumulator.new_state(8, torch.device("cpu")), accumulator.new_state(8, torch.device("cpu"))
+    add(state, accumulator.contribution(rows))
+    add(others, accumulator.contribution(padded([text[:8] for i, text in enumerate(texts()) if i != 2], "right", length=8)))
     assert float(state.pop("failed")) == 1
     assert float(others.pop("failed")) == 0
     for name, value in others.items():
@@ -174,8 +174,8 @@ def test_factor_that_fails_is_told_and_left_out() -> None:
 def test_sums_by_position_are_numpys(sigma: float) -> None:
     stream = texts()
     accumulator = InformationGainSum(sigma=sigma)
-    state = accumulator.zero(8, torch.device("cpu"))
-    add(state, accumulator.measure(padded(stream, "mixed")))
+    state = accumulator.new_state(8, torch.device("cpu"))
+    add(state, accumulator.contribution(padded(stream, "mixed")))
     expected = np.zeros((4, 14))
     totals = []
     for text in stream:

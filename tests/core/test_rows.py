@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from geomprobe.core.rows import Rows, exact_arithmetic, unit_rows
+from geomprobe.core.rows import Rows, full_precision, unit_rows
 from geomprobe.core.symmetric import assemble
-from tests.accumulators import packed, padded, texts
+from tests.accumulators.harness import packed, padded, texts
 
 USERS_SETTINGS: dict[str, Callable[[], object]] = {
     "nothing": lambda: None,
@@ -57,11 +57,11 @@ def users_setting(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def test_users_precision_is_set_aside_and_put_back(users_setting: str) -> None:
     before = precisions()
-    with exact_arithmetic("cpu"):
+    with full_precision("cpu"):
         inside = [torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision]  # type: ignore[attr-defined]
         assert set(inside) <= {"none", "ieee"}
     assert precisions() == before
-    with pytest.raises(ZeroDivisionError), exact_arithmetic("cpu"):
+    with pytest.raises(ZeroDivisionError), full_precision("cpu"):
         raise ZeroDivisionError
     assert precisions() == before
 
@@ -70,7 +70,7 @@ def test_no_autocast_no_inference_mode_no_graph_inside() -> None:
     a = torch.randn(4, 4, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
         assert (a @ a).dtype == torch.bfloat16
-        with exact_arithmetic("cpu"):
+        with full_precision("cpu"):
             product = a @ a
             assert not torch.is_autocast_enabled("cpu")
             assert not torch.is_inference_mode_enabled()

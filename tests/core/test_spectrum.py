@@ -84,9 +84,11 @@ def test_ranks_are_those_of_the_matrix(n: int) -> None:
 
 
 def test_condition() -> None:
-    assert float(spectrum.condition(eigenvalues(40, 8))) == pytest.approx(np.linalg.cond(random_covariance(40, 8)), rel=1e-10)
+    assert float(spectrum.condition_number(eigenvalues(40, 8))) == pytest.approx(
+        np.linalg.cond(random_covariance(40, 8)), rel=1e-10
+    )
     for seed in range(50):  # one direction short, the rounded eigenvalue may be a positive 1e-17
-        assert float(spectrum.condition(eigenvalues(7, 8, seed))) == math.inf
+        assert float(spectrum.condition_number(eigenvalues(7, 8, seed))) == math.inf
 
 
 @pytest.mark.parametrize(("n", "width"), [(5, 8), (40, 8), (60, 200), (500, 200)])
@@ -161,7 +163,7 @@ def test_ranks_are_ordered_and_free_of_scale(values: list[float], scale: float) 
     assert same == pytest.approx(alpha, rel=1e-9, abs=1e-9, nan_ok=True)
     assert not alpha < -1e-12
     if all(values):
-        assert float(spectrum.condition(scaled)) == pytest.approx(float(spectrum.condition(given)), rel=1e-12)
+        assert float(spectrum.condition_number(scaled)) == pytest.approx(float(spectrum.condition_number(given)), rel=1e-12)
 
 
 @few
@@ -193,7 +195,7 @@ def test_batches_are_spectra_one_by_one() -> None:
             spectrum.participation_ratio,
             spectrum.rankme,
             spectrum.alpha_req,
-            spectrum.condition,
+            spectrum.condition_number,
         ):
             assert float(function(batch)[i, j]) == near(float(function(batch[i, j])))
         assert float(spectrum.rate_distortion_entropy(batch, n)[i, j]) == near(

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from geomprobe import Probe, Reading
 from geomprobe.integrations import log_reading
 from tests.integrations.wandb_file import read_run
-from tests.models import tiny, token_batch
+from tests.tiny_models import tiny, token_batch
 
 
 def test_readings_share_the_rows_of_the_loss(wandb_directory: Path) -> None:

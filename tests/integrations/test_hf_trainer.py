@@ -10,11 +10,11 @@ import wandb
 from transformers import TrainerCallback
 
 from geomprobe import GeomprobeError, InformationGain, Metric, Probe, Reading, RepresentationEntropy, every
-from geomprobe.core.gain import InformationGainSum
+from geomprobe.accumulators.information_gain import InformationGainSum
 from geomprobe.integrations import ProbeCallback
 from tests.integrations.training import ACCUMULATION, BATCH, LENGTH, losses, trainer
 from tests.integrations.wandb_file import read_run
-from tests.models import hooks, snapshot, tiny, token_batch
+from tests.tiny_models import hooks, snapshot, tiny, token_batch
 
 EVALUATION = {"eval_strategy": "steps", "eval_steps": 3}
 
@@ -57,7 +57,7 @@ def test_a_measured_step_is_all_its_micro_batches_and_nothing_else(tmp_path: Pat
 
 
 def test_by_default_the_steps_at_which_trainer_logs(tmp_path: Path) -> None:
-    callback = ProbeCallback([RepresentationEntropy()], layers=["final_norm"])
+    callback = ProbeCallback([RepresentationEntropy()], sites=["final_norm"])
     trainer(tmp_path, callback, logging_first_step=True).train()
     assert steps(callback) == [(1, "train"), (2, "train"), (4, "train"), (6, "train")]
     assert callback.history[0][1].sites == ("final_norm",)
@@ -225,7 +225,7 @@ class Breaks(Metric):
         self.readings = 0
 
     @property
-    def needs(self) -> tuple[Any, ...]:
+    def accumulators(self) -> tuple[Any, ...]:
         return ()
 
     def scalars(self, states: Any) -> dict[str, float]:
@@ -238,7 +238,7 @@ class Breaks(Metric):
 def test_a_fault_in_reading_stops_the_probe_not_the_training(tmp_path: Path) -> None:
     bare = trainer(tmp_path)
     bare.train()
-    callback = ProbeCallback([Breaks()], layers=["embed"], when=every(1), jsonl=tmp_path / "geometry.jsonl")
+    callback = ProbeCallback([Breaks()], sites=["embed"], when=every(1), jsonl=tmp_path / "geometry.jsonl")
     probed = trainer(tmp_path, callback, report_to="wandb")
     with pytest.warns(RuntimeWarning, match="stopped watching at step 3, training goes on: ArithmeticError: no more") as caught:
         probed.train()
@@ -256,16 +256,16 @@ def test_a_fault_in_reading_stops_the_probe_not_the_training(tmp_path: Path) -> 
 
 
 def test_a_fault_inside_a_forward_drops_the_unfinished_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure, calls = InformationGainSum.measure, []
+    contribution, calls = InformationGainSum.contribution, []
 
     def breaks(self: Any, rows: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:  # both sites of the second measured micro-batch
             raise MemoryError("full")
-        return measure(self, rows)
+        return contribution(self, rows)
 
-    monkeypatch.setattr(InformationGainSum, "measure", breaks)
-    callback = ProbeCallback([InformationGain()], layers=["embed", "final_norm"], when=every(1))
+    monkeypatch.setattr(InformationGainSum, "contribution", breaks)
+    callback = ProbeCallback([InformationGain()], sites=["embed", "final_norm"], when=every(1))
     with pytest.warns(RuntimeWarning, match="MemoryError: full") as caught:
         trainer(tmp_path, callback, report_to="wandb").train()
     wandb.finish()

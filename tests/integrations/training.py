@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
-from tests.models import tiny, token_batch
+from tests.tiny_models import tiny, token_batch
 
 __all__ = ["ACCUMULATION", "BATCH", "LENGTH", "losses", "trainer"]
 

@@ -2,17 +2,17 @@
 
 import torch
 
+from geomprobe.accumulators.state import Accumulator, State, add
 from geomprobe.core.rows import Rows
-from geomprobe.core.state import Accumulator, State, add
-from geomprobe.metrics.metric import Curve, Metric
+from geomprobe.metrics.base import Curve, Metric
 
 
 def states_of(metric: Metric, *stream: Rows) -> dict[Accumulator, State]:
     """The states that ``metric`` needs, after ``stream``."""
-    states = {need: need.zero(stream[0].width, torch.device("cpu")) for need in metric.needs}
+    states = {need: need.new_state(stream[0].width, torch.device("cpu")) for need in metric.accumulators}
     for rows in stream:
         for accumulator, state in states.items():
-            add(state, accumulator.measure(rows))
+            add(state, accumulator.contribution(rows))
     return states
 
 

@@ -10,10 +10,10 @@ import torch
 from geomprobe import MassiveActivations, Probe
 from geomprobe.core.rows import Rows
 from tests import reference
-from tests.accumulators import WIDTH, packed, padded, texts
+from tests.accumulators.harness import WIDTH, packed, padded, texts
 from tests.metrics.measure import scalars_of
-from tests.models import padded as padded_ids
-from tests.models import tiny, token_batch
+from tests.tiny_models import padded as padded_ids
+from tests.tiny_models import tiny, token_batch
 
 
 def twin(stream: list[Any]) -> dict[str, float]:

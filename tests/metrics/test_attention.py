@@ -11,9 +11,9 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import Lasso
 
 from geomprobe import AttentionProfile, ContextLasso, GeomprobeError, Probe
-from geomprobe.loading import Loaded, load, tokenize
+from geomprobe.models.loading import Loaded, load, tokenize
 from tests import reference
-from tests.models import tiny, token_batch
+from tests.tiny_models import tiny, token_batch
 
 TEXTS = (
     "Once upon a time there was a little dog who lived in a big house by the river.",
@@ -41,7 +41,7 @@ def targets(stories: Loaded, stories_model: Path) -> Iterator[tuple[Any, Any, in
 
 
 def read(stories: Loaded, metric: AttentionProfile | ContextLasso) -> Any:
-    with torch.no_grad(), Probe(stories.model, [metric], layers=[SITE], on_error="raise") as probe:
+    with torch.no_grad(), Probe(stories.model, [metric], sites=[SITE], on_error="raise") as probe:
         for text in TEXTS:
             stories.model.model(tokenize(stories, text), use_cache=False)
     return probe.read()
@@ -116,4 +116,4 @@ def test_sites_without_attention_have_none() -> None:
     assert reading["lasso_r2/embed"] > 0
     assert reading["attention_entropy/final_norm"] == reading["attention_entropy/layer_02"]
     with pytest.raises(GeomprobeError, match="embed comes before any attention: watch a layer"):
-        Probe(model, [AttentionProfile()], layers=["embed"]).attach()
+        Probe(model, [AttentionProfile()], sites=["embed"]).attach()

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from geomprobe import Curvature, Probe
 from geomprobe.core.rows import Rows
 from tests import reference
-from tests.accumulators import WIDTH, packed, padded, texts
+from tests.accumulators.harness import WIDTH, packed, padded, texts
 from tests.metrics.measure import curves_of, scalars_of
-from tests.models import padded as padded_ids
-from tests.models import tiny, token_batch
+from tests.tiny_models import padded as padded_ids
+from tests.tiny_models import tiny, token_batch
 
 
 def turns(text: NDArray[np.float64]) -> list[float]:

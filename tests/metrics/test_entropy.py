@@ -7,13 +7,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from geomprobe.core.covariance import Covariance
+from geomprobe.accumulators.covariance import Covariance
 from geomprobe.core.rows import Rows
 from geomprobe.errors import GeomprobeError
 from geomprobe.metrics.entropy import RepresentationEntropy
-from geomprobe.metrics.gain import InformationGain
+from geomprobe.metrics.information_gain import InformationGain
 from tests import reference
-from tests.accumulators import WIDTH, padded, texts
+from tests.accumulators.harness import WIDTH, padded, texts
 from tests.metrics.measure import curves_of, scalars_of
 
 Array = NDArray[np.float64]
@@ -101,7 +101,7 @@ def test_names_are_the_designs() -> None:
 
 def test_without_texts_there_are_the_numbers_of_the_stream_alone() -> None:
     rows, bare = padded(texts(), "left"), RepresentationEntropy(texts=False)
-    assert bare.needs == (Covariance(),)
+    assert bare.accumulators == (Covariance(),)
     whole = scalars_of(RepresentationEntropy(), rows)
     assert scalars_of(bare, rows) == {name: whole[name] for name in STREAM}
     with pytest.raises(GeomprobeError, match="need texts=True"):
@@ -172,7 +172,9 @@ def test_equal_accumulators_are_shared() -> None:
     plain, other, centered = RepresentationEntropy(), RepresentationEntropy(epsilon=0.2), RepresentationEntropy(center=True)
     assert plain == RepresentationEntropy()
     assert hash(plain) == hash(RepresentationEntropy())
-    assert set(plain.needs) & set(other.needs) == {Covariance()}
-    assert set(RepresentationEntropy(epsilon=0.01).needs) & set(InformationGain(stream=True).needs) == {Covariance(exact=True)}
-    assert not set(plain.needs) & set(centered.needs)
-    assert len({*plain.needs, *other.needs, *centered.needs, *InformationGain().needs}) == 6
+    assert set(plain.accumulators) & set(other.accumulators) == {Covariance()}
+    assert set(RepresentationEntropy(epsilon=0.01).accumulators) & set(InformationGain(stream=True).accumulators) == {
+        Covariance(exact=True)
+    }
+    assert not set(plain.accumulators) & set(centered.accumulators)
+    assert len({*plain.accumulators, *other.accumulators, *centered.accumulators, *InformationGain().accumulators}) == 6

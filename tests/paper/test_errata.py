@@ -12,8 +12,9 @@ import torch
 from geomprobe.core.cholesky import exact_increment, theorem_4_1_as_printed
 from geomprobe.paper import errata
 from geomprobe.paper.errata import ERRATA
-from geomprobe.paper.piece import Outcome, Request, plain, run_piece
-from tests.runs.conftest import save_checkpoint
+from geomprobe.paper.experiment import Outcome, Request, plain
+from geomprobe.paper.run import run_experiment
+from tests.sweeps.conftest import save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def request_of_bytes(tmp_path_factory: pytest.TempPathFactory) -> Request:
 
 @pytest.fixture(scope="module")
 def outcome(request_of_bytes: Request) -> Outcome:
-    return run_piece(ERRATA, request_of_bytes)
+    return run_experiment(ERRATA, request_of_bytes)
 
 
 def rows(n: int = 12, width: int = 6) -> torch.Tensor:
@@ -130,6 +131,6 @@ def test_tables_fit_a_terminal(outcome: Outcome) -> None:
 def test_kept_numbers_draw_the_same_files(outcome: Outcome, request_of_bytes: Request) -> None:
     out = request_of_bytes.out
     first = {form: (out / f"errata.{form}").read_bytes() for form in ("json", "png", "html")}
-    again = run_piece(ERRATA, request_of_bytes)
+    again = run_experiment(ERRATA, request_of_bytes)
     assert again.kept
     assert {form: (out / f"errata.{form}").read_bytes() for form in first} == first

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from geomprobe.metrics.metric import Curve
+from geomprobe.metrics.base import Curve
 from geomprobe.reading import Reading
-from geomprobe.runs.records import MANIFEST, READINGS, Kind, Record
+from geomprobe.sweeps.records import MANIFEST, READINGS, Kind, Record
 
 STEPS = (0, *(2**i for i in range(10)), 1000, 2000, 4000, 8000, 16000, 32000, 64000, 100_000, 143_000)
 """Twenty checkpoints, as Pythia's are spaced."""

@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page
 
-from geomprobe import GeomprobeError, cli
-from geomprobe.metrics.metric import Curve
+from geomprobe import GeomprobeError
+from geomprobe.cli import main as cli
+from geomprobe.metrics.base import Curve
 from geomprobe.reading import Reading
 from geomprobe.report import figures
 from geomprobe.report.page import report_page
-from geomprobe.runs.records import Record, Run
+from geomprobe.sweeps.records import Record, Run
 from tests.browser import Viewer
+from tests.cli.test_main import geomprobe
 from tests.report.synthetic import SIZES, STEPS, suite, training, write_run
-from tests.test_cli import geomprobe
 
 SCRIPT = "</script><script>alert(1)</script>"
 WEIGHTS = {"power": 0.6, "log-linear": 0.3, "constant": 0.1}

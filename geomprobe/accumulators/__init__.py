@@ -1,0 +1,1 @@
+"""Sums that add: what each accumulator keeps of the rows it has seen."""

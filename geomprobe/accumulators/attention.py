@@ -1,0 +1,59 @@
+"""Sums over what rows attend to."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from geomprobe.accumulators.state import State, zeros
+from geomprobe.core.rows import Rows
+
+__all__ = ["AttentionSum"]
+
+
+@dataclass(frozen=True)
+class AttentionSum:
+    """Sums over targets: rows that have a past and attend to something.
+
+    State (float64): ``targets``; sums over them of means over heads, ``entropy`` (nats), ``first`` (weight on the text's first
+    token), ``distance`` (tokens), and of ``picks``; by head: ``head_entropy``, ``head_first``, ``head_distance`` and
+    ``head_count``; by position in the text: ``entropy_at`` and ``count``; ``octaves``: head-mean weight by distance: 0, 1, 2–3,
+    4–7, …
+    """
+
+    @property
+    def attention(self) -> Literal["rows"]:
+        return "rows"
+
+    def new_state(self, width: int, device: torch.device) -> State:
+        sums: dict[str, tuple[int, ...]] = dict.fromkeys(("targets", "entropy", "first", "distance", "picks"), ())
+        curves = dict.fromkeys(
+            ("head_entropy", "head_first", "head_distance", "head_count", "entropy_at", "count", "octaves"), (0,)
+        )
+        return zeros(sums | curves, device)
+
+    def contribution(self, rows: Rows) -> State:
+        if (seen := rows.attention) is None:
+            nothing = self.new_state(rows.width, rows.hidden.device)
+            return {name: value.expand((*rows.hidden.shape[:-3], *value.shape)) for name, value in nothing.items()}
+        by_head = {"entropy": seen.entropy, "first": seen.first, "distance": seen.distance}
+        finite = torch.stack([value.isfinite().all(-2) for value in by_head.values()]).all(0)
+        targets = rows.valid & (rows.position > 0) & finite
+        counted = targets.double()
+        heads = {name: _sum(value, targets.unsqueeze(-2), (-3, -1)) for name, value in by_head.items()}
+        entropy = torch.where(targets, seen.entropy.double().mean(-2), 0)
+        return {
+            "targets": counted.sum((-2, -1)),
+            **{name: value.mean(-1) for name, value in heads.items()},
+            **{f"head_{name}": value for name, value in heads.items()},
+            "head_count": counted.sum((-2, -1)).unsqueeze(-1).expand_as(heads["entropy"]),
+            "picks": _sum(seen.picks, targets, (-2, -1)),
+            "entropy_at": rows.at_positions(entropy),
+            "count": rows.at_positions(counted),
+            "octaves": _sum(seen.octaves, targets.unsqueeze(-1), (-3, -2)),
+        }
+
+
+def _sum(values: Tensor, where: Tensor, dims: tuple[int, int]) -> Tensor:
+    return torch.where(where, values.double(), 0).sum(dims)

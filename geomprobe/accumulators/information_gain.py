@@ -1,0 +1,62 @@
+"""Information gain of texts, summed."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geomprobe.accumulators.state import State, zeros
+from geomprobe.core.cholesky import gains, scaled_factor
+from geomprobe.core.rows import Rows
+from geomprobe.core.streaming_gain import GainStream
+
+__all__ = ["InformationGainSum"]
+
+
+@dataclass(frozen=True)
+class InformationGainSum:
+    """Sums of information gain by position in the text, and per text.
+
+    State (float64): curves ``gain``, ``gain_sq``, ``variance`` (posterior variance) and ``count`` by position; ``texts``,
+    ``total``, ``total_per_dim`` (over d) and ``total_sq`` over texts; ``failed``: texts whose Gram matrix could not be
+    factored, which count nowhere else.
+
+    Args:
+        sigma: noise σ, 0.01 in the paper.
+    """
+
+    sigma: float = 0.01
+
+    def new_state(self, width: int, device: torch.device) -> State:
+        curves = dict.fromkeys(("gain", "gain_sq", "variance", "count"), (0,))
+        return zeros(curves | dict.fromkeys(("texts", "total", "total_per_dim", "total_sq", "failed"), ()), device)
+
+    def contribution(self, rows: Rows) -> State:
+        gain, good = _text_gains(rows, self.sigma)
+        variance = self.sigma**2 * torch.expm1(2 * gain)  # the exact increment, the other way round
+        totals, texts = rows.per_text(gain), (rows.per_text(good.double()) > 0).sum(-1)
+        return {
+            "gain": rows.at_positions(gain),
+            "gain_sq": rows.at_positions(gain.square()),
+            "variance": rows.at_positions(variance),
+            "count": rows.at_positions(good.double()),
+            "texts": texts,
+            "total": totals.sum(-1),
+            "total_per_dim": totals.sum(-1) / rows.width,
+            "total_sq": totals.square().sum(-1),
+            "failed": rows.seen - texts,
+        }
+
+
+def _text_gains(rows: Rows, sigma: float) -> tuple[Tensor, Tensor]:
+    """Gain of every row on the earlier rows of its text, zero where there is none, and where there is one: ``(…, batch, T)``.
+
+    Texts longer than d go through the d×d form, whose memory does not grow with them; packed ones need their Gram matrix.
+    """
+    if rows.packed or rows.mask.shape[1] <= rows.width:
+        factor, bad_pivot = scaled_factor(rows.gram(), sigma)
+        gain, good = gains(factor), rows.valid & (bad_pivot == 0).unsqueeze(-1)
+    else:
+        gain = GainStream(rows.width, sigma, batch=rows.hidden.shape[:-2], device=rows.hidden.device).append(rows.unit())
+        good = rows.valid & gain.isfinite().all(-1, keepdim=True)
+    return torch.where(good, gain, 0), good

@@ -1,0 +1,92 @@
+"""Entropies of single texts, summed over texts."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geomprobe.accumulators.state import State, zeros
+from geomprobe.core.cholesky import factor_of_identity_plus, gains
+from geomprobe.core.rows import Rows
+from geomprobe.core.spectrum import effective_rank, matrix_entropy, max_rate_distortion_entropy
+from geomprobe.core.symmetric import panels, scaled
+
+__all__ = ["TextEntropySum"]
+
+_SPECTRAL = ("matrix_entropy", "matrix_entropy_log_n", "log_n_texts", "effective_rank")
+
+
+@dataclass(frozen=True)
+class TextEntropySum:
+    """Sums over texts of each text's own entropy, from its Gram matrix (T×T, never d×d).
+
+    ``logdet(I_d + d/ε² Σ) = logdet(I_T + d/(nε²) K)``, since ``ZᵀZ`` and ``ZZᵀ`` share their non-zero eigenvalues.
+
+    State (float64): ``texts``; sums over texts of ``entropy`` (normalised by its maximum for that text's n) and
+    ``entropy_nats``; with ``spectrum`` also of ``matrix_entropy``, ``effective_rank``, ``matrix_entropy_log_n`` and
+    ``log_n_texts``, the texts on which H/log min(n, d) is defined (n > 1; centred, n > 2).
+
+    Args:
+        epsilon: distortion ε, 0.1 in the paper.
+        center: subtract each text's mean row first (Wei et al. 2024).
+        spectrum: also the quantities that need eigenvalues, text by text: about ten times dearer, and waits for the device.
+    """
+
+    epsilon: float = 0.1
+    center: bool = False
+    spectrum: bool = False
+
+    def new_state(self, width: int, device: torch.device) -> State:
+        names = ("texts", "entropy", "entropy_nats", *(_SPECTRAL if self.spectrum else ()))
+        return zeros(dict.fromkeys(names, ()), device)
+
+    def contribution(self, rows: Rows) -> State:
+        n, width = rows.counts, rows.width
+        nats = ((width + n) / 2 * self._log_volumes(rows, n)).where(n > 0, 0)
+        measured = {
+            "texts": rows.seen,
+            "entropy_nats": nats.sum(-1),
+            "entropy": (nats / max_rate_distortion_entropy(width, n, self.epsilon)).sum(-1),
+        }
+        return measured | self._spectra(rows) if self.spectrum else measured
+
+    def _log_volumes(self, rows: Rows, n: Tensor) -> Tensor:
+        """``logdet(I + d/ε² Σ)`` of each text, ``(…, texts)``, from whichever of ``ZZᵀ`` and ``ZᵀZ`` is smaller.
+
+        In float64: a float32 factor of equal rows was measured 2e-3 off at d = 4096, and not finite at ε = 1e-3.
+        """
+        scale = rows.width / (n.clamp_min(1) * self.epsilon**2)
+        if rows.packed:
+            # Every row is scaled by √(d/(nε²)) of its own text, so texts of different n share one factor.
+            row_scale = scale.sqrt()[..., rows.text]
+            gram = scaled(rows.gram(self.center), 1.0) * row_scale.unsqueeze(-1) * row_scale.unsqueeze(-2)
+            return rows.per_text(_log_pivots(gram))
+        long = rows.mask.shape[1] > rows.width
+        product = panels(rows.unit(self.center).double().mT) if long else rows.gram(self.center)
+        return _log_pivots(scaled(product, scale[..., None, None])).sum(-1)
+
+    def _spectra(self, rows: Rows) -> State:
+        """Sums that need each text's eigenvalues, site by site and text by text."""
+        lead = rows.valid.shape[:-2]
+        measured = zeros(dict.fromkeys(_SPECTRAL, lead), rows.hidden.device)
+        z = rows.unit(self.center).double()
+        for site, place in rows.each_text():
+            for name, value in self._spectrum(z[site][place]).items():
+                measured[name][site] += value
+        return measured
+
+    def _spectrum(self, z: Tensor) -> dict[str, Tensor | float]:
+        n, width = z.shape
+        values = torch.linalg.eigvalsh(z @ z.mT if n < width else z.mT @ z).clamp_min(0)
+        if values.sum() == 0:  # one centred row, or rows all equal: a point has no spread
+            values[-1] = 1
+        entropy = matrix_entropy(values)
+        measured: dict[str, Tensor | float] = {"matrix_entropy": entropy, "effective_rank": effective_rank(values)}
+        rank = min(n - self.center, width)
+        return measured | ({"matrix_entropy_log_n": entropy / math.log(rank), "log_n_texts": 1} if rank > 1 else {})
+
+
+def _log_pivots(matrix: Tensor) -> Tensor:
+    """Logs of the squared pivots of ``I + matrix``, ``(…, n)``, which sum to its log determinant."""
+    return 2 * gains(factor_of_identity_plus(matrix)[0])

@@ -1,0 +1,1 @@
+"""Benchmarks: what geomprobe costs, as ratios from one interleaved run."""

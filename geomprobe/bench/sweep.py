@@ -1,0 +1,95 @@
+"""``geomprobe bench sweep``: a checkpoint of a sweep against loading it and running the same tokens through it."""
+
+import tempfile
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from geomprobe.bench.timing import Ratio, timed
+from geomprobe.errors import GeomprobeError
+from geomprobe.models.loading import load
+from geomprobe.models.toy import prose
+from geomprobe.sweeps.dataset import read_documents, tokenize_documents
+from geomprobe.sweeps.sweep import sweep
+
+__all__ = ["bench_sweep"]
+
+_TEXT = 1 << 22
+
+
+def bench_sweep(
+    model: str | None, *, tokens: int = 65_536, length: int = 256, rounds: int = 3, device: str | None = None
+) -> dict[str, Any]:
+    """A sweep over two checkpoints, losses and records included, against loading both and one bare forward of the same
+    batches. Of fewer tokens than a sweep's default, as small a share is measured closely as by default; but the numbers are
+    computed once whatever that is, so that few tokens show a sweep dearer than it is. Without null baselines, which are read
+    once for all checkpoints.
+
+    Args:
+        model: hub id or directory.
+        tokens: that each checkpoint reads.
+        length: of a text, in tokens.
+        rounds: how often both are run, in turn.
+        device: where to; CUDA when there is one.
+
+    Raises:
+        GeomprobeError: no model was named.
+    """
+    if model is None:
+        raise GeomprobeError("bench sweep loads a checkpoint from a disk: --model, a hub id or a directory")
+    sample, batch_tokens = max(2, tokens // 64), 2048
+    number, page = count(), prose()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, text = Path(scratch), Path(scratch) / "text.txt"
+        text.write_text((page * (1 + _TEXT // len(page)))[:_TEXT], encoding="utf-8")
+        checkpoints = []
+        for name in ("checkpoint-1", "checkpoint-2"):  # two names of one model, for a sweep reads none twice
+            (folder / name).symlink_to(Path(model).resolve() if Path(model).exists() else _fetched(model))
+            checkpoints.append(str(folder / name))
+
+        def swept() -> None:
+            out = folder / f"run-{next(number)}"
+            run = sweep(
+                scratch,
+                data=str(text),
+                out=out,
+                tokens=tokens,
+                length=length,
+                sample=sample,
+                batch_tokens=batch_tokens,
+                baselines=False,
+                device=device,
+            )
+            if run.failed:
+                raise GeomprobeError(str(run.failed[0].error))
+
+        def bare() -> None:
+            documents = read_documents(str(text))
+            for checkpoint in checkpoints:
+                loaded = load(checkpoint, device=device)
+                texts = tokenize_documents(loaded.tokenizer, documents, tokens=tokens, length=length)
+                for batch in texts.batches(batch_tokens):
+                    _forward(loaded.model, batch.ids, batch.mask)
+
+        text_of_ones = torch.ones((1, length), dtype=torch.long)
+        _forward(load(checkpoints[0], device=device).model, text_of_ones, text_of_ones)  # files in memory, for both
+        times = timed({"bare": bare, "sweep": swept}, rounds, torch.device(device or "cpu"))
+    ratios = {name: vars(Ratio.of(mine, times["bare"])) for name, mine in times.items()}
+    shape = {"tokens": tokens, "length": length, "sample": sample, "batch_tokens": batch_tokens}
+    return {"checkpoints": ratios, "shape": shape | {"threads": torch.get_num_threads()}}
+
+
+@torch.inference_mode()
+def _forward(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> None:
+    float(model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits[0, 0, 0])
+
+
+def _fetched(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model))
+    except Exception as error:  # whatever a hub can do wrong
+        raise GeomprobeError(f"cannot load {model!r}: {type(error).__name__}: {error}") from error

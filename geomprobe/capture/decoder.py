@@ -1,0 +1,133 @@
+"""Which module is the decoder, and which modules are its layers, in any model that Transformers describes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from geomprobe.errors import GeomprobeError
+
+__all__ = ["Decoder", "find_decoder"]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The parts of a model that are watched: found by :func:`find_decoder`, or named by hand for a model it does not know.
+
+    Attributes:
+        base: the decoder. One call of it is one forward; its output is the site ``final_norm`` (HF's ``last_hidden_state``,
+            whatever stands between the last layer and it: a norm, a projection, nothing).
+        layers: the decoder layers in order. The input of the first one is the site ``embed`` (HF's ``hidden_states[0]``).
+    """
+
+    base: nn.Module
+    layers: Sequence[nn.Module]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.base, nn.Module) or not all(isinstance(layer, nn.Module) for layer in self.layers):
+            raise GeomprobeError(
+                f"Decoder(base={type(self.base).__name__}, layers={type(self.layers).__name__}): expected a module, and a list "
+                "of modules"
+            )
+        object.__setattr__(self, "layers", tuple(self.layers))
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """``embed``, ``layer_00`` …, ``final_norm``."""
+        return ("embed", *(f"layer_{i:02d}" for i in range(len(self.layers))), "final_norm")
+
+    def select(self, sites: Sequence[int | str] | None) -> tuple[str, ...]:
+        """The names of ``sites`` in the model's order; all for ``None``.
+
+        Raises:
+            GeomprobeError: a name or index that this model does not have, or none at all.
+        """
+        if sites is None:
+            return self.sites
+        if isinstance(sites, str | int):
+            raise GeomprobeError(f"sites={sites!r}: expected a list, such as [{sites!r}]")
+        if not sites:
+            raise GeomprobeError("sites=[] watches nothing: name a site, or leave the argument out to watch all")
+        chosen = set()
+        for site in sites:
+            is_index = isinstance(site, int) and not isinstance(site, bool)
+            if is_index and -len(self.layers) <= int(site) < len(self.layers):
+                chosen.add(f"layer_{int(site) % len(self.layers):02d}")
+            elif site in self.sites:
+                chosen.add(str(site))
+            else:
+                raise GeomprobeError(
+                    f"unknown site {site!r}: this {type(self.base).__name__} has layers 0 to {len(self.layers) - 1} "
+                    f"(or 'layer_00' to {self.sites[-2]!r}), and the sites 'embed' and 'final_norm'"
+                )
+        return tuple(site for site in self.sites if site in chosen)
+
+
+def find_decoder(model: nn.Module) -> Decoder:
+    """Find the decoder in ``model``, through any wrapper (head, PEFT, DDP, a compiled module).
+
+    First by ``_can_record_outputs``, in which Transformers names the decoder-layer class of most architectures; then as the
+    one ``ModuleList`` of ``config.num_hidden_layers`` modules.
+
+    Raises:
+        GeomprobeError: there is no such list, more than one, or some of its layers are in other processes.
+    """
+    if not isinstance(model, nn.Module):
+        raise GeomprobeError(f"Probe needs a torch.nn.Module, and got {type(model).__name__}")
+    found = _recorded(model) or _counted(model)
+    if not found:
+        raise GeomprobeError(
+            f"found no decoder layers in {type(model).__name__}: looked for layers named in "
+            f"_can_record_outputs['hidden_states'], then for a ModuleList of config.num_hidden_layers modules; "
+            f"it holds {_lists(model)}. Give the Hugging Face decoder itself, or a model that contains one"
+        )
+    if len(found) > 1:
+        names = ", ".join(type(base).__name__ for base, _ in found)
+        raise GeomprobeError(
+            f"{type(model).__name__} holds {len(found)} stacks of layers ({names}), and a probe watches one: "
+            "give the one you mean, for example Probe(model.get_decoder())"
+        )
+    base, layers = found[0]
+    if any(type(layer).__name__ == "PipelineIdentityLayer" for layer in layers):
+        raise GeomprobeError(
+            f"this rank holds only a part of the layers of {type(base).__name__} (pipeline parallelism), and a probe needs "
+            "all: load the model without pp_size, for example with fsdp_size or tp_size"
+        )
+    return Decoder(base=base, layers=tuple(layers))
+
+
+def _recorded(model: nn.Module) -> list[tuple[nn.Module, nn.ModuleList]]:
+    """Every (owner, list) where the owner's ``_can_record_outputs`` names the class of all modules in the list."""
+    found = []
+    for owner in model.modules():
+        recorded = (getattr(owner, "_can_record_outputs", None) or {}).get("hidden_states")
+        classes = tuple(_recorded_class(entry) for entry in (recorded if isinstance(recorded, list) else [recorded]) if entry)
+        if not classes:
+            continue
+        found += [(owner, stack) for stack in _stacks(owner) if all(isinstance(layer, classes) for layer in stack)]
+    return found
+
+
+def _recorded_class(entry: Any) -> type:
+    """A class, or the class an ``OutputRecorder`` points at."""
+    return entry if isinstance(entry, type) else entry.target_class
+
+
+def _counted(model: nn.Module) -> list[tuple[nn.Module, nn.ModuleList]]:
+    """Every (owner, list) where the list is as long as the owner's config says there are layers."""
+    found = []
+    for owner in model.modules():
+        count = getattr(getattr(owner, "config", None), "num_hidden_layers", None)
+        found += [(owner, stack) for stack in _stacks(owner) if len(stack) == count]
+    return found
+
+
+def _stacks(owner: nn.Module) -> list[nn.ModuleList]:
+    return [child for child in owner.children() if isinstance(child, nn.ModuleList) and len(child) > 0]
+
+
+def _lists(model: nn.Module) -> str:
+    """The ModuleLists of a model, for an error message."""
+    lists = [f"{name} ({len(child)})" for name, child in model.named_modules() if isinstance(child, nn.ModuleList)]
+    return "the ModuleLists " + ", ".join(lists[:5]) if lists else "no ModuleList at all"

@@ -1,0 +1,159 @@
+"""What a capture hears from inside a compiled graph: four operators that Dynamo does not look into.
+
+A hook that is traced becomes calls of these. They run in Python when the graph runs, so schedules, faults and settings of
+arithmetic are what they are without a graph, and no change of them recompiles anything. Each says that it writes to ``order``,
+an empty tensor of its capture, which keeps them in their order and from being dropped as dead code.
+"""
+
+import gc
+import itertools
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from geomprobe.capture.attention_tap import AttentionCall
+from geomprobe.capture.forward_context import one_mask
+
+__all__ = ["attended", "begin", "end", "forget", "forget_graphs", "hidden", "register"]
+
+_TENSORS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "cu_seq_lens_q")
+
+
+class _Capture(Protocol):
+    def begin(self, arguments: dict[str, Any], training: bool) -> None: ...
+
+    def hidden(self, number: int, hidden: Tensor) -> None: ...
+
+    def attended(self, layers: list[int], make: Callable[[], AttentionCall]) -> None: ...
+
+    def end(self) -> None: ...
+
+
+_captures: "weakref.WeakValueDictionary[int, _Capture]" = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+
+def register(capture: _Capture) -> int:
+    """A number by which the operators find ``capture``, until it is forgotten."""
+    number = next(_numbers)
+    _captures[number] = capture
+    return number
+
+
+def forget(number: int) -> None:
+    """Graphs that still call the operators with ``number`` call nothing."""
+    _captures.pop(number, None)
+
+
+def forget_graphs(model: nn.Module, base: nn.Module) -> None:
+    """Drop the graphs in which ``model`` runs: traced without hooks, they would never call any. The next call traces again.
+
+    Graphs are kept by the code of ``forward``, which models of many classes share: theirs are traced again, too. A function
+    that was compiled around the model cannot be found.
+    """
+    dynamo = sys.modules.get("torch._dynamo.convert_frame")
+    if dynamo is None or not dynamo.FRAME_COUNTER:
+        return
+    from torch._C._dynamo.eval_frame import reset_code
+
+    kinds = {type(module) for module in model.modules()}
+    for owner in gc.get_objects():  # what wraps a module is not known to it
+        if issubclass(type(owner), nn.Module) and "_modules" in owner.__dict__ and _is_compiled(owner):
+            kinds |= {type(module) for module in owner.modules()} if any(part is base for part in owner.modules()) else set()
+    for kind in kinds:
+        if (code := getattr(kind.forward, "__code__", None)) is not None:
+            reset_code(code)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    forward = module.__dict__.get("forward")
+    return module.__dict__.get("_compiled_call_impl") is not None or hasattr(forward, "_torchdynamo_orig_callable")
+
+
+def begin(order: Tensor, number: int, training: bool, arguments: dict[str, Any]) -> None:
+    """The decoder was called with ``arguments``: those that say which rows are tokens go along."""
+    tensors = {name: arguments.get(name) for name in _TENSORS}
+    tensors["attention_mask"] = one_mask(tensors["attention_mask"])
+    _begin(order, number, training, *(_detached(tensors[name]) for name in _TENSORS), arguments.get("use_cache"))
+
+
+def hidden(order: Tensor, number: int, site: int, hidden: Tensor) -> None:
+    """A site was passed."""
+    _hidden(order, number, site, hidden.detach())
+
+
+def attended(order: Tensor, number: int, layers: Tensor, call: AttentionCall) -> None:
+    """One of some layers called its attention function."""
+    numbers = (call.scale, call.softcap, call.window)
+    if not (isinstance(call.mask, Tensor | None) and all(isinstance(number, int | float | None) for number in numbers)):
+        why = (
+            "attention was called with a block mask, or a scale that is a tensor, in a compiled graph: run the model uncompiled"
+        )
+        call = AttentionCall(call.name, call.query, call.key, unread=why)
+    options = (call.causal, call.scale, call.softcap, call.window, call.bias, call.sinks, call.unread)
+    _attended(order, number, layers, call.name, call.query, call.key, call.mask, call.weights, *options)
+
+
+def end(order: Tensor, number: int) -> None:
+    """The decoder returned."""
+    _end(order, number)
+
+
+def _detached(value: Any) -> Tensor | None:
+    return value.detach() if isinstance(value, Tensor) else None
+
+
+@torch.library.custom_op("geomprobe::begin", mutates_args=("order",))
+def _begin(
+    order: Tensor,
+    number: int,
+    training: bool,
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    cu_seq_lens_q: Tensor | None,
+    use_cache: bool | None,
+) -> None:
+    if (capture := _captures.get(number)) is not None:
+        values = (input_ids, inputs_embeds, attention_mask, position_ids, cu_seq_lens_q)
+        capture.begin(dict(zip(_TENSORS, values, strict=True)) | {"use_cache": use_cache}, training)
+
+
+@torch.library.custom_op("geomprobe::hidden", mutates_args=("order",))
+def _hidden(order: Tensor, number: int, site: int, hidden: Tensor) -> None:
+    if (capture := _captures.get(number)) is not None:
+        capture.hidden(site, hidden)
+
+
+@torch.library.custom_op("geomprobe::attended", mutates_args=("order",))
+def _attended(
+    order: Tensor,
+    number: int,
+    layers: Tensor,
+    name: str,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    weights: Tensor | None,
+    causal: bool,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    unread: str,
+) -> None:
+    if (capture := _captures.get(number)) is not None:
+        options = (causal, scale, softcap, window, bias, sinks, unread)
+        capture.attended(layers.tolist(), lambda: AttentionCall(name, query, key, mask, weights, *options))
+
+
+@torch.library.custom_op("geomprobe::end", mutates_args=("order",))
+def _end(order: Tensor, number: int) -> None:
+    if (capture := _captures.get(number)) is not None:
+        capture.end()

@@ -1,0 +1,119 @@
+"""``geomprobe paper …``: a command for every figure and table. What it runs is imported when it runs."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from geomprobe.errors import GeomprobeError
+from geomprobe.files import write_whole
+
+if TYPE_CHECKING:
+    from geomprobe.paper.experiment import Outcome, Request
+
+__all__ = ["EXPERIMENTS", "app"]
+
+EXPERIMENTS = {
+    "fig1": ("fig1_entropy", "Entropy against model size: Wei et al.'s numbers, and your own models."),
+    "fig2": ("fig2_skill_graph", "The graph of texts and the skills they use."),
+    "fig3": ("fig3_information_gain", "Information gain against length, over models of several sizes."),
+    "fig4": ("fig4_6_contexts", "King, queen and no context: mean and last-token embeddings."),
+    "fig5": ("fig4_6_contexts", "The same texts under the JS and logdet distances of covariances."),
+    "fig6": ("fig4_6_contexts", "The same texts under the Riemann and log-Euclidean distances."),
+    "tokens": ("sec4_tokens", "Section 4.2: what [No], [?] and [China] are made of."),
+    "theory": ("sec3_scaling_laws", "Section 3: exponents of the scaling laws, and every lemma on random distributions."),
+    "errata": ("errata", "Where the paper's print is wrong, in numbers."),
+}
+"""Of every experiment the module that has it, as ``FIG1`` and so on, and what it is."""
+
+app = typer.Typer(help="The figures and tables of the paper, on any model: a picture, a page and the numbers of each.")
+
+_Models = Annotated[list[str], typer.Option(help="Hub id, directory or .gguf file; may be repeated.")]
+_Out = Annotated[Path, typer.Option(help="Folder of the pictures, pages and numbers.")]
+_Data = Annotated[str | None, typer.Option(help=".txt, .jsonl[.gz], .parquet, or a data set's id; for fig1 and fig3.")]
+_Field = Annotated[str, typer.Option(help="Where the text of a document stands.")]
+_Tokens = Annotated[int, typer.Option(help="Tokens of the data that each model reads.", min=256)]
+_Steps = Annotated[int, typer.Option(help="Optimizer steps of the models that are trained where none is named.", min=1)]
+_Seed = Annotated[int, typer.Option(help="Of every random draw.", min=0, max=2**32 - 1)]
+_Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")]
+_Device = Annotated[str | None, typer.Option(help="cpu, cuda …; CUDA when there is one.")]
+_Fresh = Annotated[bool, typer.Option("--fresh", help="Measure anew what an earlier run left in the folder.")]
+
+
+def _command(run: "Callable[[Request], object]") -> Callable[..., None]:
+    def command(
+        models: _Models = [],  # noqa: B006
+        out: _Out = Path("geomprobe-paper"),
+        data: _Data = None,
+        field: _Field = "text",
+        tokens: _Tokens = 8192,
+        steps: _Steps = 300,
+        seed: _Seed = 0,
+        dtype: _Dtype = "float32",
+        device: _Device = None,
+        fresh: _Fresh = False,
+    ) -> None:
+        from geomprobe.paper.experiment import Request
+
+        request = Request(
+            out=out,
+            models=tuple(models),
+            data=data,
+            field=field,
+            tokens=tokens,
+            steps=steps,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            fresh=fresh,
+        )
+        run(request)
+
+    return command
+
+
+def _one(name: str) -> "Callable[[Request], Outcome]":
+    def run(request: "Request") -> "Outcome":
+        from geomprobe.paper.run import run_experiment
+
+        experiment = getattr(import_module(f"geomprobe.paper.{EXPERIMENTS[name][0]}"), name.upper())
+        outcome = run_experiment(experiment, request)
+        print(f"\n{outcome}\n")
+        kept = " (numbers of an earlier run; --fresh measures anew)" if outcome.kept else ""
+        print(f"wrote {request.out / name}.html, .png, .json{kept}", file=sys.stderr)
+        return outcome
+
+    return run
+
+
+def _all(request: "Request") -> None:
+    from tqdm import tqdm
+
+    from geomprobe.paper.page import page
+
+    outcomes, failed = [], {}
+    with tqdm(EXPERIMENTS, unit="experiment", disable=None) as bar:
+        for name in bar:
+            bar.set_description(name)
+            try:
+                outcomes.append(_one(name)(request))
+            except GeomprobeError as error:  # the others can go on
+                failed[name] = error
+    write_whole(request.out / "index.html", page("The whole paper", outcomes))
+    print("What the paper says, and what came out here\n")
+    for outcome in outcomes:
+        for verdict in outcome.verdicts:
+            print(verdict)
+    print(f"\nopen this:  {request.out}/index.html")
+    if failed:
+        raise GeomprobeError("; ".join(f"{name} failed: {error}" for name, error in failed.items()))
+
+
+for _name, (_, _help) in EXPERIMENTS.items():
+    app.command(_name, help=_help)(_command(_one(_name)))
+app.command("all", help="Everything, with a page of all pictures and verdicts. Offline, CPU, under ten minutes.")(
+    _command(_all)
+)

@@ -1,0 +1,220 @@
+"""One text through one model: every site's numbers, and what each token adds."""
+
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from geomprobe.capture.decoder import find_decoder
+from geomprobe.errors import GeomprobeError
+from geomprobe.inspection.token_weights import Pick, Picks, pick_tokens
+from geomprobe.models.loading import Loaded, tokenize
+from geomprobe.probe import Probe
+from geomprobe.reading import Reading
+from geomprobe.report.token_page import TokenPage
+
+__all__ = ["Inspection", "inspect_text", "visible"]
+
+_ON_PAGE = 12
+"""Picks of a token that the page shows of each kind."""
+
+_ATTENTION = (
+    "Attention is the mean over heads, in the layer before the site: embed has none, final_norm shows the last layer's."
+)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The reading of one text, its tokens as text, and what they are made of where that was asked for.
+
+    Attributes:
+        reading: the numbers of every site.
+        tokens: the text, token by token.
+        picks: what tokens are made of, by site.
+        shown: the site whose picks are printed.
+        chosen: the tokens whose picks are printed, by number; ``None`` for all.
+        model: what the page is called.
+    """
+
+    reading: Reading
+    tokens: tuple[str, ...]
+    picks: tuple[Picks, ...] = ()
+    shown: str | None = None
+    chosen: tuple[int, ...] | None = None
+    model: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """:meth:`Reading.to_dict` with ``tokens``, and ``picks`` by site if any."""
+        picks = {"picks": [picks.to_dict() for picks in self.picks]} if self.picks else {}
+        return self.reading.to_dict() | {"tokens": list(self.tokens)} | picks
+
+    def __str__(self) -> str:
+        """The table of all sites, then the text with the gain of each token under it, then what tokens are made of."""
+        made_of = [self._all_made_of(picks) for picks in self.picks if picks.site == self.shown]
+        return "\n\n".join([str(self.reading), self._gains(), *made_of])
+
+    def to_html(self) -> str:
+        """A page of its own: the text as tokens, what each is made of at every site that was asked for, no network needed."""
+        sites = tuple(picks.site for picks in self.picks)
+        by_kind = {kind: [picks.kinds[kind] for picks in self.picks] for kind in self.picks[0].kinds}
+        shown = {
+            kind: tuple(tuple(row[:_ON_PAGE] for row in rows or ((),) * len(self.tokens)) for rows in sites)
+            for kind, sites in by_kind.items()
+            if any(rows is not None for rows in sites)
+        }
+        page = TokenPage(
+            title=self.model,
+            tokens=self.tokens,
+            sites=sites,
+            gain=tuple(tuple(self._gain(site)) for site in sites),
+            picks=shown,
+            r2=tuple(picks.r2 for picks in self.picks),
+            notes=(*self.reading.notes, *([_ATTENTION] if "attention" in shown else [])),
+            start=sites[-1],
+        )
+        return page.to_html()
+
+    def _gain(self, site: str) -> list[float]:
+        """Gain of every token at a site; NaN where it is not known."""
+        known = f"gain_per_token/{site}" in self.reading
+        gain = [*self.reading.curve("gain", site).mean] if known else []
+        return gain + [math.nan] * (len(self.tokens) - len(gain))  # a curve ends with its last finite row
+
+    def _all_made_of(self, picks: Picks, width: int = 80) -> str:
+        """A line for every token: how much of its row earlier tokens rebuild, and which, the weightiest that fit."""
+        if self.chosen is not None:
+            title = f"what the chosen tokens are made of at {picks.site}: weights of earlier ones"
+            return "\n".join([title, *(line for t in self.chosen for line in ("", *self.made_of(picks, t, width)))])
+        lines = [f"what each token is made of at {picks.site}: R², and Lasso weights of earlier ones", ""]
+        for t, (token, weights, share) in enumerate(zip(self.tokens, picks.lasso, picks.r2, strict=True)):
+            start = f"{t:>4} {_fit(token, 14)} {'' if math.isnan(share) else _share(share):>4} "
+            lines.append(self._picked(start, weights, width))
+        return "\n".join(lines)
+
+    def made_of(self, picks: Picks, t: int, width: int = 80) -> list[str]:
+        """Four lines: a token, and what its Lasso, its ridge regression and attention give weight to."""
+        share = f"R² of the Lasso: {_share(picks.r2[t])}" if math.isfinite(picks.r2[t]) else "the first: nothing came before"
+        named = {kind.replace("lasso", "Lasso"): rows for kind, rows in picks.kinds.items()}
+        shown = (self._picked(f"     {kind:<10}", rows[t], width) for kind, rows in named.items() if rows is not None)
+        return [f"{t:>4} [{visible(self.tokens[t])}]   {share}", *shown]
+
+    def _picked(self, line: str, weights: Sequence[Pick], width: int) -> str:
+        """``line`` with as many picks as fit."""
+        for j, weight in weights:
+            pick = f" {visible(self.tokens[j])} {_share(weight)}"
+            if _columns(line) + _columns(pick) > width - 2:
+                return f"{line} …"
+            line += pick
+        return line.rstrip()
+
+    def _gains(self, site: str = "final_norm", width: int = 80) -> str:
+        """The text in lines, a bar under every token as high as its information gain."""
+        if f"gain_per_token/{site}" not in self.reading:
+            return f"no token had a finite row at {site}, so there are no gains to show"
+        gain = self._gain(site)
+        lines, words, bars, used = [], "", "", 0
+        finite = [value for value in gain if math.isfinite(value)]
+        least, most = min(finite), max(finite)
+        span = (most - least) or 1.0
+        for token, value in zip(self.tokens, gain, strict=True):
+            cell = visible(token)
+            cells = _columns(cell)
+            if used and used + cells + 1 > width:
+                lines += [words, bars.rstrip()]
+                words, bars, used = "", "", 0
+            words += cell + " "
+            bar = "▁▂▃▄▅▆▇█"[min(7, int(8 * (value - least) / span))] if math.isfinite(value) else "?"
+            bars += bar * cells + " "
+            used += cells + 1
+        title = f"information gain of each token at {site}, {least:.2f} (▁) to {most:.2f} nats (█)"
+        return "\n".join([title, "", *lines, words, bars.rstrip()])
+
+
+def inspect_text(
+    loaded: Loaded,
+    text: str,
+    *,
+    site: str | None = None,
+    all_sites: bool = False,
+    tokens: Sequence[str] | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Inspection:
+    """Run ``text`` through the model under a probe of every site.
+
+    Args:
+        loaded: model and tokenizer.
+        text: the text.
+        site: the site at which to show what each token is made of; nowhere by default.
+        all_sites: find out at all sites, for the page.
+        tokens: of which tokens to print that, by number or as they are written; of all by default.
+        progress: told how many sites are done, as they are.
+
+    Raises:
+        GeomprobeError: the text is empty or longer than the model reads, or there is no such site or token.
+    """
+    ids = tokenize(loaded, text)
+    decoder = find_decoder(loaded.model)
+    written = tuple(_written(loaded.tokenizer, token) for token in ids[0].tolist())
+    chosen = None if tokens is None else tuple(dict.fromkeys(t for token in tokens for t in _find(token, written)))
+    picks: tuple[Picks, ...] = ()
+    why = ""
+    if all_sites or site is not None:
+        sites = None if all_sites or site is None else [site]
+        picks, why = pick_tokens(loaded.model, ids, sites, decoder=decoder, progress=progress)
+    with torch.inference_mode(), Probe(loaded.model, decoder=decoder, on_error="raise") as probe:
+        decoder.base(input_ids=ids, use_cache=False)
+    reading = probe.read()
+    reading.notes += [f"no attention: {why}"] if why else []
+    return Inspection(reading, written, picks, site, chosen, _name(loaded))
+
+
+def _name(loaded: Loaded) -> str:
+    """What the model is called: its id on the hub, or the name of its folder."""
+    name = str(getattr(loaded.model.config, "name_or_path", "")) or type(loaded.model).__name__
+    return Path(name).name if Path(name).exists() else name
+
+
+def _written(tokenizer: Any, token: int) -> str:
+    """A token as it stands in a text: SentencePiece's vocabularies drop its leading space where it is decoded alone."""
+    text, piece = str(tokenizer.decode([token])), tokenizer.convert_ids_to_tokens(token)
+    return f" {text}" if isinstance(piece, str) and piece.startswith("▁") and not text.startswith(" ") else text
+
+
+def _find(token: str, written: Sequence[str]) -> list[int]:
+    """Numbers of the tokens that ``token`` means."""
+    if re.fullmatch(r"-?[0-9]{1,9}", token) and -len(written) <= int(token) < len(written):
+        return [int(token) % len(written)]
+    if found := [t for t, other in enumerate(written) if other.strip() == token.strip() != ""]:
+        return found
+    raise GeomprobeError(
+        f"no token {token!r} in this text: expected one of its tokens, or a number from 0 to {len(written) - 1}"
+    )
+
+
+def _fit(token: str, width: int) -> str:
+    """A token in exactly ``width`` places."""
+    name = visible(token)
+    while _columns(name) > width:
+        name = name[:-2] + "…"
+    return name + " " * (width - _columns(name))
+
+
+def _share(value: float) -> str:
+    """Two digits without the zero before them."""
+    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
+
+
+def _columns(text: str) -> int:
+    """How many places of a terminal a text takes."""
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+
+
+def visible(token: str) -> str:
+    """A token on one line, with what cannot be seen made visible."""
+    shown = token.replace("\n", "⏎").replace("\t", "⇥").strip(" ")
+    return "".join(c if c.isprintable() else "�" for c in shown) or "␣"

@@ -1,0 +1,1 @@
+"""Loading models, and the small one that the demo trains."""

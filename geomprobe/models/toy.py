@@ -1,0 +1,138 @@
+"""A small byte-level GPT-NeoX and the text every Python ships: a training that runs anywhere, offline, in a minute or two."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    PreTrainedTokenizerFast,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
+
+__all__ = ["BLOCK", "byte_blocks", "byte_tokenizer", "held_out_text", "prose", "toy_trainer"]
+
+BLOCK = 128
+"""Bytes in a text."""
+_BATCH = 32
+
+
+def prose() -> str:
+    """English that every Python carries: its own help pages."""
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(page for _, page in sorted(topics.items()))
+
+
+def byte_blocks(length: int = BLOCK) -> tuple[torch.Tensor, torch.Tensor]:
+    """The prose of Python's own help pages as bytes, in blocks ``(n, length)``: for training, and 64 held out."""
+    data = torch.frombuffer(bytearray(prose().encode()), dtype=torch.uint8).long()
+    blocks = data[: len(data) // length * length].view(-1, length)
+    return blocks[:-64], blocks[-64:]
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are the bytes of a text, so that checkpoints of the demo can be inspected like any model."""
+    # ByteLevel writes bytes that print nothing as letters after U+0100, in order; all others as themselves.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = {byte: chr(byte) for byte in printable}
+    letters |= {byte: chr(256 + i) for i, byte in enumerate(byte for byte in range(256) if byte not in letters)}
+    tokenizer = Tokenizer(BPE({letter: byte for byte, letter in letters.items()}, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def held_out_text(length: int = BLOCK) -> bytes:
+    """The text of the blocks that are held out."""
+    return bytes(byte_blocks(length)[1].flatten().tolist())
+
+
+def toy_trainer(
+    out: Path,
+    *,
+    steps: int,
+    width: int = 128,
+    layers: int = 4,
+    length: int = BLOCK,
+    report_to: str = "none",
+    run_name: str | None = None,
+    quiet: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Trainer:
+    """A Trainer on the CPU, with a fresh model of the same weights every time, in 32 dimensions a head.
+
+    Args:
+        out: its output folder.
+        steps: optimizer steps of 32 texts.
+        width: dimensions of a hidden state, a multiple of 32.
+        layers: how many.
+        length: bytes in a text, and how many the model reads.
+        report_to: ``"wandb"`` logs every step and the held-out loss.
+        run_name: of the W&B run.
+        quiet: show no bar.
+        callbacks: of the Trainer.
+    """
+    set_seed(0)
+    model = GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=256,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32,
+            intermediate_size=4 * width,
+            max_position_embeddings=length,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
+    training, held_out = ([{"input_ids": block, "labels": block} for block in blocks] for blocks in byte_blocks(length))
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            output_dir=str(out),
+            max_steps=steps,
+            per_device_train_batch_size=_BATCH,
+            per_device_eval_batch_size=_BATCH,
+            learning_rate=2e-3,
+            warmup_steps=min(20, steps // 10),
+            lr_scheduler_type="cosine",
+            logging_steps=1,
+            eval_on_start=True,
+            use_cpu=True,
+            report_to=report_to,
+            run_name=run_name,
+            disable_tqdm=quiet,
+            dataloader_pin_memory=False,
+        ),
+        processing_class=byte_tokenizer(),
+        data_collator=default_data_collator,
+        train_dataset=training,
+        eval_dataset=held_out,
+        callbacks=list(callbacks),
+    )
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(_Bar)
+    return trainer
+
+
+class _Bar(ProgressCallback):  # type: ignore[misc]
+    """The Trainer's progress bar with the loss in it, instead of a printed line per log."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.2f}")
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        pass  # held-out text takes a second; a bar that flashes by helps nobody

@@ -1,0 +1,159 @@
+"""The texts of figures 4 to 6, and the rows that a model and its controls give for them."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geomprobe.capture.decoder import find_decoder
+from geomprobe.core.distance import Distance, text_distances, vector_distances
+from geomprobe.core.rows import unit_rows
+from geomprobe.errors import GeomprobeError
+from geomprobe.models.loading import Loaded, tokenize, untrained
+from geomprobe.paper.experiment import Request
+from geomprobe.paper.models import load_readers
+from geomprobe.paper.silhouette import Array, score
+
+__all__ = ["CONTEXTS", "COUNTRIES", "DELTA", "EMBEDDINGS", "SOURCES", "Reader", "final_rows", "read_texts"]
+
+COUNTRIES = (
+    *("UK", "Russia", "France", "China", "Germany", "Italy", "Spain", "Japan"),
+    *("India", "Brazil", "Canada", "Mexico", "Egypt", "Australia", "Sweden"),
+)
+"""Fifteen well-known countries. The choice is ours."""
+CONTEXTS = {"king": "He is the king of {}", "queen": "She is the queen of {}", "none": "{}"}
+"""What is said of a country, and what that is called."""
+SOURCES = {"model": "", "shuffled": "shuffled tokens", "untrained": "untrained model"}
+"""Where rows come from, and what tables call it."""
+EMBEDDINGS = {"mean": "mean", "last": "last token"}
+DELTA = 1e-6
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Rows of the texts by where they come from, each text ``(n, d)`` of unit rows in float64, on the CPU."""
+
+    name: str
+    rows: Mapping[str, Sequence[Tensor]]
+
+    def distances(self, kind: str, source: str) -> Array:
+        """Between the texts, ``(45, 45)``."""
+        texts = self.rows[source]
+        if kind in EMBEDDINGS:
+            return vector_distances(self.embeddings(kind, source)).numpy()
+        known = next(distance for distance in get_args(Distance) if distance == kind)
+        with _one_thread():
+            return text_distances(texts, known, delta=DELTA).numpy()
+
+    def embeddings(self, kind: str, source: str) -> Tensor:
+        """One vector of each text ``(45, d)``."""
+        return torch.stack([text.mean(0) if kind == "mean" else text[-1] for text in self.rows[source]])
+
+    def separation(self, kind: str, seed: int) -> dict[str, Any]:
+        """By source, how far all contexts lie apart, and king and queen alone."""
+        found = {}
+        for source in SOURCES:
+            distances, pair = self.distances(kind, source), 2 * len(COUNTRIES)
+            found[source] = {"all": score(distances, 3, seed), "king_queen": score(distances[:pair, :pair], 2, seed)}
+        return found
+
+    def described(self) -> dict[str, Any]:
+        """Its name, its width and how many tokens the texts of each context have."""
+        rows = self.rows["model"]
+        lengths = np.array([len(text) for text in rows]).reshape(len(CONTEXTS), -1)
+        return {"name": self.name, "d": rows[0].shape[1], "tokens": dict(zip(CONTEXTS, lengths.tolist(), strict=True))}
+
+
+def read_texts(request: Request) -> Sequence[Reader]:
+    """The models that were asked for, read once for all three figures of one process."""
+    return _read(request, json.dumps(request.key("texts"), sort_keys=True))
+
+
+@lru_cache(maxsize=1)
+def _read(request: Request, key: str) -> Sequence[Reader]:
+    """``key`` tells whether a model's files changed."""
+    from tqdm import tqdm
+
+    loaded = load_readers(request)
+    readers = []
+    texts = len(CONTEXTS) * len(COUNTRIES)
+    with tqdm(total=len(loaded) * len(SOURCES) * texts, desc="texts", unit="", leave=False, disable=None) as bar:
+        for name, model in loaded:
+            ids = _tokens(name, model)
+            shuffled = _shuffled(model, ids, request.seed)
+            fresh = untrained(model, seed=request.seed)
+            runs = {"model": (model, ids), "shuffled": (model, shuffled), "untrained": (fresh, ids)}
+            rows = {
+                source: final_rows(f"{name} ({SOURCES[source]})" if SOURCES[source] else name, *run, bar.update)
+                for source, run in runs.items()
+            }
+            readers.append(Reader(name, rows))
+    return readers
+
+
+def _tokens(name: str, model: Loaded) -> list[Tensor]:
+    """Ids ``(1, n)`` of every text."""
+    ids = []
+    for text in (context.format(country) for context in CONTEXTS.values() for country in COUNTRIES):
+        try:
+            ids.append(tokenize(model, text))
+        except Exception as error:  # no token, or what a tokenizer of its own does with words it lacks
+            raise GeomprobeError(f"{name} cannot read {text!r}: {error}") from error
+    return ids
+
+
+def _shuffled(model: Loaded, ids: Sequence[Tensor], seed: int) -> list[Tensor]:
+    """Each text's tokens in a random order; those the tokenizer adds stay where they are."""
+    generator = torch.Generator().manual_seed(seed)
+    special = torch.tensor(model.tokenizer.all_special_ids, dtype=torch.long)
+    shuffled = []
+    for text in ids:
+        places = (~torch.isin(text[0].cpu(), special)).nonzero()[:, 0]
+        other = text.clone()
+        other[0, places.to(text.device)] = text[0, places[torch.randperm(len(places), generator=generator)].to(text.device)]
+        shuffled.append(other)
+    return shuffled
+
+
+def final_rows(
+    name: str, model: Loaded, ids: Sequence[Tensor], done: Callable[[int], object] = lambda texts: None
+) -> list[Tensor]:
+    """Unit rows ``(n, d)`` of ``final_norm`` of every text, float64, on the CPU. Texts of one length run together, none padded.
+
+    Raises:
+        GeomprobeError: the model cannot run on them, or gives a row that is not finite.
+    """
+    rows: dict[int, Tensor] = {}
+    base = find_decoder(model.model).base
+    for length in sorted({text.shape[1] for text in ids}):
+        places = [i for i, text in enumerate(ids) if text.shape[1] == length]
+        try:
+            with torch.inference_mode():
+                hidden = base(input_ids=torch.cat([ids[i] for i in places]), use_cache=False).last_hidden_state.double().cpu()
+        except (IndexError, RuntimeError) as error:  # ids that its vocabulary lacks, no memory
+            raise GeomprobeError(f"{name} cannot run on the texts of {length} tokens: {error}") from error
+        if not hidden.isfinite().all():
+            raise GeomprobeError(
+                f"{name} gives hidden states that are not finite for texts such as "
+                f"{model.tokenizer.decode(ids[places[0]][0])!r}: look for NaN in its weights, or load it with another dtype"
+            )
+        rows |= zip(places, unit_rows(hidden, torch.linalg.vector_norm(hidden, dim=-1)), strict=True)
+        done(len(places))
+    return [rows[i] for i in range(len(ids))]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Many small matrices: threads gain nothing, and where others use the cores they were seen to cost 10 to 100 times."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,221 @@
+"""A figure or table of the paper as something that runs: numbers, a picture of them, and what they say of its claims."""
+
+import html
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from geomprobe.paper.style import styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Experiment", "Numbers", "Outcome", "Request", "Table", "Verdict", "cell", "plain", "span"]
+
+Numbers = Mapping[str, Any]
+"""What a experiment measured: JSON-ready, and all that its picture and its verdicts are made from."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the numbers say of one claim of the paper.
+
+    Attributes:
+        claim: the claim, in one line.
+        holds: whether these numbers bear it out; ``None`` where they do not decide.
+        evidence: the numbers, in one or two lines.
+    """
+
+    claim: str
+    holds: bool | None
+    evidence: str
+
+    @property
+    def word(self) -> str:
+        """``holds``, ``does not hold`` or ``undecided``."""
+        return "undecided" if self.holds is None else "holds" if self.holds else "does not hold"
+
+    def __str__(self) -> str:
+        lines = textwrap.wrap(f"{self.claim}: {self.evidence}", 66)
+        return "\n".join(f"{self.word if i == 0 else '':<14}{line}" for i, line in enumerate(lines))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers to read: cells are text already. The first column is what a row is called.
+
+    Attributes:
+        words: how many columns, from the left, are words.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 1
+
+    def __str__(self) -> str:
+        """Columns as wide as they must be; words on the left, numbers on the right."""
+        widths = [max(len(row[i]) for row in (self.columns, *self.rows)) for i in range(len(self.columns))]
+
+        def line(cells: Sequence[str]) -> str:
+            sides = "<" * self.words + ">" * len(cells)
+            return "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=False)).rstrip()
+
+        title = [part for whole in self.title.splitlines() for part in textwrap.wrap(whole, 80)]
+        return "\n".join([*title, "", *map(line, (self.columns, *self.rows))])
+
+    def to_html(self) -> str:
+        """A ``<table>``."""
+
+        def line(cells: Sequence[str], tag: str) -> str:
+            kinds = ["th"] + ['td class="words"'] * (self.words - 1) + [tag] * (len(cells) - self.words)
+            return "".join(f"<{kind}>{html.escape(cell)}</{kind[:2]}>" for kind, cell in zip(kinds, cells, strict=True))
+
+        rows = "".join(f"<tr>{line(row, 'td')}</tr>" for row in self.rows)
+        return (
+            f'<div class="scroll"><table><caption>{html.escape(self.title)}</caption>'
+            f"<thead><tr>{line(self.columns, 'th')}</tr></thead><tbody>{rows}</tbody></table></div>"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a command was asked for.
+
+    Attributes:
+        out: the folder of the results.
+        models: hub ids or directories; before a experiment is measured, those that it takes by default are filled in.
+        data: a file or a data set's id, as :func:`geomprobe.sweep` reads them; ``None`` for the default.
+        field: where the text of a document stands.
+        tokens: how many tokens of ``data`` each model reads.
+        steps: optimizer steps of the models that are trained where none is given.
+        seed: of every random draw.
+        dtype: of models that are loaded.
+        device: where to; CUDA when there is one.
+        fresh: measure what an earlier run left in the folder anew.
+    """
+
+    out: Path
+    models: tuple[str, ...] = ()
+    data: str | None = None
+    field: str = "text"
+    tokens: int = 8192
+    steps: int = 300
+    seed: int = 0
+    dtype: str = "float32"
+    device: str | None = None
+    fresh: bool = False
+
+    def key(self, of: str) -> dict[str, Any]:
+        """What the numbers of a experiment depend on that is ``of`` sizes, texts or nothing; equal keys, equal numbers."""
+        asked: dict[str, Any] = {"version": version("geomprobe"), "seed": self.seed}
+        if of != "nothing":
+            names = ("steps", "dtype", "device") if of == "texts" else ("steps", "dtype", "device", "field", "tokens")
+            asked |= {name: getattr(self, name) for name in names}
+            asked |= {"models": [[model, _fingerprint(model)] for model in self.models]}
+        if of == "sizes":
+            asked |= {"data": self.data and {self.data: _fingerprint(self.data)}}
+        return asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One figure or table.
+
+    Attributes:
+        name: of the command and of the files.
+        title: over the picture.
+        place: where it stands in the paper.
+        read: one or two sentences on how to read it.
+        caveat: a sentence on what it is not.
+        of: what its numbers depend on: models of several ``sizes`` and a data set, a model and the paper's ``texts``, or
+            ``nothing``.
+        measure: the numbers.
+        draw: their picture.
+        tables: their tables, each at most 80 columns wide.
+        judge: what they say of the paper's claims.
+    """
+
+    name: str
+    title: str
+    place: str
+    read: str
+    caveat: str
+    of: str
+    measure: Callable[[Request], Numbers]
+    draw: Callable[[Numbers], "Figure"]
+    tables: Callable[[Numbers], list[Table]]
+    judge: Callable[[Numbers], list[Verdict]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A experiment that ran.
+
+    Attributes:
+        kept: whether its numbers were there from an earlier run.
+    """
+
+    experiment: Experiment
+    numbers: Numbers
+    kept: bool
+
+    @cached_property
+    def verdicts(self) -> list[Verdict]:
+        """What the numbers say of the paper's claims."""
+        return self.experiment.judge(self.numbers)
+
+    @cached_property
+    def figure(self) -> "Figure":
+        """The picture; drawn once, for the PNG and for every page."""
+        with styled():
+            return self.experiment.draw(self.numbers)
+
+    def __str__(self) -> str:
+        """For a terminal of 80 columns."""
+        parts = [f"{self.experiment.title} ({self.experiment.place})", *map(str, self.experiment.tables(self.numbers))]
+        return "\n\n".join([*parts, "\n".join(map(str, self.verdicts))]).rstrip()
+
+
+def plain(value: Any) -> Any:
+    """Plain JSON of numbers: arrays and tensors as lists, NaN and infinities as ``None``.
+
+    >>> plain({"a": (1.0, math.nan)})
+    {'a': [1.0, None]}
+    """
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def cell(value: float | None, spec: str) -> str:
+    """A cell of a table: a dash where there is no number."""
+    return "–" if value is None else f"{value:{spec}}"
+
+
+def span(values: Sequence[float], spec: str) -> str:
+    """Both ends of values, or the one that there is."""
+    low, high = f"{min(values):{spec}}", f"{max(values):{spec}}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _fingerprint(name: str) -> str | None:
+    """Tells whether a model's or a data set's files changed; ``None`` for an id on a hub."""
+    path = Path(name)
+    try:
+        inside = [file for pattern in ("*", "checkpoint-*/*") for file in path.glob(pattern) if file.is_file()]
+        files = [path] if path.is_file() else sorted(inside)
+        stats = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except OSError:  # a name that no file can have
+        return None
+    return sha256(repr(stats).encode()).hexdigest()[:12] if files else None

@@ -1,0 +1,241 @@
+"""Figure 1: entropy of models of several sizes, published and at hand, and what width alone does to it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from geomprobe.core.spectrum import equal_spectrum_entropy
+from geomprobe.errors import GeomprobeError
+from geomprobe.paper.experiment import Experiment, Numbers, Request, Table, Verdict, cell, span
+from geomprobe.paper.models import by_size, failure_tables, failures, swept
+from geomprobe.paper.published import PUBLISHED
+from geomprobe.paper.style import COLOURS, MUTED, UNTRAINED, canvas
+from geomprobe.report.theme import si_format
+from geomprobe.sweeps.records import Record
+from geomprobe.theory.power_law import fit_power_law
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["FIG1"]
+
+Floats = NDArray[np.float64]
+
+_CONVINCING = 0.9
+"""Akaike weight of a power law that counts as one."""
+_ENOUGH = 6
+"""Sizes it takes."""
+_FITS = {"power": "power", "log-linear": "log", "constant": "constant"}
+"""What the table calls fits."""
+_MATRIX_ENTROPY = "centered_text_matrix_entropy/final_norm"
+"""Wei et al.'s: of each text's rows less their mean, mean over texts."""
+
+
+def _measure_entropy(request: Request) -> Numbers:
+    published = {
+        f"{family}, {data}": _trend(known.parameters, known.widths, np.power(known.widths, entropies))
+        for family, known in PUBLISHED.items()
+        for data, entropies in known.entropies.items()
+    }
+    run = swept(request)
+    pairs = [(record, run.baseline(record, "untrained")) for record in by_size(run)]
+    parameters = [record.parameters or math.nan for record, _ in pairs]
+    widths = [record.width or math.nan for record, _ in pairs]
+    own = _trend(parameters, widths, [_rank(record) for record, _ in pairs])
+    nulls = [math.nan if null is None else _rank(null) for _, null in pairs]
+    own |= {
+        "names": [record.name for record, _ in pairs],
+        "text_entropy": [_value(record, "centered_text_entropy/final_norm") for record, _ in pairs],
+        "loss": [record.loss for record, _ in pairs],
+        "untrained": _trend(parameters, widths, nulls),
+    }
+    return {"published": published, "own": own, "failed": failures(run)}
+
+
+def _trend(parameters: ArrayLike, widths: ArrayLike, ranks: ArrayLike) -> dict[str, Any]:
+    """Eq. 1 of ``r/d`` along sizes, beside what it would be had every size the same rank, and the power law that fits best.
+
+    ``share`` is how much of the fall of log entropy, first to last, is there with the same rank too: what is left for the
+    models themselves is ``1 − share``. ``law`` is ``None`` where fewer than four sizes are known.
+    """
+    d, r = np.asarray(widths, np.float64), np.asarray(ranks, np.float64)
+    entropy, same = _equation_1(r / d), _equation_1(np.exp(np.log(r).mean()) / d)
+    fall = math.log(entropy[0] / entropy[-1])
+    try:
+        law: Mapping[str, Any] | None = vars(fit_power_law(parameters, entropy))
+    except GeomprobeError:
+        law = None
+    return {
+        "parameters": np.asarray(parameters, np.float64),
+        "widths": d,
+        "ranks": r,
+        "entropy": entropy,
+        "same_rank": same,
+        "share": math.log(same[0] / same[-1]) / fall if fall > 0 else math.nan,
+        "law": law,
+    }
+
+
+def _equation_1(ratio: ArrayLike) -> Floats:
+    return np.asarray(equal_spectrum_entropy(torch.as_tensor(ratio)).numpy())
+
+
+def _value(record: Record, name: str) -> float:
+    assert record.reading is not None  # it is one of those that were read
+    return record.reading[name]
+
+
+def _rank(record: Record) -> float:
+    return math.exp(_value(record, _MATRIX_ENTROPY))
+
+
+def _draw_entropy(numbers: Numbers) -> "Figure":
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure, (entropy, rank, own) = canvas(1, 3, width=3.7, height=3.4)
+    for colour, family in zip(COLOURS, PUBLISHED, strict=False):
+        sets = [trend for name, trend in numbers["published"].items() if name.startswith(f"{family},")]
+        for number, trend in enumerate(sets):
+            label = family if number == 0 else None
+            for axes, of in ((entropy, "entropy"), (rank, "ranks")):
+                axes.plot(trend["parameters"], trend[of], color=colour, marker="o", markersize=3, label=label, linewidth=1.1)
+        same = np.exp(np.log([trend["same_rank"] for trend in sets]).mean(0))
+        entropy.plot(sets[0]["parameters"], same, color=MUTED, linestyle=":", zorder=3)
+    entropy.plot([], [], color=MUTED, linestyle=":", label="same rank at every size")
+    trend, null = numbers["own"], numbers["own"]["untrained"]
+    own.plot(trend["parameters"], trend["entropy"], color=COLOURS[0], marker="o", label="trained")
+    if None not in null["entropy"]:
+        own.plot(null["parameters"], null["entropy"], color=UNTRAINED, linestyle="--", marker="o", label="untrained")
+    own.plot(trend["parameters"], trend["same_rank"], color=MUTED, linestyle=":", label="same rank at every size")
+    entropy.set_title("Eq. 1, published, four data sets each")
+    rank.set_title("Effective rank $e^H$ behind it")
+    own.set_title("Eq. 1, models at hand")
+    for axes, unit in ((entropy, "share of its maximum"), (rank, "directions"), (own, "share of its maximum")):
+        _size_axis(axes, own_sizes=trend["parameters"] if axes is own else None)
+        axes.set_ylabel(unit)
+        axes.legend()
+    for axes in (entropy, own):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    rank.set_ylim(bottom=0)
+    return figure
+
+
+def _size_axis(axes: "Axes", own_sizes: Sequence[float] | None) -> None:
+    """A log axis of parameters; few sizes are its ticks."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set_xscale("log")
+    axes.set_xlabel("parameters")
+    if own_sizes is not None and len(own_sizes) <= 5:
+        axes.set_xticks(own_sizes)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: si_format(size)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _tables_of_entropy(numbers: Numbers) -> list[Table]:
+    columns = ("models", "e^H", "Eq. 1", "γ", "best fit", "by width")
+    rows = [_trend_row(name, trend) for name, trend in numbers["published"].items()]
+    own, null = numbers["own"], numbers["own"]["untrained"]
+    rows += [_trend_row("models at hand", own)]
+    rows += [_trend_row("… untrained", null)] if None not in null["ranks"] else []
+    each = [
+        [
+            si_format(size),
+            f"{width:.0f}",
+            *(cell(value, form) for value, form in ((rank, ".1f"), (entropy, ".3f"), (direct, ".3f"), (loss, ".2f"))),
+            cell(untrained, ".1f"),
+        ]
+        for size, width, rank, entropy, direct, loss, untrained in zip(
+            *(own[name] for name in ("parameters", "widths", "ranks", "entropy", "text_entropy", "loss")),
+            null["ranks"],
+            strict=True,
+        )
+    ]
+    return [
+        Table("smallest to largest, L = L₀ + λN^γ; by width: share of the fall one rank gives", columns, rows),
+        Table(
+            "models at hand",
+            ("parameters", "d", "e^H", "Eq. 1", "Def. 3.1", "loss", "e^H untrained"),
+            each,
+        ),
+        *failure_tables(numbers["failed"]),
+    ]
+
+
+def _trend_row(name: str, trend: Mapping[str, Any]) -> list[str]:
+    def ends(of: str, form: str) -> str:
+        return f"{trend[of][0]:{form}} → {trend[of][-1]:{form}}"
+
+    law, share = trend["law"], cell(trend["share"], ".0%")
+    fit = ("–", "–") if law is None else (f"{law['exponent']:.2f}", f"{_FITS[law['best']]} {law['weights'][law['best']]:.0%}")
+    return [name, ends("ranks", ".0f"), ends("entropy", ".2f"), *fit, share]
+
+
+def _judge_entropy(numbers: Numbers) -> list[Verdict]:
+    groups = {"published": list(numbers["published"].values()), "models at hand": [numbers["own"]]}
+    return [judge(where, trends) for where, trends in groups.items() for judge in (_judge_law, _judge_width)]
+
+
+def _judge_law(where: str, trends: Sequence[Mapping[str, Any]]) -> Verdict:
+    """Holds if in every data set nine tenths of the weight are on a power law, and does not if in none. Of fewer than six sizes
+    the points cannot tell: a logarithm with a little noise passes for a power law half the time."""
+    claim, laws = f"Entropy is a power law of size ({where})", [trend["law"] for trend in trends]
+    if None in laws:
+        return Verdict(claim, None, "needs models of at least four sizes")
+    nulls = [trend["untrained"]["law"] for trend in trends if "untrained" in trend]
+    won = sum(law["weights"]["power"] >= _CONVINCING for law in laws)
+    enough = all(len(trend["parameters"]) >= _ENOUGH for trend in trends)
+    exponents = span([law["exponent"] for law in laws], ".2f")
+    return Verdict(
+        claim,
+        {0: False, len(laws): True}.get(won) if enough else None,
+        f"against a logarithm and a constant a power law has {_CONVINCING:.0%} of the weight or more in {won} of {len(laws)}; "
+        f"exponents {exponents}"
+        + ("" if enough else f"; fewer than {_ENOUGH} sizes flatter it")
+        + "".join(f"; untrained the same models prefer {null['best']}" for null in nulls if null is not None),
+    )
+
+
+def _judge_width(where: str, trends: Sequence[Mapping[str, Any]]) -> Verdict:
+    """Does not hold if the same rank at every size gives 90% of the fall everywhere; holds if it gives at most half."""
+    shares = [trend["share"] for trend in trends]
+    ranks, widths = (span([trend[of][-1] / trend[of][0] for trend in trends], ".1f") for of in ("ranks", "widths"))
+    claim = f"It falls because the models differ, not only their width ({where})"
+    if any(trend["widths"][0] == trend["widths"][-1] for trend in trends):
+        return Verdict(claim, None, "needs models of at least two widths")
+    if None in shares:
+        return Verdict(claim, None, "it does not fall from the smallest to the largest")
+    return Verdict(
+        claim,
+        False if min(shares) >= 0.9 else True if max(shares) <= 0.5 else None,
+        f"with one rank for all sizes the fall is {span(shares, '.0%')} of what it is; the rank itself goes by a factor of "
+        f"{ranks} while d goes by {widths}",
+    )
+
+
+FIG1 = Experiment(
+    name="fig1",
+    title="Entropy against model size",
+    place="Figure 1",
+    read=(
+        "Eq. 1 turns the effective rank e^H of a model's rows into a normalised entropy, with r/d in it; dotted is the same "
+        "with one rank for all sizes, so that only the width d differs."
+    ),
+    caveat=(
+        "A straight line here is no law of the models where the dotted one is as steep: the ranks behind it, in the middle, "
+        "change far less than d."
+    ),
+    of="sizes",
+    measure=_measure_entropy,
+    draw=_draw_entropy,
+    tables=_tables_of_entropy,
+    judge=_judge_entropy,
+)

@@ -1,0 +1,138 @@
+"""Figure 2: the graph of texts and the skills they use, and how often each is used."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomprobe.paper.experiment import Experiment, Numbers, Request, Table, Verdict
+from geomprobe.paper.style import MUTED, canvas, shades
+from geomprobe.theory import skills
+from geomprobe.theory.skills import SkillModel
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["FIG2"]
+
+Floats = NDArray[np.float64]
+
+_SMALL = SkillModel(alpha=0.4, M=9, B=0.0, C=1.0)
+_SMALL_TEXTS = 16
+"""The graph that is drawn; each of its texts draws two skills, or one of them twice."""
+
+_MANY, _MANY_TEXTS = 1000, 200_000
+"""Skills and texts of the graphs whose degrees are fitted; each text uses one skill."""
+
+_CONFIDENCE = 0.999
+"""Of intervals of α: three of them in a picture, of any seed."""
+
+
+def _measure_graphs(request: Request) -> Numbers:
+    large = []
+    for alpha in (0.3, 0.8, 1.5):
+        model = SkillModel(alpha, _MANY, B=0.0, C=1.0)
+        degrees = np.bincount(model.sample_graph(_MANY_TEXTS, seed=request.seed)[:, 1], minlength=_MANY)
+        law = skills.fit_degrees(degrees, confidence=_CONFIDENCE)
+        large.append(
+            {
+                "alpha": alpha,
+                "degrees": degrees,
+                "expected": _MANY_TEXTS * model.degrees(),
+                "fitted": law.alpha,
+                "interval": law.interval,
+                "p_value": law.p_value,
+            }
+        )
+    return {"edges": _SMALL.sample_graph(_SMALL_TEXTS, 2, seed=request.seed), "large": large}
+
+
+def _draw_graphs(numbers: Numbers) -> "Figure":
+    figure, (graph, law) = canvas(1, 2, height=3.5, width=4.8)
+    _draw_graph(graph, np.array(numbers["edges"]))
+    k = np.arange(1, _MANY + 1)
+    for case, colour in zip(numbers["large"], shades(len(numbers["large"])), strict=True):
+        degrees = np.array(case["degrees"])
+        law.plot(k[degrees > 0], degrees[degrees > 0], ".", color=colour, markersize=2, alpha=0.3, markeredgewidth=0)
+        law.plot(k, case["expected"], color=colour, linewidth=1)
+        label = f"α = {case['alpha']:g}, fitted {case['fitted']:.3f}"
+        law.plot(*_binned(degrees), "o", color=colour, markersize=4, label=label)
+    law.set(xscale="log", yscale="log", xlim=(0.8, 1.3 * _MANY), ylim=(0.003, None))
+    law.set(xlabel="skill k, the most used first", ylabel="texts that use it")
+    law.set_title(f"Use of {_MANY} skills by {_MANY_TEXTS // 1000} thousand texts")
+    law.legend(title="lines: expected, as k$^{−(1+α)}$", alignment="left", title_fontsize=8, loc="lower left")
+    return figure
+
+
+def _binned(degrees: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Geometric means of ranks, and mean degrees, of eighths of a decade: those not used count, as they have no place among
+    logarithms."""
+    bins = np.floor(8 * np.log10(np.arange(1, len(degrees) + 1)) - 1e-9).astype(int) + 1  # a bin ends with its decade
+    there = np.bincount(bins) > 0
+    ranks, uses = (
+        np.bincount(bins, weights=each)[there] / np.bincount(bins)[there]
+        for each in (np.log(np.arange(1, len(degrees) + 1)), degrees)
+    )
+    return np.exp(ranks), np.where(uses > 0, uses, np.nan)
+
+
+def _draw_graph(axes: "Axes", edges: NDArray[np.int64]) -> None:
+    degrees = np.bincount(edges[:, 1], minlength=_SMALL.M)
+    middle = np.bincount(edges[:, 0], weights=edges[:, 1]) / np.bincount(edges[:, 0])
+    texts = np.empty(_SMALL_TEXTS)
+    texts[np.argsort(middle, kind="stable")] = np.linspace(0, 1, _SMALL_TEXTS)  # beside those with like skills: fewer crossings
+    places = np.linspace(0.02, 0.98, _SMALL.M)
+    scale = shades(int(degrees.max()) + 1)
+    for text, skill in edges:
+        axes.plot([texts[text], places[skill]], [1, 0], color=scale[degrees[skill]], linewidth=0.9, alpha=0.6, zorder=1)
+    axes.scatter(texts, np.ones(_SMALL_TEXTS), s=34, marker="s", color=MUTED, zorder=2)
+    colours = [scale[degree] for degree in degrees]
+    axes.scatter(places, np.zeros(_SMALL.M), s=25 + 45 * degrees, color=colours, zorder=2)
+    for k, (place, degree) in enumerate(zip(places, degrees, strict=True), start=1):
+        axes.text(place, -0.2, f"{k}", ha="center", va="center", fontsize=8)
+        axes.text(place, -0.31, f"{degree}×", ha="center", va="center", fontsize=7, color=MUTED)
+    for label, height in (("texts", 1.0), ("skills", 0.0), ("rank", -0.2), ("used", -0.31)):
+        axes.text(-0.09, height, label, ha="right", va="center", fontsize=8, color=MUTED)
+    axes.set(xlim=(-0.2, 1.05), ylim=(-0.38, 1.12))
+    axes.set_title(f"{_SMALL_TEXTS} texts, and which of {_SMALL.M} skills they use")
+    axes.axis("off")
+
+
+def _graph_tables(numbers: Numbers) -> list[Table]:
+    rows = [
+        [f"{case['alpha']:g}", f"{case['fitted']:.4f}", "{:.4f} to {:.4f}".format(*case["interval"]), f"{case['p_value']:.2f}"]
+        for case in numbers["large"]
+    ]
+    title = f"α by maximum likelihood, from {_MANY_TEXTS} texts that use one of {_MANY} skills each"
+    return [Table(title, ["α", "fitted", f"{_CONFIDENCE:.1%} interval", "p of χ²"], rows)]
+
+
+def _judge_graphs(numbers: Numbers) -> list[Verdict]:
+    cases = numbers["large"]
+    holds = all(c["interval"][0] <= c["alpha"] <= c["interval"][1] and (c["p_value"] or 0) > 1e-3 for c in cases)
+    fits = "; ".join(f"{-1 - c['fitted']:.3f} ± {np.ptp(c['interval']) / 2:.3f} for {-1 - c['alpha']:g}" for c in cases)
+    return [
+        Verdict(
+            "Def. 3.4, in graphs sampled by it: skill k has a share k^−(1+α) of the edges",
+            holds,
+            f"exponents fitted by maximum likelihood: {fits.replace('-', '−')}",
+        )
+    ]
+
+
+FIG2 = Experiment(
+    name="fig2",
+    title="Texts, and the skills they use",
+    place="Figure 2",
+    read=(
+        "Left a small graph: every text draws two skills by Def. 3.4, and a skill is as large as it is used. Right the degrees "
+        "of graphs too large to draw, as specks, their means over ranks as dots, and as lines what the law expects."
+    ),
+    caveat="The graphs are drawn from the definition, so they show what it says, not that texts use skills so.",
+    of="nothing",
+    measure=_measure_graphs,
+    draw=_draw_graphs,
+    tables=_graph_tables,
+    judge=_judge_graphs,
+)

@@ -1,0 +1,160 @@
+"""Figure 3: information gain against the length of the input, for models of several sizes."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from geomprobe.paper.experiment import Experiment, Numbers, Request, Table, Verdict, cell, span
+from geomprobe.paper.models import by_size, failure_tables, failures, swept
+from geomprobe.paper.style import MUTED, canvas, shades
+from geomprobe.report.theme import si_format
+from geomprobe.sweeps.records import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["FIG3"]
+
+_BIN = 4
+"""Positions whose increments are drawn as their mean."""
+_TELLING = 0.01
+"""Of a rank correlation: below, it is taken for one."""
+
+
+def _measure_gain(request: Request) -> Numbers:
+    run = swept(request)
+    models = []
+    for record in by_size(run):
+        nulls = {"untrained": run.baseline(record, "untrained"), "gaussian": run.baseline(record, "gaussian")}
+        models.append(
+            {"name": record.name, "parameters": record.parameters, "width": record.width, "trained": _gain(record)}
+            | {kind: null and _gain(null) for kind, null in nulls.items()}
+        )
+    return {"models": models, "failed": failures(run)}
+
+
+def _gain(record: Record) -> dict[str, Any]:
+    """Increments by position, of positions that at least half of the texts reach, their running sum, and their trend.
+
+    The first increment is left out of the trend: it is ``½ log(1 + σ⁻²)`` whatever the row is.
+    """
+    assert record.reading is not None
+    curve = record.reading.curve("gain", record.reading.sites[-1])
+    count = np.array(curve.count)
+    kept = count >= count.max() / 2
+    gain = np.array(curve.mean)[kept]
+    later = gain[1:]
+    quarter = max(1, len(later) // 4)
+    trend = spearmanr(np.arange(len(later)), later) if len(later) > 2 and np.ptp(later) > 0 else None
+    return {
+        "gain": gain,
+        "total": gain.cumsum(),
+        "texts": int(count.max()),
+        "first_quarter": later[:quarter].mean() if len(later) else math.nan,
+        "last_quarter": later[-quarter:].mean() if len(later) else math.nan,
+        "rho": None if trend is None else float(trend.statistic),
+        "p": None if trend is None else float(trend.pvalue),
+    }
+
+
+def _draw_gain(numbers: Numbers) -> "Figure":
+    figure, (total, each) = canvas(1, 2, width=5.2, height=3.6)
+    models = numbers["models"]
+    styles = {"trained": ("-", 1.6), "untrained": ("--", 1.0), "gaussian": (":", 1.0)}
+    for model, colour in zip(models, shades(len(models)), strict=True):
+        for kind, (dash, width) in styles.items():
+            if model[kind] is None:
+                continue
+            gain = np.array(model[kind]["gain"])
+            label = f"{si_format(model['parameters'])}, d = {model['width']}" if kind == "trained" else None
+            style: dict[str, Any] = {"color": colour, "linestyle": dash, "linewidth": width, "label": label}
+            total.plot(np.arange(1, len(gain) + 1), np.array(model[kind]["total"]) / model["width"], **style)
+            ends = np.arange(1, len(gain) - _BIN + 1, _BIN)
+            if len(ends):
+                each.plot(ends + (_BIN + 1) / 2, [gain[i : i + _BIN].mean() for i in ends], **style)
+    each.plot([], [], color=MUTED, linestyle="--", linewidth=1, label="untrained")
+    each.plot([], [], color=MUTED, linestyle=":", linewidth=1, label="Gaussian rows")
+    total.set_title("Information gain of a text, per dimension")
+    total.set_ylabel("nats / d")
+    each.set_title(f"What each token adds (means of {_BIN})")
+    each.set_ylabel("nats")
+    each.set_ylim(bottom=0)
+    for axes in (total, each):
+        axes.set_xlabel("length of the text, tokens")
+    each.legend(loc="upper right")
+    return figure
+
+
+def _tables_of_gain(numbers: Numbers) -> list[Table]:
+    rows = []
+    for model in numbers["models"]:
+        for kind in ("trained", "untrained", "gaussian"):
+            if (gain := model[kind]) is None:
+                continue
+            name = f"{si_format(model['parameters'])}, d = {model['width']}" if kind == "trained" else f"  {kind}"
+            quarters = (cell(gain[of], ".2f") for of in ("first_quarter", "last_quarter"))
+            total = gain["total"][-1]
+            rows.append(
+                [
+                    name,
+                    f"{len(gain['gain'])}",
+                    f"{total:.0f}",
+                    f"{total / model['width']:.2f}",
+                    *quarters,
+                    cell(gain["rho"], ".2f"),
+                ]
+            )
+    columns = ("model", "tokens", "nats", "nats / d", "first ¼", "last ¼", "ρ")
+    title = "gain of a text; of each token in its first and last quarter; trend of the latter"
+    return [Table(title, columns, rows), *failure_tables(numbers["failed"])]
+
+
+def _judge_gain(numbers: Numbers) -> list[Verdict]:
+    models = numbers["models"]
+    least = min(min(model["trained"]["gain"]) for model in models)
+    nulls = [model["untrained"] for model in models if model["untrained"] is not None]
+    rises = Verdict(
+        "Gain rises with the length of the input",
+        least > 0,
+        f"the least increment is {least:.2g} nats; ½ log(1 + σ⁻²σ_T²) cannot be negative, so it rises for any rows, also of "
+        "untrained models: this tells nothing of training",
+    )
+    trained = [model["trained"] for model in models]
+    falling, rising = ([_moves(gain, sign) for gain in trained] for sign in (-1, 1))
+    kept = [gain["last_quarter"] / gain["first_quarter"] for gain in trained if gain["first_quarter"]]
+    falls = Verdict(
+        "Each further token adds less",
+        True if all(falling) else False if any(rising) else None,
+        f"increments fall with position in {sum(falling)} of {len(trained)} models (Spearman, p < {_TELLING}), and in "
+        f"{sum(_moves(gain, -1) for gain in nulls)} of {len(nulls)} untrained ones"
+        + (f"; the last quarter adds {span(kept, '.0%')} of the first" if kept else ""),
+    )
+    return [rises, falls]
+
+
+def _moves(gain: Mapping[str, Any], sign: int) -> bool:
+    """Whether increments fall (−1) or rise (+1) with position, beyond chance."""
+    return gain["rho"] is not None and bool(sign * gain["rho"] > 0 and gain["p"] < _TELLING)
+
+
+FIG3 = Experiment(
+    name="fig3",
+    title="Information gain against length",
+    place="Figure 3",
+    read=(
+        "Left, ½ logdet(I + σ⁻²K) of the first T tokens over d, σ = 0.01; right, what each further token adds. A line bends "
+        "where new rows repeat old directions."
+    ),
+    caveat=(
+        "It is no surprisal: untrained models (dashed) and Gaussian rows (dotted) gain too, and over d a wider model gains "
+        "less whatever it knows, as T rows fill at most T directions."
+    ),
+    of="sizes",
+    measure=_measure_gain,
+    draw=_draw_gain,
+    tables=_tables_of_gain,
+    judge=_judge_gain,
+)

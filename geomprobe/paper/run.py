@@ -1,0 +1,58 @@
+"""Running an experiment: its numbers, measured or kept from an earlier run, and its files."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from geomprobe.errors import GeomprobeError
+from geomprobe.files import write_whole
+from geomprobe.paper.experiment import Experiment, Numbers, Outcome, Request, plain
+from geomprobe.paper.models import default_models
+from geomprobe.paper.page import page
+from geomprobe.paper.style import to_png
+
+__all__ = ["run_experiment"]
+
+
+def run_experiment(experiment: Experiment, request: Request) -> Outcome:
+    """The numbers of a experiment, measured or kept from an earlier run with the same arguments, and its files written:
+    ``<name>.json``, ``.png`` and ``.html`` in ``request.out``.
+
+    Raises:
+        GeomprobeError: it cannot be measured, or its files cannot be written.
+    """
+    try:
+        request.out.mkdir(parents=True, exist_ok=True)
+        if not os.access(request.out, os.W_OK):
+            raise PermissionError("it is not to be written")
+    except OSError as error:
+        raise GeomprobeError(f"cannot write {request.out}: {error}; give a folder that can be written") from error
+    request = replace(request, models=request.models or default_models(experiment.of, request))
+    path, key = request.out / f"{experiment.name}.json", request.key(experiment.of)
+    numbers = None if request.fresh else _kept(path, key, experiment)
+    kept = numbers is not None
+    if numbers is None:
+        numbers = plain(experiment.measure(request))
+    outcome = Outcome(experiment, numbers, kept)
+    verdicts = [vars(verdict) for verdict in outcome.verdicts]
+    content = {"experiment": experiment.name, "title": experiment.title, "of": key, "verdicts": verdicts, "numbers": numbers}
+    write_whole(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False))
+    write_whole(path.with_suffix(".png"), to_png(outcome.figure))
+    write_whole(path.with_suffix(".html"), page(experiment.title, [outcome]))
+    return outcome
+
+
+def _kept(path: Path, key: Mapping[str, Any], experiment: Experiment) -> Numbers | None:
+    """The numbers in ``path``, if they are those of ``key`` and lack none; whatever else lies there is measured anew."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        numbers = content["numbers"]
+        if content["of"] != plain(key) or numbers.get("failed"):
+            return None
+        str(Outcome(experiment, numbers, True))  # another version's may lack what this one shows
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return None
+    return dict(numbers)

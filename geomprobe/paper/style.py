@@ -1,0 +1,113 @@
+"""How the figures of the paper look: drawn once, as a PNG for light paper and as an SVG that follows the reader's scheme."""
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from geomprobe.report.theme import BASELINES, Ink, categorical, sequence
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["COLOURS", "MUTED", "UNTRAINED", "canvas", "shades", "styled", "to_png", "to_svg"]
+
+_INK: Ink = ("#24262d", "#e9e7e2")
+_MUTED: Ink = ("#62666f", "#a3a7b0")
+_LINE: Ink = ("#e2dfd7", "#353941")
+_SHADES = 40
+"""Steps of the sequence of colours: so many have a partner for dark paper."""
+
+COLOURS = tuple(categorical(number)[0] for number in range(6))
+"""Colours of things that have no order."""
+MUTED = _MUTED[0]
+"""Of what stands behind: a prediction, a rule."""
+UNTRAINED = BASELINES["untrained"][2][0]
+"""Of untrained models."""
+
+_DARK = dict(
+    [_INK, _MUTED, _LINE, *(look[2] for look in BASELINES.values())]
+    + [categorical(number) for number in range(6)]
+    + [sequence(place / _SHADES) for place in range(_SHADES + 1)]
+)
+_STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "text.color": _INK[0],
+    "axes.edgecolor": _LINE[0],
+    "axes.labelcolor": _MUTED[0],
+    "axes.titlecolor": _INK[0],
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": _LINE[0],
+    "grid.linewidth": 0.6,
+    "xtick.color": _LINE[0],
+    "ytick.color": _LINE[0],
+    "xtick.labelcolor": _MUTED[0],
+    "ytick.labelcolor": _MUTED[0],
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "image.interpolation": "nearest",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "geomprobe",  # the same picture is the same file
+}
+_FONT = "system-ui, 'Liberation Sans', sans-serif"
+
+
+def canvas(rows: int = 1, columns: int = 1, *, height: float = 3.2, width: float = 4.2) -> "tuple[Figure, list[Axes]]":
+    """A figure of rows × columns panels and its axes, row by row; inches for each panel. To be drawn in :func:`styled`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """While a figure is drawn: what its parts look like."""
+    from matplotlib import rc_context
+
+    with rc_context(_STYLE):
+        yield
+
+
+def shades(n: int) -> list[str]:
+    """``n`` colours from faint to strong: small to large, early to late."""
+    return [sequence(round(place * _SHADES) / _SHADES)[0] for place in (np.linspace(0.25, 1, n) if n > 1 else [1.0])]
+
+
+def to_png(figure: "Figure") -> bytes:
+    """On white, at 180 dots per inch."""
+    return _written(figure, "png", dpi=180, facecolor="white")
+
+
+def to_svg(figure: "Figure") -> str:
+    """An ``<svg>`` element for a page: transparent, in colours of both schemes, its text as text."""
+    drawn = _written(figure, "svg", facecolor="none").decode()
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)
+    body = re.sub(r'<svg [^>]*(viewBox="[^"]*")[^>]*>', r'<svg \1 xmlns="http://www.w3.org/2000/svg">', body, count=1)
+    body = re.sub(r"'DejaVu Sans'[^;\"]*", _FONT, body)
+    return re.sub(r"#[0-9a-f]{6}\b", lambda found: _both(found[0]), body)
+
+
+def _both(light: str) -> str:
+    return f"light-dark({light}, {_DARK[light]})" if light in _DARK else light
+
+
+def _written(figure: "Figure", form: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    with styled():
+        figure.savefig(file, format=form, metadata={"Date": None} if form == "svg" else {"Software": None}, **options)
+    return file.getvalue()

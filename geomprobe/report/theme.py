@@ -1,0 +1,125 @@
+"""How figures look, on light paper and on dark: the colours of the pages of this house, and text from a run made harmless."""
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+from geomprobe.report.token_page import printable
+from geomprobe.sweeps.records import Kind
+
+__all__ = ["BASELINES", "Ink", "categorical", "escape_label", "sequence", "si_format", "template"]
+
+Ink = tuple[str, str]
+"""A colour for light paper and one for dark."""
+
+_FAINT_TO_STRONG = (
+    ("#b3bde6", "#919bd3", "#7176b8", "#5d4a90", "#45235f", "#260a33"),
+    ("#505990", "#636db0", "#8488d4", "#b596e0", "#e5b6e0", "#ffe9ea"),
+)
+_SETS = (
+    ("#0b62a8", "#74b6f5"),
+    ("#c24a14", "#f2905f"),
+    ("#0b7a62", "#4cc9a6"),
+    ("#7a4fa3", "#bb9df2"),
+    ("#8a6d00", "#d9b84a"),
+    ("#b0306a", "#f08bb4"),
+)
+BASELINES: dict[Kind, tuple[str, str, Ink]] = {
+    "untrained": ("untrained", "dash", ("#a8540f", "#f0a268")),
+    "gaussian": ("Gaussian rows", "dot", ("#3d7a5c", "#7cc7a2")),
+}
+"""Of each null baseline what the legend calls it, its dash and its colour."""
+
+_PAPER = (
+    {"ink": "#24262d", "muted": "#62666f", "line": "#e2dfd7", "card": "#ffffff"},
+    {"ink": "#e9e7e2", "muted": "#a3a7b0", "line": "#353941", "card": "#1d2025"},
+)
+_FONT = 'system-ui, -apple-system, "Segoe UI", "Liberation Sans", sans-serif'
+
+
+def sequence(place: float) -> Ink:
+    """The colour at a place from 0 (faint: early, shallow, small) to 1 (strong)."""
+    light, dark = (_between(scale, place) for scale in _FAINT_TO_STRONG)
+    return light, dark
+
+
+def categorical(number: int) -> Ink:
+    """The colour of one of a few things that have no order; after six they come again."""
+    return _SETS[number % len(_SETS)]
+
+
+def template(*, dark: bool = False) -> dict[str, Any]:
+    """The plotly template of a figure: all that differs between light and dark, but the colours of lines."""
+    paper = _PAPER[dark]
+    axis = {
+        "gridcolor": paper["line"],
+        "zeroline": False,
+        "showline": False,
+        "ticks": "",
+        "automargin": True,
+        "tickfont": {"size": 11},
+        "title": {"font": {"size": 11}, "standoff": 6},
+        "ticklabeloverflow": "allow",
+    }
+    scale = [[i / 5, colour] for i, colour in enumerate(_FAINT_TO_STRONG[dark])]
+    bar = {"thickness": 8, "outlinewidth": 0, "tickfont": {"size": 11}, "nticks": 5, "ticks": "", "xpad": 6}
+    return {
+        "data": {"heatmap": [{"type": "heatmap", "colorscale": scale, "colorbar": bar}]},
+        "layout": {
+            "font": {"family": _FONT, "size": 12, "color": paper["muted"]},
+            "title": {"font": {"size": 15, "color": paper["ink"]}, "x": 0, "xref": "paper"},
+            "paper_bgcolor": "rgba(0,0,0,0)" if dark else paper["card"],
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "xaxis": axis | {"showgrid": False},
+            "yaxis": axis,
+            "legend": {
+                "orientation": "h",
+                "x": 0,
+                "y": 1.02,
+                "yanchor": "bottom",
+                "font": {"size": 11},
+                "itemwidth": 30,
+                "bgcolor": "rgba(0,0,0,0)",
+            },
+            "hoverlabel": {
+                "bgcolor": paper["card"],
+                "bordercolor": paper["line"],
+                "font": {"color": paper["ink"], "family": _FONT, "size": 12},
+            },
+            "hovermode": "closest",
+            "margin": {"l": 8, "r": 16, "t": 64, "b": 8},
+            "annotationdefaults": {"font": {"size": 11, "color": paper["muted"]}, "showarrow": False},
+        },
+    }
+
+
+def escape_label(text: str, *, most: int = 26) -> str:
+    """Text from a run, for a figure or a page: invisible characters shown, cut in the middle, no tag in it.
+
+    >>> escape_label("<b>a model</b>")
+    '&lt;b&gt;a model&lt;/b&gt;'
+    """
+    shown = printable(text)
+    if len(shown) > most:
+        shown = f"{shown[: most // 3]}…{shown[-(most - most // 3 - 1) :]}"
+    return html.escape(shown)
+
+
+def si_format(number: float) -> str:
+    """A number as short as a tick wants it.
+
+    >>> [si_format(n) for n in (512, 1000, 143000, 162_322_944, 6.9e9)]
+    ['512', '1k', '143k', '162M', '6.9B']
+    """
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.4g}"
+
+
+def _between(scale: Sequence[str], place: float) -> str:
+    last = len(scale) - 1
+    left = min(int(max(place, 0.0) * last), last - 1)
+    share = min(max(place * last - left, 0.0), 1.0)
+    pairs = ((int(scale[left][i : i + 2], 16), int(scale[left + 1][i : i + 2], 16)) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)

@@ -1,1 +1,0 @@
-"""Sweeps over checkpoints: where they come from, what they read, and the records they leave."""

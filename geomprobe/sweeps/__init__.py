@@ -1,0 +1,1 @@
+"""Many checkpoints on the same tokens, into records that outlive a crash."""

@@ -1,0 +1,230 @@
+"""Texts to read: from a file or a data set to batches of tokens that every checkpoint sees alike."""
+
+import gzip
+import json
+import random
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from geomprobe.errors import GeomprobeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Batch", "TokenizedTexts", "read_documents", "tokenize_documents"]
+
+_MOST_DOCUMENTS = 10_000
+_MOST_CHARACTERS = 1 << 26
+"""How much of a source is read: random order needs all of it at once."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts padded on the right: ``ids`` and ``mask`` ``(batch, length)``, on the CPU."""
+
+    ids: Tensor
+    mask: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens there are, padding not counted."""
+        return int(self.mask.sum())
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """A data set as one tokenizer cuts it.
+
+    Attributes:
+        ids: the texts as lists of token ids, in the order in which they are drawn.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens there are."""
+        return sum(map(len, self.ids))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the tokens and of where the texts end."""
+        hashed = sha256()
+        for text in self.ids:
+            hashed.update(struct.pack(f"<q{len(text)}q", len(text), *text))
+        return hashed.hexdigest()
+
+    def split(self, tokens: int) -> "tuple[TokenizedTexts, TokenizedTexts]":
+        """The first texts, as many as hold ``tokens`` tokens, and the rest."""
+        held, cut = 0, 0
+        while cut < len(self.ids) and held < tokens:
+            held += len(self.ids[cut])
+            cut += 1
+        return TokenizedTexts(self.ids[:cut]), TokenizedTexts(self.ids[cut:])
+
+    def batches(self, tokens: int) -> list[Batch]:
+        """Batches of at most ``tokens`` places, padding included (but at least one text): texts of like length together."""
+        batches: list[Batch] = []
+        held: list[tuple[int, ...]] = []
+        for text in sorted(self.ids, key=len, reverse=True):
+            if held and len(held[0]) * (len(held) + 1) > tokens:
+                batches.append(_padded(held))
+                held = []
+            held.append(text)
+        return [*batches, _padded(held)] if held else batches
+
+
+def read_documents(data: str, *, field: str = "text", split: str = "train", seed: int = 0) -> list[str]:
+    """Documents of a file or data set, in an order that ``seed`` draws.
+
+    Of a large source the first 10,000 documents are read, and no more than 64 million characters.
+
+    Args:
+        data: a ``.txt`` (one document), ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file, or a data set's id on the hub, with its
+            configuration after a colon (``wikitext:wikitext-2-raw-v1``).
+        field: where the text of a document stands; of no matter for ``.txt``.
+        split: of a data set on the hub.
+        seed: of the order.
+
+    Raises:
+        GeomprobeError: it cannot be read, or holds no text there.
+    """
+    path = Path(data)
+    try:
+        if path.suffix == ".txt":
+            found: Iterable[Any] = [_text(path)]
+        elif path.suffix == ".parquet":
+            found = _parquet(path, field)
+        elif path.name.endswith((".jsonl", ".jsonl.gz", ".json.gz")):
+            found = _json_lines(path, field)
+        elif path.exists():
+            raise GeomprobeError(f"{data}: expected a .txt, .jsonl, .jsonl.gz or .parquet file, or a data set's id")
+        else:
+            found = _data_set(data, field, split)
+        documents = _some(data, field, found)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise GeomprobeError(f"cannot read {data}: {error}") from error
+    if not documents:
+        raise GeomprobeError(f"{data} holds no text: expected documents that are not empty")
+    random.Random(seed).shuffle(documents)
+    return documents
+
+
+def tokenize_documents(
+    tokenizer: "PreTrainedTokenizerBase", documents: Sequence[str], *, tokens: int, length: int
+) -> TokenizedTexts:
+    """The first ``tokens`` tokens of ``documents``, in texts of at most ``length``; long documents give several.
+
+    Texts of a single token are left out: they have no past.
+
+    Raises:
+        GeomprobeError: nothing is left.
+    """
+    texts: list[tuple[int, ...]] = []
+    left = tokens
+    for document in documents:
+        # No more than can be used: a token is seldom more than eight characters, and a document may be a library.
+        ids = tokenizer(document[: 16 * left + 64], verbose=False).input_ids[:left]
+        cut = [tuple(ids[i : i + length]) for i in range(0, len(ids), length)]
+        kept = [text for text in cut if len(text) > 1]
+        texts += kept
+        left -= sum(map(len, kept))
+        if left < 2:
+            break
+    if not texts:
+        raise GeomprobeError("the data give no text of two tokens or more: give longer ones")
+    return TokenizedTexts(tuple(texts))
+
+
+def _padded(texts: Sequence[tuple[int, ...]]) -> Batch:
+    longest = max(map(len, texts))
+    ids = torch.zeros((len(texts), longest), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.tensor(text)
+        mask[row, : len(text)] = 1
+    return Batch(ids, mask)
+
+
+def _some(data: str, field: str, found: Iterable[Any]) -> list[str]:
+    documents: list[str] = []
+    characters = 0
+    for number, document in enumerate(islice(found, _MOST_DOCUMENTS), 1):
+        if not isinstance(document, str):
+            raise GeomprobeError(
+                f"{data}, document {number}: field {field!r} is of type {type(document).__name__}, expected text: give another"
+            )
+        if document.strip():
+            documents.append(document)
+            characters += len(document)
+        if characters > _MOST_CHARACTERS:
+            break
+    return documents
+
+
+def _text(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        return file.read(_MOST_CHARACTERS)
+
+
+def _json_lines(path: Path, field: str) -> Iterator[Any]:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise GeomprobeError(f"{path}, line {number}: not JSON ({error})") from error
+            yield _field(f"{path}, line {number}", record, field)
+
+
+def _parquet(path: Path, field: str) -> Iterator[Any]:
+    try:
+        from pyarrow.lib import ArrowInvalid
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise GeomprobeError("reading .parquet needs pyarrow: pip install 'geomprobe[data]'") from error
+    try:
+        file = ParquetFile(path)
+    except ArrowInvalid as error:
+        raise GeomprobeError(f"cannot read {path}: {error}") from error
+    if field not in file.schema_arrow.names:
+        raise GeomprobeError(f"{path} has no field {field!r}: expected one of {', '.join(file.schema_arrow.names)}")
+    for batch in file.iter_batches(columns=[field], batch_size=256):
+        yield from batch.column(0).to_pylist()
+
+
+def _data_set(data: str, field: str, split: str) -> Iterator[Any]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise GeomprobeError(
+            f"{data}: no such file; as a data set of the hub it needs: pip install 'geomprobe[data]'"
+        ) from error
+    name, _, configuration = data.partition(":")
+    try:
+        rows = iter(load_dataset(name, configuration or None, split=split, streaming=True))
+        first = next(rows, None)
+    except Exception as error:  # whatever a hub and its formats can do wrong
+        reason = str(error).strip().split("\n")[0]
+        raise GeomprobeError(
+            f"cannot read {data!r}: {type(error).__name__}: {reason}. Expected a .txt, .jsonl, .jsonl.gz or .parquet file that "
+            "exists, or a data set's id that can be reached, with --split"
+        ) from error
+    if first is not None:
+        yield _field(data, first, field)
+        yield from (row[field] for row in rows)
+
+
+def _field(place: str, record: Any, field: str) -> Any:
+    if not isinstance(record, dict) or field not in record:
+        has = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
+        raise GeomprobeError(f"{place}: no field {field!r}; it has: {has}. Say which holds the text (--field)")
+    return record[field]

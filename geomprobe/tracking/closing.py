@@ -1,0 +1,45 @@
+"""What the W&B run of a sweep ends with: figures, and a page of one text."""
+
+from typing import TYPE_CHECKING
+
+from geomprobe.inspection.inspect import inspect_text
+from geomprobe.models.loading import load
+from geomprobe.report.figures import gain_curves, heatmap
+from geomprobe.sweeps.dataset import read_documents, tokenize_documents
+from geomprobe.sweeps.records import Run
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = ["closing_figures", "closing_page"]
+
+_PAGE = 96
+"""Tokens of the text whose page a sweep ends with."""
+
+
+def closing_figures(run: Run) -> dict[str, "Figure"]:
+    """What the W&B run of a sweep ends with: a map of layers × checkpoints for every metric, and the curves of gain."""
+    metrics = dict.fromkeys(name for record in run.checkpoints if record.reading for name in record.reading.metrics)
+    drawn = {f"map/{name}": heatmap(run, name) for name in metrics if name not in ("tokens", "texts", "sample_tokens")}
+    drawn |= {"gain/so_far": gain_curves([run]), "gain/of_each_token": gain_curves([run], increments=True)}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def closing_page(run: Run, *, device: str | None = None, trust_remote_code: bool = False) -> dict[str, str]:
+    """The page of one text under the last checkpoint: what each of its tokens is made of, at every layer."""
+    if not run.checkpoints:
+        return {}
+    last, arguments = run.checkpoints[-1], run.manifest["arguments"]
+    loaded = load(
+        last.model,
+        revision=last.revision,
+        dtype=arguments["dtype"],
+        device=device,
+        device_map=arguments["device_map"],
+        tokenizer=arguments["tokenizer"],
+        trust_remote_code=trust_remote_code,
+    )
+    names = ("field", "split", "seed")
+    documents = read_documents(arguments["data"], **{name: arguments[name] for name in names})
+    ids = tokenize_documents(loaded.tokenizer, documents, tokens=_PAGE, length=_PAGE).ids[0]
+    return {"tokens": inspect_text(loaded, loaded.tokenizer.decode(ids), all_sites=True).to_html()}

@@ -1,0 +1,307 @@
+"""Texts that arrive over several forwards: every way to generate gives the numbers of the finished texts, one by one."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from geomprobe import GeomprobeError, InformationGain, Probe, Reading, RepresentationEntropy
+from geomprobe.recording.live_gain import GainUpdate
+from tests.tiny_models import tiny, token_batch
+
+PAD = 0
+METRICS = (RepresentationEntropy(text_spectrum=True), InformationGain())
+
+
+@pytest.fixture(params=["llama", "gpt_neox"])
+def model(request: pytest.FixtureRequest) -> Any:
+    return tiny(request.param)
+
+
+def prompts() -> dict[str, torch.Tensor]:
+    """Two prompts of 4 and 6 tokens, padded on the left."""
+    ids = token_batch(2, 6, seed=3).clamp_min(1)
+    mask = torch.ones_like(ids)
+    ids[0, :2], mask[0, :2] = PAD, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def alone(model: Any, texts: list[torch.Tensor]) -> Reading:
+    """The reading of texts run one by one, in one forward each."""
+    with torch.no_grad(), Probe(model, METRICS, on_error="raise") as probe:
+        for text in texts:
+            model(input_ids=text.unsqueeze(0), use_cache=False)
+    return probe.read()
+
+
+def fed(output: torch.Tensor, eos: int | None) -> list[torch.Tensor]:
+    """What generation alone would have fed: without padding, and without the token that ended the text."""
+    texts = []
+    for row, prompt in zip(output, (4, 6), strict=True):
+        tokens = row[6 - prompt :].tolist()
+        answer = tokens[prompt:]
+        answer = answer[: answer.index(eos)] if eos in answer else answer[:-1]
+        texts.append(torch.tensor(tokens[:prompt] + answer))
+    return texts
+
+
+def assert_same(reading: Reading, expected: Reading) -> None:
+    assert reading.values == pytest.approx(expected.values, rel=2e-4, abs=1e-5, nan_ok=True)
+    for site in expected.sites:
+        assert reading.curve("gain", site).count == expected.curve("gain", site).count
+        assert reading.curve("gain", site).mean == pytest.approx(expected.curve("gain", site).mean, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"do_sample": True, "top_k": 8},
+        {"cache_implementation": "static", "disable_compile": True},
+        {"prefill_chunk_size": 4},
+        {"use_cache": False},
+    ],
+    ids=["greedy", "sample", "static", "chunked", "no_cache"],
+)
+@pytest.mark.parametrize("ending", [False, True], ids=["to_the_limit", "rows_end_apart"])
+def test_generation_counts_each_token_once(model: Any, how: dict[str, Any], ending: bool) -> None:
+    arguments = {**prompts(), "max_new_tokens": 20, "pad_token_id": PAD, "suppress_tokens": [PAD], **how}
+    torch.manual_seed(1)
+    free = model.generate(**arguments, eos_token_id=None)
+    eos = int(free[0, 12]) if ending else None  # the first row meets it half way
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = eos, PAD
+    torch.manual_seed(1)
+    bare = model.generate(**arguments)
+    torch.manual_seed(1)
+    with Probe(model, METRICS, on_error="raise") as probe:
+        output = model.generate(**arguments)
+    assert torch.equal(output, bare)
+    assert_same(probe.read(), alone(model, fed(output, eos)))
+
+
+def test_live_gains_are_those_of_the_finished_text(model: Any) -> None:
+    updates: list[GainUpdate] = []
+    batch = prompts()
+    with Probe(model, on_error="raise", on_gain=updates.append) as probe:
+        output = model.generate(**batch, max_new_tokens=70, pad_token_id=PAD, eos_token_id=None)  # far beyond d = 32
+    assert [update.start for update in updates] == [0, *range(6, 6 + 69)]
+    assert torch.cat([update.ids for update in updates if update.ids is not None], 1).equal(output[:, :-1])
+    row = alone(model, [output[1, :-1]])
+    for site in probe.sites:
+        live = torch.cat([update.nats[site] for update in updates], 1)
+        assert live[0, :2].tolist() == [0, 0]  # padding
+        assert live[1].tolist() == pytest.approx(row.curve("gain", site).mean, abs=1e-3)
+
+
+def test_several_texts_and_a_chat_in_one_probe(model: Any) -> None:
+    chat, single = token_batch(1, 30, seed=5), token_batch(1, 9, seed=6)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad(), Probe(model, METRICS, on_error="raise") as probe:
+        model(input_ids=chat[:, :10], past_key_values=cache)
+        first = probe.read()
+        model(input_ids=single, use_cache=False)
+        model(input_ids=chat[:, 10:25], past_key_values=cache)
+        model(input_ids=chat[:, 25:], past_key_values=cache)
+        assert probe.read()["tokens/embed"] == 39
+    assert_same(first, alone(model, [chat[0, :10]]))
+    assert_same(probe.read(), alone(model, [chat[0], single[0]]))
+
+
+def test_what_was_reported_and_forgotten_is_not_reported_again(model: Any) -> None:
+    chat = token_batch(1, 20, seed=5)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+        model(input_ids=chat[:, :8], past_key_values=cache)
+        assert probe.read(reset=True)["tokens/embed"] == 8
+        model(input_ids=chat[:, 8:], past_key_values=cache)
+        reading = probe.read()
+    assert reading["tokens/embed"] == 12
+    expected = alone(model, [chat[0]]).curve("gain", "layer_01").mean[8:]
+    assert reading.curve("gain", "layer_01").count == (0,) * 8 + (1,) * 12
+    assert reading.curve("gain", "layer_01").mean[8:] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("how", [{"num_beams": 3}, {"prompt_lookup_num_tokens": 3}], ids=["beams", "assisted"])
+def test_texts_whose_cache_is_rearranged_are_left_out(model: Any, how: dict[str, Any]) -> None:
+    batch = {name: value[1:] for name, value in prompts().items()}
+    single = token_batch(1, 9, seed=6)
+    with Probe(model, on_error="raise") as probe:
+        with torch.no_grad():
+            model(input_ids=single, use_cache=False)
+        model.generate(**batch, max_new_tokens=30, pad_token_id=PAD, **how)
+        with pytest.warns(RuntimeWarning, match="beam search or assisted decoding were left out"):
+            reading = probe.read()
+    assert reading["tokens/embed"] == 9
+    assert "beam search" in reading.notes[0]
+
+
+@pytest.mark.parametrize("how", [{"num_beams": 3}, {"prompt_lookup_num_tokens": 3}], ids=["beams", "assisted"])
+def test_live_gains_refuse_a_cache_that_is_rearranged(model: Any, how: dict[str, Any]) -> None:
+    batch = {name: value[1:] for name, value in prompts().items()}
+    refused = pytest.raises(GeomprobeError, match="live gains cannot follow beam search or assisted decoding")
+    with Probe(model, on_error="raise", on_gain=lambda update: None), refused:
+        model.generate(**batch, max_new_tokens=30, pad_token_id=PAD, **how)
+
+
+def test_a_schedule_takes_texts_whole(model: Any) -> None:
+    with Probe(model, when=lambda step: step == 1, on_error="raise") as probe:
+        for length in (5, 9, 4):
+            model.generate(input_ids=token_batch(1, 3, seed=length), max_new_tokens=length, pad_token_id=PAD, eos_token_id=None)
+    assert probe.read()["tokens/embed"] == 3 + 9 - 1
+
+
+def test_on_gain_needs_information_gain() -> None:
+    with pytest.raises(GeomprobeError, match="on_gain follows InformationGain"):
+        Probe(tiny(), [RepresentationEntropy()], on_gain=print)
+
+
+@pytest.mark.parametrize("how", ["position_ids", "mask"])
+def test_packed_documents_do_not_mix(how: str) -> None:
+    model = tiny("llama")
+    documents = [token_batch(1, n, seed=n)[0] for n in (7, 1, 40)]
+    row = torch.cat(documents).unsqueeze(0)
+    index = torch.cat([torch.full((len(text),), i) for i, text in enumerate(documents)])
+    positions = torch.cat([torch.arange(len(text)) for text in documents]).unsqueeze(0)
+    packed: dict[str, Any] = {"position_ids": positions}
+    if how == "mask":
+        packed["attention_mask"] = ((index[:, None] == index) & torch.ones(48, 48).tril().bool())[None, None]
+    with torch.no_grad(), Probe(model, METRICS, on_error="raise") as probe:
+        model(input_ids=row, use_cache=False, **packed)
+    assert_same(probe.read(), alone(model, documents))
+
+
+def test_a_batched_chat_goes_on_without_the_first_turns_filler(model: Any) -> None:
+    batch = prompts()
+    cache = DynamicCache(config=model.config)
+    free = model.generate(**batch, max_new_tokens=20, pad_token_id=PAD, eos_token_id=None, suppress_tokens=[PAD])
+    eos = int(free[0, 12])
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = eos, PAD
+    with torch.no_grad(), Probe(model, METRICS, on_error="raise") as probe:
+        output = model.generate(**batch, max_new_tokens=20, suppress_tokens=[PAD], past_key_values=cache)
+        first = fed(output, eos)
+        assert probe.read()["tokens/embed"] == sum(map(len, first))
+        turn = token_batch(2, 4, seed=8)
+        told = torch.zeros(2, cache.get_seq_length() + 4, dtype=torch.long)
+        for row, (text, start) in enumerate(zip(first, (2, 0), strict=True)):
+            told[row, start : start + len(text)] = 1
+        told[:, -4:] = 1
+        model(input_ids=turn, attention_mask=told, past_key_values=cache)
+        assert probe.read()["tokens/embed"] == sum(map(len, first)) + 8
+
+
+def test_prompts_given_as_embeddings(model: Any) -> None:
+    batch = prompts()
+    free = model.generate(**batch, max_new_tokens=20, pad_token_id=PAD, eos_token_id=None, suppress_tokens=[PAD])
+    eos = int(free[0, 12])
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = eos, PAD
+    embedded = {"inputs_embeds": model.get_input_embeddings()(batch["input_ids"]), "attention_mask": batch["attention_mask"]}
+    with torch.no_grad(), Probe(model, METRICS, on_error="raise") as probe:
+        answers = model.generate(**embedded, max_new_tokens=20, suppress_tokens=[PAD])
+    assert_same(probe.read(), alone(model, fed(torch.cat([batch["input_ids"], answers], 1), eos)))
+
+
+def test_texts_that_grow_in_plain_forwards_are_texts_of_their_own(model: Any) -> None:
+    text, buffer = token_batch(1, 8, seed=5), torch.zeros(1, 8, dtype=torch.long)
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+        for length in range(5, 9):
+            model(text[:, :length])
+        for length in range(5, 8):  # one buffer, three texts
+            buffer[:] = token_batch(1, 8, seed=length)
+            model(buffer[:, :length], use_cache=False)
+    reading = probe.read()
+    assert (reading["tokens/embed"], reading["texts/embed"]) == (5 + 6 + 7 + 8 + 5 + 6 + 7, 7)
+
+
+def test_a_forward_that_broke_off_is_not_taken_out_again(model: Any) -> None:
+    text = token_batch(1, 6, seed=5)
+    layer = model.base_model.layers[1]
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+        handle = layer.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(text[:, :5], use_cache=False)
+        handle.remove()
+        model(text, use_cache=False)
+    assert probe.read()["tokens/final_norm"] == 6
+    assert probe.read()["tokens/embed"] == 6  # its first group of sites was not full when it broke off
+    assert "broke off" in probe.read().notes[0]
+
+
+def test_a_static_cache_that_is_emptied_holds_new_texts(model: Any) -> None:
+    cache = StaticCache(config=model.config, max_cache_len=32)
+    texts = [token_batch(1, n, seed=n) for n in (6, 7, 5)]
+    with torch.no_grad(), Probe(model, METRICS, on_error="raise") as probe:
+        for text in texts:
+            cache.reset()
+            model(text, past_key_values=cache)
+    assert_same(probe.read(), alone(model, [text[0] for text in texts]))
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_windows_that_fill_up(cache: str) -> None:
+    model = tiny("mistral", sliding_window=8)
+    with Probe(model, METRICS, on_error="raise") as probe:
+        output = model.generate(
+            **prompts(),
+            max_new_tokens=12,
+            pad_token_id=PAD,
+            eos_token_id=None,
+            cache_implementation=cache,
+            disable_compile=True,
+        )
+    assert_same(probe.read(), alone(model, fed(output, None)))
+
+
+def test_a_state_loaded_while_texts_arrive_counts_them_once(model: Any) -> None:
+    cache = DynamicCache(config=model.config)
+    text = token_batch(1, 9, seed=1)
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+        model(text[:, :6], past_key_values=cache)
+        probe.load_state_dict(probe.state_dict())
+        assert probe.read()["tokens/embed"] == 6
+        model(text[:, 6:], past_key_values=cache)
+        probe.read(reset=True)
+        model(text[:, :1], past_key_values=cache)
+        reading = probe.read()
+    assert reading["tokens/embed"] == 1
+    assert reading["information_gain/embed"] != reading["information_gain/embed"]  # no text began: not a number, not infinity
+
+
+def test_dict_masks_and_holes_in_masks() -> None:
+    model = tiny("llama")
+    row = token_batch(1, 7, seed=2)
+    mask = torch.tensor([[1, 1, 1, 0, 1, 1, 1]])
+    readings = []
+    for options in ({}, {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)}):
+        with torch.no_grad(), Probe(model, on_error="raise") as probe:
+            model(row, attention_mask=mask, use_cache=False, **options)
+        readings.append(probe.read())
+    assert [reading["texts/embed"] for reading in readings] == [1, 1]
+    assert readings[0]["information_gain/embed"] == pytest.approx(readings[1]["information_gain/embed"])
+
+
+def test_packed_documents_on_a_cache_are_refused(model: Any) -> None:
+    ids, positions = token_batch(1, 9), torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
+    with torch.no_grad(), Probe(model, on_error="raise"), pytest.raises(GeomprobeError, match="packed documents"):
+        model(ids, position_ids=positions, past_key_values=DynamicCache(config=model.config))
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_a_hole_in_a_mask_is_no_second_document(cache: str) -> None:
+    """A static cache gets a block mask, in which the place after a hole attends past it."""
+    model, ids = tiny(), token_batch(1, 9)
+    mask = torch.ones_like(ids)
+    mask[0, 4] = 0
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "cache_implementation": cache}
+    with Probe(model, on_error="raise") as probe:
+        model.generate(ids, attention_mask=mask, **options)
+    assert (probe.read()["tokens/embed"], probe.read()["texts/embed"]) == (8 + 4, 1)
+
+
+def test_texts_fed_again_in_the_other_mode_are_texts_of_their_own() -> None:
+    model, text = tiny(), token_batch(2, 7)
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+        model.train()(text[:, :6], use_cache=False)
+        model.eval()(text, use_cache=False)
+    assert (probe.read("train")["tokens/embed"], probe.read("eval")["tokens/embed"]) == (12, 14)
+    assert probe.read("eval")["texts/embed"] == 2

@@ -1,0 +1,164 @@
+"""The frame of the paper's experiments: numbers that are kept, files that are whole, pages that stand alone."""
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from geomprobe import GeomprobeError
+from geomprobe.paper.experiment import Experiment, Numbers, Outcome, Request, Table, Verdict, plain
+from geomprobe.paper.page import page
+from geomprobe.paper.run import run_experiment
+from geomprobe.paper.style import canvas, shades, styled, to_png, to_svg
+from tests.browser import Viewer, chromium
+
+EVIL = "<script>alert(1)</script> & “quotes”"
+
+
+def draw(numbers: Numbers) -> Any:
+    figure, (lines, area) = canvas(1, 2)
+    for colour in shades(3):
+        lines.plot(numbers["y"], color=colour, label=EVIL)
+    lines.set_title(EVIL)
+    lines.legend()
+    area.imshow(np.outer(numbers["y"], numbers["y"]))
+    return figure
+
+
+def experiment(measured: list[Request], of: str = "nothing", name: str = "fig9") -> Experiment:
+    def measure(request: Request) -> Numbers:
+        measured.append(request)
+        return {"y": np.arange(5.0) * request.seed, "nan": math.nan, "tensor": torch.eye(2)}
+
+    return Experiment(
+        name=name,
+        title=EVIL,
+        place="Figure 9",
+        read=EVIL,
+        caveat=EVIL,
+        of=of,
+        measure=measure,
+        draw=draw,
+        tables=lambda numbers: [Table(EVIL, (EVIL, "y"), [[EVIL, str(y)] for y in numbers["y"]])],
+        judge=lambda numbers: [Verdict(EVIL, holds, EVIL) for holds in (True, False, None)],
+    )
+
+
+def test_numbers_are_kept_while_what_they_depend_on_stays(tmp_path: Path) -> None:
+    measured: list[Request] = []
+    data = tmp_path / "data.txt"
+    data.write_text("some text")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    request = Request(out=tmp_path / "out", seed=1, models=(str(model),), data=str(data))
+    sized = experiment(measured, of="sizes")
+    first = run_experiment(sized, request)
+    assert not first.kept
+    files = {path.name: path.read_bytes() for path in request.out.iterdir()}
+    assert sorted(files) == ["fig9.html", "fig9.json", "fig9.png"]
+    again = run_experiment(sized, request)
+    assert again.kept
+    assert again.numbers == first.numbers == {"y": [0, 1, 2, 3, 4], "nan": None, "tensor": [[1, 0], [0, 1]]}
+    assert {path.name: path.read_bytes() for path in request.out.iterdir()} == files  # the same picture is the same file
+    assert len(measured) == 1
+
+    assert not run_experiment(sized, replace(request, fresh=True)).kept
+    assert not run_experiment(sized, replace(request, seed=2)).kept
+    assert run_experiment(sized, replace(request, seed=2)).kept
+    assert not run_experiment(sized, replace(request, tokens=999)).kept
+    data.write_text("another text")
+    assert not run_experiment(sized, request).kept
+    (model / "config.json").write_text('{"hidden_size": 1}')
+    assert not run_experiment(sized, request).kept
+    assert run_experiment(sized, request).kept
+    for broken in ("", "{", "[]", '{"of": 1}', '{"numbers": 3, "of": {}}'):
+        (request.out / "fig9.json").write_text(broken)
+        assert not run_experiment(sized, request).kept
+
+
+def test_what_a_piece_does_not_depend_on_measures_nothing_anew(tmp_path: Path) -> None:
+    measured: list[Request] = []
+    request = Request(out=tmp_path, models=("z",))
+    run_experiment(experiment(measured), request)
+    assert run_experiment(experiment(measured), replace(request, models=("x",), data="y", tokens=3, steps=4)).kept
+    run_experiment(experiment(measured, of="texts", name="fig8"), request)
+    assert run_experiment(experiment(measured, of="texts", name="fig8"), replace(request, data="y", tokens=3)).kept
+    assert not run_experiment(experiment(measured, of="texts", name="fig8"), replace(request, models=("x",))).kept
+
+
+def test_its_json_says_what_it_is(tmp_path: Path) -> None:
+    outcome = run_experiment(experiment([]), Request(out=tmp_path, seed=1))
+    content = json.loads((tmp_path / "fig9.json").read_text("utf-8"))
+    assert content["experiment"] == "fig9"
+    assert content["of"]["seed"] == 1
+    assert content["numbers"] == outcome.numbers
+    assert [verdict["holds"] for verdict in content["verdicts"]] == [True, False, None]
+
+
+def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GeomprobeError, match="cannot write"):
+        run_experiment(experiment([]), Request(out=tmp_path / "file" / "out"))
+
+
+def test_it_prints_in_eighty_columns() -> None:
+    table = Table("title", ("name", "a number", "words"), [["short", "1", "x"], ["a longer one", "123.4", "y"]])
+    assert str(table).splitlines()[2:] == [
+        "name          a number  words",
+        "short                1      x",
+        "a longer one     123.4      y",
+    ]
+    verdict = Verdict("A claim of some length that has to be broken", False, "evidence " * 30)
+    lines = str(verdict).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("does not hold A claim")
+    assert all(line.startswith(" " * 14) for line in lines[1:])
+
+
+def test_plain_leaves_nothing_json_cannot_hold() -> None:
+    value = {1: (np.float32(0.5), math.inf), "a": torch.tensor([1, 2]), "b": [None, True, "x"], "c": np.int64(3)}
+    assert plain(value) == {"1": [0.5, None], "a": [1, 2], "b": [None, True, "x"], "c": 3}
+    json.dumps(plain(value), allow_nan=False)
+
+
+def test_drawings_are_whole_in_both_schemes() -> None:
+    with styled():
+        figure, again = (draw({"y": [0.0, 1.0, 4.0]}) for _ in range(2))
+    png, svg = to_png(figure), to_svg(figure)
+    assert to_svg(again) == svg
+    assert png.startswith(b"\x89PNG")
+    assert png.rstrip().endswith(b"IEND\xaeB`\x82")
+    assert "<script>" not in svg
+    colours = set(re.findall(r"light-dark\((#\w{6}), (#\w{6})\)", svg))
+    assert {light for light, _ in colours} >= {*shades(3), "#24262d"}
+    assert all(light != dark for light, dark in colours)
+    assert not re.search(r"(?<!light-dark\()#[0-9a-f]{6}(?!\))(?=;)", svg.replace("#000000", ""))  # none without a partner
+    assert "DejaVu" not in svg
+
+
+def test_pages_in_a_browser(tmp_path: Path) -> None:
+    outcomes = [Outcome(replace(experiment([]), name=name), {"y": [0.0, 1.0, 4.0]}, kept=False) for name in ("fig8", "fig9")]
+    documents = page(EVIL, outcomes[:1]), page(EVIL, outcomes)
+    (tmp_path / "pages").mkdir()
+    with chromium() as browser:
+        viewer = Viewer(browser, tmp_path / "pages")
+        for document in documents:
+            assert "alert(1)</script>" not in document
+            for dark in (False, True):
+                opened = viewer.open(document, width=390, dark=dark, script=False)
+                assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+                assert opened.locator("svg").first.bounding_box()["width"] > 300  # type: ignore[index]  # it is drawn
+                fill = opened.evaluate("getComputedStyle(document.querySelector('svg text')).fill")
+                assert (int(re.findall(r"\d+", fill)[0]) > 128) is dark
+                assert EVIL in opened.locator("body").inner_text()
+        links = viewer.open(documents[1]).locator("nav a")
+        assert [link.get_attribute("href") for link in links.all()] == ["#fig8", "#fig9"]
+        viewer.close()
+    assert viewer.faults == []
