@@ -19,7 +19,7 @@ from geomprobe.capture.attention_mask import attention_mask_of
 from geomprobe.core.attention_summary import AttentionRows, Layout, from_scores, from_weights
 from geomprobe.errors import GeomprobeError
 
-__all__ = ["AttentionCall", "Look", "crosses", "install", "install_on_output", "own_attention", "remove"]
+__all__ = ["AttentionCall", "Observer", "custom_attention", "install", "install_on_output", "is_cross_attention", "remove"]
 
 _MARK = "_geomprobe_attention"
 """Attribute of a watched layer's modules, while they are watched: whom to tell."""
@@ -152,14 +152,14 @@ def _whole(mean: Tensor, layout: Layout) -> Tensor:
     return torch.nn.functional.pad(mean, (columns - mean.shape[-1], 0)) if mean.shape[-1] < columns else mean[..., :columns]
 
 
-Look = Callable[[Callable[[], AttentionCall]], None]
+Observer = Callable[[Callable[[], AttentionCall]], None]
 """Is told of a call by what makes it, so that a fault in the making is its own to handle."""
 
 
-def install_on_output(look: Look, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+def install_on_output(observe: Observer, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """A forward hook for attention that asks no registry, and returns its weights."""
     if (weights := _weights(output)) is not None:  # of q and k only the sizes are needed
-        look(partial(AttentionCall, "own", weights, weights.mT, weights=weights))
+        observe(partial(AttentionCall, "own", weights, weights.mT, weights=weights))
 
 
 def _interface(original: Callable[..., Any], name: str, *default: Any, **named: Any) -> Callable[..., Any]:
@@ -169,9 +169,9 @@ def _interface(original: Callable[..., Any], name: str, *default: Any, **named: 
 
 def _attend(name: str, function: Callable[..., Any], module: nn.Module, *given: Any, **options: Any) -> Any:
     result = function(module, *given, **options)
-    look: Look | None = module.__dict__.get(_MARK)
-    if look is not None:
-        look(partial(AttentionCall.of, module, name, result, given, options))
+    observe: Observer | None = module.__dict__.get(_MARK)
+    if observe is not None:
+        observe(partial(AttentionCall.of, module, name, result, given, options))
     return result
 
 
@@ -179,7 +179,7 @@ _watching: "weakref.WeakSet[Any]" = weakref.WeakSet()
 _shadowed: list[Any] = []
 
 
-def install(who: Any, modules: Mapping[nn.Module, Look]) -> None:
+def install(who: Any, modules: Mapping[nn.Module, Observer]) -> None:
     """Have looks told of every attention call of their modules, until ``who`` looks away or is gone.
 
     Raises:
@@ -189,8 +189,8 @@ def install(who: Any, modules: Mapping[nn.Module, Look]) -> None:
         raise GeomprobeError(
             "another probe is looking at the attention of layers that this model shares with it: close that one first"
         )
-    for module, look in modules.items():
-        module.__dict__[_MARK] = look
+    for module, observe in modules.items():
+        module.__dict__[_MARK] = observe
     for registry in _registries_of(modules):
         if _GET not in vars(registry):
             setattr(registry, _GET, partial(_interface, getattr(registry, _GET)))
@@ -224,12 +224,12 @@ def _registries_of(modules: Iterable[nn.Module]) -> list[Any]:
     return list({id(registry): registry for registry in found if hasattr(registry, _GET)}.values())
 
 
-def crosses(module: nn.Module) -> bool:
+def is_cross_attention(module: nn.Module) -> bool:
     """Whether it attends to another text, such as an encoder's."""
     return "CrossAttention" in type(module).__name__ or bool(getattr(module, "is_cross_attention", False))
 
 
-def own_attention(base: nn.Module, layers: Sequence[nn.Module]) -> list[list[nn.Module]]:
+def custom_attention(base: nn.Module, layers: Sequence[nn.Module]) -> list[list[nn.Module]]:
     """For a decoder whose attention asks no registry: the modules of each layer whose output may carry the weights.
 
     Empty for a decoder that does ask one.
@@ -241,7 +241,7 @@ def own_attention(base: nn.Module, layers: Sequence[nn.Module]) -> list[list[nn.
         return []
     name = type(base).__name__
     found = [
-        [module for module in layer.modules() if "Attention" in type(module).__name__ and not crosses(module)]
+        [module for module in layer.modules() if "Attention" in type(module).__name__ and not is_cross_attention(module)]
         for layer in layers
     ]
     if not any(found):

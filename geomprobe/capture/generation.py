@@ -140,7 +140,7 @@ class CachedSequence:
         self._mask = _append(self._mask, mask)
         self._before, self.columns = past, past + mask.shape[1]
 
-    def sign(self) -> None:
+    def remember_keys(self) -> None:
         """The forward is done: remember each row's newest key, to see at the next one whether the rows are still in place."""
         self._signature = self._keys(self.columns)
 

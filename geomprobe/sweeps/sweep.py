@@ -154,7 +154,7 @@ def sweep(
         bar = stack.enter_context(_bar(plan.tokens, shown=progress and team.main))
         records = {(record.kind, record.name): record for record in run.records} if run is not None else {}
         work = _Sweep(plan, team, folder, documents, device or team.device, team.told(records), on_record, bar)
-        work.through(checkpoints)
+        work.run(checkpoints)
     team.all_do(lambda: None)
     return Run.open(folder)
 
@@ -177,7 +177,7 @@ class _Sweep:
         self.documents, self.device, self.records, self.on_record, self.bar = documents, device, records, on_record, bar
         self.wanted: set[Path] = set()
 
-    def through(self, checkpoints: Sequence[Checkpoint]) -> None:
+    def run(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Read those that are not recorded yet."""
         self.team.all_do(lambda: self._check_weights(checkpoints))
         for record in self.records.values():
