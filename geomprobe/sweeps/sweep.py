@@ -253,8 +253,8 @@ class _Sweep:
             loaded,
             sample,
             rest,
-            close=sample_metrics(sketch),
-            wide=token_metrics(sketch),
+            sample_metrics=sample_metrics(sketch),
+            token_metrics=token_metrics(sketch),
             team=self.team,
             advance=self.bar.advance,
         )
@@ -277,7 +277,12 @@ class _Sweep:
             sample, rest = self._batches(texts)
             reading = self.team.all_do(
                 lambda: gaussian(
-                    width, sample, rest, close=sample_metrics(sketch), wide=token_metrics(sketch), seed=self.plan.seed
+                    width,
+                    sample,
+                    rest,
+                    sample_metrics=sample_metrics(sketch),
+                    token_metrics=token_metrics(sketch),
+                    seed=self.plan.seed,
                 )
             )
             record = replace(of, name=name, kind="gaussian", parameters=None, reading=reading)
