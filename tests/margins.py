@@ -93,7 +93,9 @@ class Margins:
         def equal(approx: Any, actual: Any) -> bool:
             expected = approx.expected
             if all(isinstance(x, numbers.Complex) and not isinstance(x, bool | np.bool_) for x in (actual, expected)):
-                self._keep(abs(np.asarray(complex(actual) - complex(expected))), np.asarray(float(approx.tolerance)))
+                error = 0.0 if actual == expected else abs(complex(actual) - complex(expected))
+                if math.isfinite(error):  # else no bound is used: the comparison itself decides
+                    self._keep(np.asarray(error), np.asarray(float(approx.tolerance)))
             return bool(plain(approx, actual))
 
         return equal
