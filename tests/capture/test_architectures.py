@@ -19,6 +19,8 @@ from geomprobe.core.attention_summary import AttentionRows
 from tests.capture.watching import on_capture
 from tests.tiny_models import padded, tiny, token_batch
 
+pytestmark = pytest.mark.slow  # it runs every architecture
+
 README = Path(__file__).resolve().parents[2] / "README.md"
 START, END = "<!-- architectures -->\n", "<!-- /architectures -->\n"
 COLUMNS = ("Architecture", "Sites", "Hidden states", "Padding", "KV cache", "Attention")

@@ -22,6 +22,8 @@ from tests.capture.test_architectures import ARCHITECTURES, LENGTH, build
 from tests.capture.watching import on_capture
 from tests.tiny_models import hooks, padded, snapshot, tiny, token_batch
 
+pytestmark = pytest.mark.slow  # it runs every architecture
+
 LAYERS = ("layer_00", "layer_01", "layer_02")
 TEXTS = [token_batch(1, length, seed=length)[0] for length in (LENGTH, 7, 5)]
 HAS_ATTENTION = [name for name in ARCHITECTURES if name != "Mamba"]

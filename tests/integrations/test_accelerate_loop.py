@@ -11,6 +11,8 @@ from geomprobe.integrations import log_reading
 from tests.integrations.wandb_file import read_run
 from tests.tiny_models import tiny, token_batch
 
+pytestmark = pytest.mark.slow  # it trains
+
 
 def test_readings_share_the_rows_of_the_loss(wandb_directory: Path) -> None:
     accelerator = Accelerator(cpu=True, log_with="wandb")

@@ -18,6 +18,8 @@ from tests.integrations.wandb_file import read_run
 SCRIPT = """
 from geomprobe import Reading
 from geomprobe.integrations import WandbSink
+
+pytestmark = pytest.mark.slow  # it starts W&B
 with WandbSink("p", name="n", config={"a": 1}) as sink:
     for step in (1, 2):
         sink.log(Reading(mode="train", sites=("embed",), values={"entropy/embed": step / 2}), step=step)

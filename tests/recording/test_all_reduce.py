@@ -20,6 +20,8 @@ from geomprobe.integrations import ProbeCallback
 from tests import reference
 from tests.tiny_models import snapshot, tiny, token_batch
 
+pytestmark = pytest.mark.slow  # it starts processes
+
 RANKS = 2
 SPREADS = {"even": [0, 1, 0, 1], "uneven": [0, 0, 0, 1], "empty": [0, 0, 0, 0]}
 LENGTHS = (9, 30, 14, 50)  # longer than d = 32, too

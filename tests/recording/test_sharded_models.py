@@ -21,6 +21,8 @@ from tests import reference
 from tests.recording.test_all_reduce import RANKS, torchrun
 from tests.tiny_models import HandMade, snapshot, tiny, token_batch
 
+pytestmark = pytest.mark.slow  # it starts processes
+
 TEXTS = [token_batch(1, length, seed=length) for length in (9, 30, 14, 50)]  # longer than d = 32, too; uneven over ranks
 
 
