@@ -177,6 +177,6 @@ def test_pages_in_a_browser(tmp_path: Path) -> None:
                 assert (int(re.findall(r"\d+", fill)[0]) > 128) is dark
                 assert EVIL in opened.locator("body").inner_text()
         links = viewer.open(documents[1]).locator("nav a")
-        assert [link.get_attribute("href") for link in links.all()] == ["#fig8", "#fig9"]
+        assert [link.get_attribute("href") for link in links.all()] == ["#paper", "#concordance", "#fig8", "#fig9"]
         viewer.close()
     assert viewer.faults == []

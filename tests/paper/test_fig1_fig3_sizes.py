@@ -17,7 +17,7 @@ from geomprobe.paper.fig3_information_gain import FIG3
 from geomprobe.paper.models import trained_family
 from geomprobe.paper.published import PUBLISHED
 from geomprobe.paper.run import run_experiment
-from geomprobe.paper.sec4_tokens import SENTENCE
+from geomprobe.paper.token_picks import SENTENCE
 from geomprobe.sweeps.dataset import read_documents, tokenize_documents
 from tests.sweeps.conftest import save_checkpoint
 
