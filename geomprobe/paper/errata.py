@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from geomprobe.inspection.inspect import visible
 from geomprobe.models.loading import tokenize
 from geomprobe.paper.context_texts import final_rows
 from geomprobe.paper.experiment import Experiment, Numbers, Request, Table, Verdict
 from geomprobe.paper.models import load_readers
 from geomprobe.paper.sec4_errata import ALPHA, DIGITS, PICKED, RANKS, SIGMA, TOKEN, case, near_one_direction, objectives
 from geomprobe.paper.style import COLOURS, MUTED, canvas
-from geomprobe.paper.token_picks import PRINTED, SENTENCE
+from geomprobe.paper.token_picks import PRINTED, SENTENCE, numbered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +35,7 @@ def _measure(request: Request) -> Numbers:
     random = torch.randn(*_RANDOM, generator=draw, dtype=torch.float64)
     cases = [
         case("random rows", random / random.norm(dim=1, keepdim=True)),
-        case("rows near one direction", near_one_direction(_NEAR, request.seed)),
+        case("nearly equal rows", near_one_direction(_NEAR, request.seed)),
     ]
     picks = []
     for name, loaded in load_readers(request):
@@ -97,7 +96,7 @@ def _draw_picks(axes: "Axes", picks: Numbers) -> None:
         found = [(weights[convention][pick], place) for place, pick in enumerate(order) if pick in weights[convention]]
         label = f"{formula}: {len(picks[convention])} picks"
         axes.plot(*zip(*found, strict=True), "o", color=colour, label=label) if found else None
-    labels = [visible(token) for _, token in order]
+    labels = [numbered(token, j) for j, token in order]
     axes.set_yticks(range(len(order)), labels, parse_math=False)
     axes.tick_params(axis="y", labelsize=7.5)
     axes.axvline(PICKED, color=MUTED, linewidth=0.8)

@@ -6,29 +6,20 @@ from typing import TYPE_CHECKING, Any
 from geomprobe.inspection.inspect import visible
 from geomprobe.paper.experiment import Experiment, Numbers, Table, Verdict
 from geomprobe.paper.style import COLOURS, MUTED, canvas
-from geomprobe.paper.token_picks import KINDS, PRINTED, READINGS, measure
+from geomprobe.paper.token_picks import KINDS, PRINTED, READINGS, measure, numbered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["TOKENS", "numbered"]
+__all__ = ["TOKENS"]
 
 _COLOURS = {"lasso": COLOURS[0], "attention": COLOURS[1]}
 _WORDINGS = {
     "The Lasso may usually pick more meaningful tokens than raw attention": 2,
-    "The Lasso sometimes outperforms attention weights in selecting meaningful tokens (abstract)": 1,
+    "Abstract: the Lasso sometimes outperforms attention weights in selecting meaningful tokens": 1,
 }
 """The paper's claim as it makes it, and for how many of the three tokens that takes it to be so."""
-
-
-def numbered(tokens: Sequence[str], j: int) -> str:
-    """A token with its number in the text as a subscript, which tells equal tokens apart.
-
-    >>> numbered(["Is", " London"], 1)
-    'London₁'
-    """
-    return visible(tokens[j]) + str(j).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
 
 def _draw(numbers: Numbers) -> "Figure":
@@ -54,7 +45,8 @@ def _draw_row(axes: "Axes", model: Mapping[str, Any], name: str, row: Mapping[st
         weights = {int(j): weight for j, weight in picks}
         axes.bar([j + offset for j in weights], list(weights.values()), 0.4, color=_COLOURS[kind], label=label)
         also = (row["printed"][kind] or {}).get("", {}).get("which", [])
-        axes.plot([j + offset for j in also], [weights[j] for j in also], "o", color=_COLOURS[kind], markersize=4)
+        above = 0.05 * max(weight for drawn in row["picks"].values() for _, weight in drawn or [[0, 1.0]])
+        axes.plot([j + offset for j in also], [weights[j] + above for j in also], "o", color=_COLOURS[kind], markersize=3.5)
     axes.set_title(f"{model['name']}: {numbered(tokens, row['position'])}", parse_math=False)
     axes.set(xlim=(-0.7, len(tokens) - 0.3), ylabel="weight")
     axes.margins(y=0.12)
@@ -77,23 +69,24 @@ def _pick_tables(model: Mapping[str, Any]) -> list[Table]:
         for kind, label in KINDS.items():
             rows.append((label, "the paper", " ".join(PRINTED[name][kind])))
             if row["picks"][kind] is not None:
-                rows.append(("", "this model", _listed(row["picks"][kind], model["tokens"], row["printed"][kind][""]["which"])))
-        token = numbered(model["tokens"], row["position"])
+                lines = _listed(row["picks"][kind], model["tokens"], row["printed"][kind][""]["which"])
+                rows += [("", "" if number else "this model", line) for number, line in enumerate(lines)]
+        token = numbered(model["tokens"][row["position"]], row["position"])
         title = f"{model['name']}, {token}{part}: picks and their weights. R² of the Lasso {row['r2']:.2f}"
         tables.append(Table(title, ("by", "of", "earlier tokens (subscript: number; *: the paper's too)"), rows, words=3))
     return tables
 
 
-def _listed(picks: Sequence[Sequence[float]], tokens: Sequence[str], also: Sequence[int], width: int = 56) -> str:
-    """As many picks as fit, the heaviest first; a star where the paper has them too."""
-    line = ""
+def _listed(picks: Sequence[Sequence[float]], tokens: Sequence[str], also: Sequence[int], width: int = 56) -> list[str]:
+    """The picks in lines, the heaviest first; a star where the paper has them too."""
+    lines = [""]
     for j, weight in picks:
         star = "*" if int(j) in also else ""
-        pick = f"{numbered(tokens, int(j))}{star} {f'{weight:.2f}'.removeprefix('0')}"
-        if len(line) + len(pick) + 2 > width:
-            return f"{line} …"
-        line += ("  " if line else "") + pick
-    return line or "nothing above 0.01"
+        pick = f"{numbered(tokens[int(j)], int(j))}{star} {f'{weight:.2f}'.removeprefix('0')}"
+        if lines[-1] and len(lines[-1]) + len(pick) + 2 > width:
+            lines.append("")
+        lines[-1] += ("  " if lines[-1] else "") + pick
+    return lines if picks else ["nothing above 0.01"]
 
 
 def _agreement_table(model: Mapping[str, Any]) -> Table:
@@ -175,11 +168,13 @@ def _against_attention(model: Mapping[str, Any]) -> list[Verdict]:
         f"{_percent(row['lasso']['chance'])} and {_percent(row['attention']['chance'])})"
         for name, row in zip(model["rows"], shares, strict=True)
     )
+    counted = f"for {more} of {len(shares)} tokens"
     evidence = (
-        f"more of the Lasso's weight for {more} of {len(shares)} tokens. The paper does not measure meaning; its evidence is "
-        f"its table. What that lists for the Lasso carries, of the Lasso's weight and of attention's: {told}"
+        f"{counted} if the tokens that the table lists for the Lasso are the meaningful ones: the paper does not measure "
+        f"meaning, and the table is its evidence. They carry of the Lasso's weight and of attention's: {told}"
     )
-    return [Verdict(claim, more >= least, evidence) for claim, least in named.items()]
+    (usually, two), (sometimes, one) = named.items()
+    return [Verdict(usually, more >= two, evidence), Verdict(sometimes, more >= one, f"{counted}, counted in the same way")]
 
 
 def _telling_words(model: Mapping[str, Any]) -> Verdict:
@@ -204,7 +199,7 @@ TOKENS = Experiment(
     read=(
         "Rows of final_norm. The Lasso writes a token's row by the rows of earlier tokens (1/(2d)‖z − Zβ‖² + α‖β‖₁, α = 1e-4); "
         "attention is the last layer's, the mean over heads. Weights above 0.01 are picks. The paper's are those of Pythia "
-        "1.4B; a row of its table holds here if what it lists carries more than half of the weight, and more than by chance."
+        "1.4B. A row of its table holds here if more of what it lists is picked than by chance, with over half of the weight."
     ),
     caveat="A weight is not a cause: what a row can be written by is not what the model computed it from.",
     of="texts",

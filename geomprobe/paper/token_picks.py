@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from geomprobe.errors import GeomprobeError
-from geomprobe.inspection.inspect import inspect_text
+from geomprobe.inspection.inspect import inspect_text, visible
 from geomprobe.models.loading import Loaded, tokenize
 from geomprobe.paper.context_texts import final_rows
 from geomprobe.paper.experiment import Numbers, Request
 from geomprobe.paper.models import load_readers
 
-__all__ = ["KINDS", "PRINTED", "READINGS", "SENTENCE", "WORDS", "matched", "measure"]
+__all__ = ["KINDS", "PRINTED", "READINGS", "SENTENCE", "WORDS", "matched", "measure", "numbered"]
 
 SENTENCE = (
     "Is London the capital of UK? Yes. Is Moscow the capital of Russia? Yes. "
@@ -150,3 +150,12 @@ def _last(word: str, tokens: Sequence[str]) -> int:
     if end < len(word):
         raise GeomprobeError(f"the tokenizer gives {''.join(tokens)!r} for the paper's sentence: expected {word!r} in it")
     return next(t for t, reached in enumerate(ends) if reached >= end)
+
+
+def numbered(token: str, number: int) -> str:
+    """A token with its number in the text as a subscript, which tells equal tokens apart.
+
+    >>> numbered(" London", 1)
+    'London₁'
+    """
+    return visible(token) + str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))

@@ -50,7 +50,7 @@ def found(name: str) -> Any:
 
 
 @cache
-def tests_of(path: Path) -> frozenset[str]:
+def names_of_tests(path: Path) -> frozenset[str]:
     body = ast.parse(path.read_text("utf-8")).body
     return frozenset(node.name for node in body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"))
 
@@ -62,7 +62,7 @@ def test_every_row_names_a_function_and_a_test_that_exist(item: Item) -> None:
         assert name.startswith("geomprobe.")
         assert found(name) is not None
     path, test = item.test.split("::")
-    assert test in tests_of(ROOT / path)
+    assert test in names_of_tests(ROOT / path)
     assert item.verdict
     assert item.command in {"", *EXPERIMENTS}
     assert item.command or not item.erratum  # every erratum is shown in numbers
@@ -89,7 +89,7 @@ def test_no_numbered_item_of_the_paper_lacks_a_row(paper: str) -> None:
 def test_the_patterns_know_the_forms_of_the_paper() -> None:
     text = (
         "Definition 9.1 (X).\nDefinition 9.2.\n**Lemma 9.3** (Y). see theorem 9.9 and definition 9.8, by Lemma 9.7.\n"
-        "Theorem Z.1. Assume\n$$x = y. \\quad (7)$$\nfrom (8)\n$$z, \\quad (9)$$\nFigure 3: a.\nIn Figure 4, b.\n"
+        "Theorem Z.1. Assume\n$$x = y. \\quad (7)$$\nfrom (8) see\n$$z, \\quad (9)$$\nFigure 3: a.\nIn Figure 4, b.\n"
     )
     expected = ["Definition 9.1", "Definition 9.2", "Lemma 9.3", "Theorem Z.1", "Equation 7", "Equation 9", "Figure 3"]
     assert list(numbers(text)) == expected

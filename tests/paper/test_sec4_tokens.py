@@ -14,8 +14,8 @@ from geomprobe.models.loading import load, tokenize
 from geomprobe.paper.errata import ERRATA
 from geomprobe.paper.experiment import Numbers, Outcome, Request, Verdict, plain
 from geomprobe.paper.run import run_experiment
-from geomprobe.paper.sec4_tokens import TOKENS, numbered
-from geomprobe.paper.token_picks import PRINTED, SENTENCE, WORDS, matched
+from geomprobe.paper.sec4_tokens import TOKENS
+from geomprobe.paper.token_picks import PRINTED, SENTENCE, WORDS, matched, numbered
 from tests import reference
 from tests.sweeps.conftest import save_checkpoint
 
@@ -45,7 +45,7 @@ def test_the_printed_lasso_picks_carry_the_weight(english: Outcome) -> None:
     """What SmolLM2 picks, as it was first seen."""
     (model,) = english.numbers["models"]
     found = {
-        name: [(numbered(model["tokens"], int(j)), weight) for j, weight in row["picks"]["lasso"]]
+        name: [(numbered(model["tokens"][int(j)], int(j)), weight) for j, weight in row["picks"]["lasso"]]
         for name, row in model["rows"].items()
     }
     assert [weight for _, weight in found["No"][:3]] == pytest.approx([0.58, 0.15, 0.09], abs=0.01)
@@ -79,7 +79,7 @@ def test_the_attention_rows_with_and_without_the_comma(english: Outcome) -> None
 
 def test_what_it_says_of_the_claims(english: Outcome) -> None:
     lasso, attention, usually, sometimes, telling = english.verdicts
-    assert [verdict.holds for verdict in english.of_kind("paper")] == [True, True, True, True]
+    assert [verdict.holds for verdict in english.of_kind("paper")] == [True, None, True, True]
     assert "[No]: [Yes] [Yes]; [?]: [?] [?]; [China]: [Russia] [France] [Beijing] [of] [capital]" in lasso.claim
     assert "for [China] 5 of 5, with 100% of the weight" in lasso.evidence
     assert "Without [,], which the sentence does not contain, 2 of 2" in attention.evidence
@@ -138,7 +138,7 @@ def test_where_words_are_cut_into_parts(stories_model: Path, tmp_path: Path) -> 
 
 def row(*, lasso: float, attention: float, telling: float) -> Numbers:
     """Of one token: what the printed picks carry of either's weight."""
-    against: dict[str, Any] = {"printed": 2, "which": [0], "overlap": 0.5, "chance": 0.1, "chance_matches": 0.2}
+    against: dict[str, Any] = {"printed": 2, "which": [0], "overlap": 0.5, "chance": 0.1, "chance_matches": 0.9}
     kinds = {"lasso": {"": against | {"share": lasso}, "lasso": against | {"share": lasso}}}
     other = {"": against | {"share": 0.6}, "without [,]": against | {"share": 0.6}, "lasso": against | {"share": attention}}
     return {
@@ -161,6 +161,14 @@ def test_the_verdicts_count_tokens(better: int, table: bool | None, usually: boo
     good, bad = row(lasso=0.8, attention=0.2, telling=0.9), row(lasso=0.15, attention=0.2, telling=0.1)
     verdicts = judged(*(good if number < better else bad for number in range(3)))
     assert [verdict.holds for verdict in verdicts] == [table, True, usually, sometimes, {0: False, 3: True}.get(better)]
+
+
+def test_weight_without_matches_beyond_chance_is_no_row_of_the_table() -> None:
+    good = row(lasso=0.8, attention=0.2, telling=0.9)
+    few = good["printed"]["lasso"] | {"": good["printed"]["lasso"][""] | {"chance_matches": 1.0}}
+    lucky = good | {"printed": good["printed"] | {"lasso": few}}
+    assert [judged(good, good, last)[0].holds for last in (good, lucky)] == [True, None]
+    assert judged(lucky, lucky, lucky)[0].holds is False
 
 
 def test_no_better_than_chance_is_not_better() -> None:
