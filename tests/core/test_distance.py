@@ -35,7 +35,7 @@ def printed_logdet(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def larger_logarithms(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """``log λ`` of the eigenvalues of ``A⁻¹B`` above one: those far below lose their digits, and are the others' reciprocals."""
+    """``log λ`` of the eigenvalues of ``A⁻¹B`` above one: those below lose digits, and are the others' reciprocals."""
     values = scipy.linalg.eigh(b, a, eigvals_only=True)
     return np.asarray(np.log(values[values > 1]))
 
@@ -164,7 +164,7 @@ def test_theorem_a_1_assumes_a_small_gamma() -> None:
     assert float(js_leading_term(sigmas, 0.49)[0, 1]) == pytest.approx(0.49 / math.sqrt(8))
     with pytest.raises(GeomprobeError, match=r"gamma below 1/max\(‖A‖, ‖B‖\) = 0\.5, got 0\.5"):
         js_leading_term(sigmas, 0.5)
-    with pytest.raises(GeomprobeError, match="positive, got 1.0 and -1"):
+    with pytest.raises(GeomprobeError, match=r"positive, got 1\.0 and -1"):
         js_leading_term(sigmas, -1)
     with pytest.raises(GeomprobeError, match="symmetric"):
         js_leading_term(torch.tensor([[[1.0, 2.0], [0.0, 1.0]]]), 0.1)
