@@ -24,7 +24,7 @@ README = ROOT / "geomprobe" / "paper" / "README.md"
 _PAPER = ROOT.parent / "shared" / "paper.txt"
 
 _STATEMENT = re.compile(r"^\W*(Definition|Assumption|Lemma|Theorem) (\d+\.\d+|[A-Z]\.\d+)\W", re.MULTILINE)
-_EQUATION = re.compile(r"\((\d+)\)\s*\$\$")
+_EQUATION = re.compile(r"\\quad \((\d+)\)")
 _FIGURE = re.compile(r"^Figure (\d+):", re.MULTILINE)
 _TABLE = re.compile(r"^Table (\d+):", re.MULTILINE)
 
