@@ -91,7 +91,8 @@ def judge_theorem_a_1(cases: Sequence[dict[str, Any]]) -> list[Verdict]:
     )
     told = _told(cases)
     if not told:
-        return [Verdict(claim, None, "needs two texts of different covariances") for claim in claims]
+        why = "needs two texts of different covariances"
+        return [Verdict(claims[0], None, why), *(Verdict(claim, None, why, "erratum") for claim in claims[1:])]
     off = max(abs(case["ratio"][-1] - 1) for case in told)
     orders, squares = [case["order"] for case in told], [case["order_of_square"] for case in told]
     apart = max(abs(case["coefficient"] / case["predicted"] - 1) for case in told)
@@ -105,12 +106,14 @@ def judge_theorem_a_1(cases: Sequence[dict[str, Any]]) -> list[Verdict]:
             claims[1],
             min(orders) > 3 - _ORDER,
             f"it falls as γ to the power of {span(orders, '.2f')}; the proof expands the square of the distance",
+            "erratum",
         ),
         Verdict(
             claims[2],
             all(abs(one - 2) < _ORDER for one in orders) and all(abs(one - 3) < _ORDER for one in squares),
             f"powers of {span(orders, '.2f')} and {span(squares, '.2f')}; the γ² term is "
             f"−tr((A + B)(A − B)²)/(4√2‖A − B‖) to {_small(apart)}, which is not zero unless A = B",
+            "erratum",
         ),
     ]
 

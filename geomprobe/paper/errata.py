@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from geomprobe.models.loading import tokenize
+from geomprobe.paper.appendix_a import judge_theorem_a_1, measure_theorem_a_1, theorem_a_1_table
 from geomprobe.paper.context_texts import final_rows
 from geomprobe.paper.experiment import Experiment, Numbers, Request, Table, Verdict
 from geomprobe.paper.models import load_readers
@@ -32,18 +33,19 @@ _SHOWN = 16
 
 def _measure(request: Request) -> Numbers:
     draw = torch.Generator().manual_seed(request.seed)
-    random = torch.randn(*_RANDOM, generator=draw, dtype=torch.float64)
-    cases = [
-        case("random rows", random / random.norm(dim=1, keepdim=True)),
-        case("nearly equal rows", near_one_direction(_NEAR, request.seed)),
-    ]
-    picks = []
+    random = torch.nn.functional.normalize(torch.randn(*_RANDOM, generator=draw, dtype=torch.float64), dim=1)
+    texts, picks = [("random rows", random)], []
     for name, loaded in load_readers(request):
         ids = tokenize(loaded, SENTENCE)
         (rows,) = final_rows(name, loaded, [ids])
-        cases.append(case(name, rows))
+        texts.append((name, rows))
         picks.append({"model": name, **objectives(loaded, ids[0].tolist(), rows)})
-    return {"cases": cases, "picks": picks}
+    near = case("nearly equal rows", near_one_direction(_NEAR, request.seed))
+    return {
+        "cases": [near, *(case(name, rows) for name, rows in texts)],
+        "picks": picks,
+        "appendix_a": [measure_theorem_a_1(name, rows) for name, rows in texts],
+    }
 
 
 # -- the picture ------------------------------------------------------------------------------------------------------------
@@ -146,11 +148,17 @@ def _tables(numbers: Numbers) -> list[Table]:
         counts = [[pick["model"], str(len(pick["scikit-learn"])), str(len(pick["literal"]))] for pick in found]
         title = f"Section 4.2: number of picks for [{TOKEN}] at α = λ = {ALPHA:g}, by what is minimised"
         tables.append(Table(title, ["model", "‖·‖²/2d + α‖β‖₁", "‖·‖² + λ‖β‖₁"], counts))
-    return tables
+    return [*tables, theorem_a_1_table(numbers["appendix_a"])]
 
 
 def _judge(numbers: Numbers) -> list[Verdict]:
-    return [*_theorem_4_1(numbers["cases"]), *_after_definition_4_2(numbers["cases"]), _comma(), _objective(numbers["picks"])]
+    return [
+        *_theorem_4_1(numbers["cases"]),
+        *_after_definition_4_2(numbers["cases"]),
+        _comma(),
+        _objective(numbers["picks"]),
+        *judge_theorem_a_1(numbers["appendix_a"]),
+    ]
 
 
 def _theorem_4_1(cases: list[Numbers]) -> list[Verdict]:
@@ -160,7 +168,7 @@ def _theorem_4_1(cases: list[Numbers]) -> list[Verdict]:
         "Theorem 4.1 as printed: one more token adds ½ log((1 + σ⁻² − σ²) + σ²σ_T²)",
         off < 1e-6,
         f"on {case['name']} that makes {sum(case['printed']):.1f} nats in all where determinants give "
-        f"{sum(case['determinant']):.1f}, up to {_off(case):.2f} off for a token (random rows: {_off(cases[0]):.2f}). "
+        f"{sum(case['determinant']):.1f}, up to {_off(case):.2f} off for a token ({cases[1]['name']}: {_off(cases[1]):.2f}). "
         "The proof leaves σ⁻² out of the off-diagonal block",
         "erratum",
     )
@@ -245,11 +253,11 @@ def _small(number: float) -> str:
 ERRATA = Experiment(
     name="errata",
     title="Where the paper's print is wrong",
-    place="Errata",
+    place="Sections 4.1, 4.2 and Appendix A",
     read=(
         "Left: what each token adds to the information gain. The printed theorem hardly depends on the context, and the "
         "determinants do. Middle: four ranks of the same rows. Right: the weights of earlier tokens under two objectives "
-        "with the same number for the penalty. Section 3's errata are with its statements: geomprobe paper theory."
+        "with the same number for the penalty. The tables have Theorem A.1 too. Section 3's errata are with its statements."
     ),
     caveat="These are slips of formulas and of print; the paper's figures may have been computed with the right ones.",
     of="texts",

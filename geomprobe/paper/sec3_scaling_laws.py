@@ -2,6 +2,7 @@
 errata (:mod:`geomprobe.paper.sec3_errata`)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -200,8 +201,9 @@ def _judge_theory(numbers: Numbers) -> list[Verdict]:
                 f"measured {measured}; at most {100 * worst:.2f}% off",
             )
         )
-    statements = [_judge_group(group, numbers["lemmas"]) for group in GROUPS]
-    return [*verdicts, *statements[:-1], *judge_errata(numbers["errata"]), statements[-1]]
+    *statements, ours = [_judge_group(group, numbers["lemmas"]) for group in GROUPS]
+    errata = [replace(verdict, kind="erratum") for verdict in judge_errata(numbers["errata"])]
+    return [*verdicts, *statements, *errata, replace(ours, kind="ours")]
 
 
 def _judge_group(group: str, lemmas: list[Numbers]) -> Verdict:

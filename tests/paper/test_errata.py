@@ -53,14 +53,15 @@ def check_case(case: dict[str, Any]) -> None:
 
 
 def test_of_random_rows_and_of_a_random_model(outcome: Outcome) -> None:
-    random, near, model = outcome.numbers["cases"]
-    for case in (random, near, model):
+    near, random, model = outcome.numbers["cases"]
+    for case in (near, random, model):
         check_case(case)
     assert model["rows"] == 144  # a byte each
-    assert [v.holds for v in outcome.verdicts] == [False, True, False, False, False, None]
-    assert [v.kind for v in outcome.verdicts] == ["erratum"] * 5 + ["ours"]
+    assert [v.holds for v in outcome.verdicts] == [False, True, False, False, False, None, True, False, True]
+    assert [v.kind for v in outcome.verdicts] == ["erratum"] * 5 + ["ours", "paper"] + ["erratum"] * 2
+    assert [case["name"] for case in outcome.numbers["appendix_a"]] == [random["name"], model["name"]]
     assert outcome.numbers["picks"][0]["literal"] is None  # bytes are no words
-    assert "no token [China]" in outcome.verdicts[-1].evidence
+    assert "no token [China]" in outcome.of_kind("ours")[0].evidence
 
 
 def test_of_a_trained_model(stories_model: Path, tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_of_a_model_that_reads_english(smollm2_model: Path, tmp_path: Path) -> N
     picks = numbers["picks"][0]
     assert [token.strip() for token, _, _ in picks["scikit-learn"]] == ["Russia", "France", "Beijing", "of", "capital"]
     assert 12 <= len(picks["literal"]) <= 18
-    assert [v.holds for v in ERRATA.judge(numbers)] == [False, True, False, False, False, False]
+    assert [v.holds for v in ERRATA.judge(numbers)] == [False, True, False, False, False, False, True, False, True]
     assert ERRATA.draw(numbers) is not None
 
 
@@ -98,7 +99,7 @@ def test_fifty_digits_are_mpmaths(n: int) -> None:
 
 def test_a_wrong_exact_form_does_not_pass(monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> None:
     monkeypatch.setattr(sec4_errata, "exact_increment", lambda variance, sigma: 1.0001 * exact_increment(variance, sigma))
-    numbers = plain({"cases": [sec4_errata.case("rows", rows())], "picks": outcome.numbers["picks"]})
+    numbers = plain({**outcome.numbers, "cases": [sec4_errata.case("rows", rows())] * 2})
     assert [v.holds for v in ERRATA.judge(numbers)][:2] == [False, False]
 
 
@@ -106,7 +107,7 @@ def test_a_right_print_would_pass(monkeypatch: pytest.MonkeyPatch, outcome: Outc
     monkeypatch.setattr(
         sec4_errata, "theorem_4_1_as_printed", lambda variance, norm_sq, sigma: exact_increment(variance, sigma)
     )
-    numbers = plain({"cases": [sec4_errata.case("rows", rows())], "picks": outcome.numbers["picks"]})
+    numbers = plain({**outcome.numbers, "cases": [sec4_errata.case("rows", rows())] * 2})
     assert ERRATA.judge(numbers)[0].holds
 
 
