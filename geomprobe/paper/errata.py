@@ -11,7 +11,7 @@ from geomprobe.paper.context_texts import final_rows
 from geomprobe.paper.experiment import Experiment, Numbers, Request, Table, Verdict
 from geomprobe.paper.models import load_readers
 from geomprobe.paper.sec4_errata import ALPHA, DIGITS, PICKED, RANKS, SIGMA, TOKEN, case, near_one_direction, objectives
-from geomprobe.paper.style import COLOURS, MUTED, canvas
+from geomprobe.paper.style import COLOURS, MUTED, canvas, caption
 from geomprobe.paper.token_picks import PRINTED, SENTENCE, numbered
 
 if TYPE_CHECKING:
@@ -57,9 +57,7 @@ def _draw(numbers: Numbers) -> "Figure":
     _draw_increments(gain, case)
     _draw_ranks(ranks, case)
     _draw_picks(picks, numbers["picks"][-1])
-    figure.supxlabel(
-        f"{case['name']}, the paper's sentence, at final_norm", fontsize=8, color=MUTED, x=0.01, ha="left", parse_math=False
-    )
+    caption(figure, f"{case['name']}, the paper's sentence, at final_norm")
     return figure
 
 

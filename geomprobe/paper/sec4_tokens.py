@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from geomprobe.inspection.inspect import visible
 from geomprobe.paper.experiment import Experiment, Numbers, Table, Verdict
-from geomprobe.paper.style import COLOURS, MUTED, canvas
+from geomprobe.paper.style import COLOURS, canvas, caption
 from geomprobe.paper.token_picks import KINDS, PRINTED, READINGS, measure, numbered
 
 if TYPE_CHECKING:
@@ -31,10 +31,7 @@ def _draw(numbers: Numbers) -> "Figure":
             _draw_row(next(places), model, name, row)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=3)
-    figure.supxlabel(
-        "The paper's sentence, token by token, at final_norm. A dot: the paper's table lists the token too.",
-        **{"fontsize": 8, "color": MUTED, "x": 0.01, "ha": "left"},
-    )
+    caption(figure, "The paper's sentence, token by token, at final_norm. A dot: the paper's table lists the token too.")
     return figure
 
 
@@ -47,7 +44,7 @@ def _draw_row(axes: "Axes", model: Mapping[str, Any], name: str, row: Mapping[st
         also = (row["printed"][kind] or {}).get("", {}).get("which", [])
         above = 0.05 * max(weight for drawn in row["picks"].values() for _, weight in drawn or [[0, 1.0]])
         axes.plot([j + offset for j in also], [weights[j] + above for j in also], "o", color=_COLOURS[kind], markersize=3.5)
-    axes.set_title(f"{model['name']}: {numbered(tokens, row['position'])}", parse_math=False)
+    axes.set_title(f"{model['name']}: {numbered(tokens[row['position']], row['position'])}", parse_math=False)
     axes.set(xlim=(-0.7, len(tokens) - 0.3), ylabel="weight")
     axes.margins(y=0.12)
     axes.grid(axis="x", visible=False)
