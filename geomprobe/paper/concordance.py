@@ -6,7 +6,7 @@ for the ``README.md`` of this folder, which a test holds to it.
 
 import html
 import textwrap
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from geomprobe.paper.items import ITEMS, Item
 
@@ -86,7 +86,7 @@ def _shown(item: Item) -> tuple[str, ...]:
     return (*item.functions, f"geomprobe paper {item.command}") if item.command else item.functions
 
 
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [columns, tuple("---" for _ in columns), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 

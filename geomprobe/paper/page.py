@@ -36,7 +36,7 @@ def page(title: str, outcomes: Sequence[Outcome]) -> str:
 def _summary(outcomes: Sequence[Outcome]) -> str:
     """Every verdict, those of a kind together; then every item of the paper."""
     kinds = [kind for kind in HEADINGS if any(outcome.of_kind(kind) for outcome in outcomes)]
-    entries = {
+    entries: dict[str, str] = {
         **{kind: HEADINGS[kind] for kind in kinds},
         "concordance": "Concordance",
         **{o.experiment.name: f"{o.experiment.place}: {o.experiment.title}" for o in outcomes},
