@@ -201,10 +201,10 @@ def _judge_entropy(numbers: Numbers) -> list[Verdict]:
     return [
         _judge_law("The paper: entropy by Eq. 1 of published data follows a power law of size", published),
         _judge_logarithm("Control: a logarithm of size fits them as well", published),
-        _judge_width("Control: one rank for all sizes falls as much, so it is width", published),
-        _judge_law("Models at hand: their entropy follows a power law of size too", own),
-        _judge_law("Control: so does that of the same models with random weights", [numbers["own"]["untrained"]]),
-        _judge_width("Control: at hand too, one rank for all sizes falls as much", own),
+        _judge_width("Control: width alone, with one rank for all sizes, lets it fall as much", published),
+        _judge_law("Models at hand: their entropy follows a power law of size", own),
+        _judge_law("Control: with random weights it does so too", [numbers["own"]["untrained"]]),
+        _judge_width("Control: width alone lets the entropy of the models at hand fall as much", own),
     ]
 
 
