@@ -156,7 +156,7 @@ def _size_axis(axes: "Axes", own_sizes: Sequence[float] | None) -> None:
 
 
 def _tables_of_entropy(numbers: Numbers) -> list[Table]:
-    columns = ("models", "e^H", "Eq. 1", "γ", "R²", "best fit", "by width")
+    columns = ("models", "e^H", "Eq. 1", "γ", "R²", "best fit", "width")
     rows = [_trend_row(name, trend) for name, trend in numbers["published"].items()]
     own, null = numbers["own"], numbers["own"]["untrained"]
     rows += [_trend_row("models at hand", own)]
@@ -175,7 +175,7 @@ def _tables_of_entropy(numbers: Numbers) -> list[Table]:
         )
     ]
     return [
-        Table("smallest to largest, L = L₀ + λN^γ; by width: share of the fall one rank gives", columns, rows),
+        Table("smallest to largest, L = L₀ + λN^γ; width: share of the fall one rank gives", columns, rows),
         Table(
             "models at hand",
             ("parameters", "d", "e^H", "Eq. 1", "Def. 3.1", "loss", "e^H untrained"),
@@ -187,7 +187,7 @@ def _tables_of_entropy(numbers: Numbers) -> list[Table]:
 
 def _trend_row(name: str, trend: Mapping[str, Any]) -> list[str]:
     def ends(of: str, form: str) -> str:
-        return f"{trend[of][0]:{form}} → {trend[of][-1]:{form}}"
+        return f"{trend[of][0]:{form}}→{trend[of][-1]:{form}}"
 
     law, share = trend["law"], cell(trend["share"], ".0%")
     if law is None:
@@ -201,10 +201,10 @@ def _judge_entropy(numbers: Numbers) -> list[Verdict]:
     return [
         _judge_law("The paper: entropy by Eq. 1 of published data follows a power law of size", published),
         _judge_logarithm("Control: a logarithm of size fits them as well", published),
-        _judge_width("Control: one rank for all sizes falls as much, so it is width", published),
-        _judge_law("Models at hand: their entropy follows a power law of size too", own),
-        _judge_law("Control: so does that of the same models with random weights", [numbers["own"]["untrained"]]),
-        _judge_width("Control: at hand too, one rank for all sizes falls as much", own),
+        _judge_width("Control: width alone, with one rank for all sizes, lets it fall as much", published),
+        _judge_law("Models at hand: their entropy follows a power law of size", own),
+        _judge_law("Control: with random weights it does so too", [numbers["own"]["untrained"]]),
+        _judge_width("Control: width alone lets the entropy of the models at hand fall as much", own),
     ]
 
 

@@ -136,14 +136,14 @@ def _judge_gain(numbers: Numbers) -> list[Verdict]:
             least > 0,
             f"the least increment is {least:.2g} nats; ½ log(1 + σ⁻²σ_T²) cannot be negative, so it rises for any rows",
         ),
-        *_judge_sizes("The paper: it rises more moderately in larger models", models, _rise),
+        *_judge_sizes("the gain rises more moderately in larger models", models, _rise),
         Verdict(
             "The paper: increments fall with the length of the input",
             True if all(falling) else False if any(rising) else None,
             f"in {sum(falling)} of {len(trained)} models (Spearman, p < {_TELLING}), and in "
             f"{sum(_moves(gain, -1) for gain in nulls)} of {len(nulls)} with random weights",
         ),
-        *_judge_sizes("The paper: they fall less in larger models", models, _fall),
+        *_judge_sizes("increments fall less in larger models", models, _fall),
     ]
 
 
@@ -157,7 +157,7 @@ def _judge_sizes(claim: str, models: Sequence[Numbers], measured: Callable[[Numb
     for kind, called in _KINDS.items():
         known = [model for model in sized if model[kind] is not None]
         length = min((len(model[kind]["gain"]) for model in known), default=0)
-        of = claim if kind == "trained" else f"Control: so it is with {called}"
+        of = f"The paper: {claim}" if kind == "trained" else f"Control: with {called} {claim} too"
         if len(known) < _SIZES or length < _LEAST:
             verdicts.append(Verdict(of, None, f"needs {_SIZES} models or more, and texts of {_LEAST} tokens or more"))
             continue

@@ -133,7 +133,7 @@ def _draw_distances(numbers: Numbers) -> "Figure":
             axes.set_xlabel(f"{plane['share']:.0%} of squared distances in this plane")
     legend(figure, panels[1])
     regularised = f"; {_DELTA} added to singular covariances" if set(shown) != {"js"} else ""
-    caption(figure, f"{_subject(numbers)}\nmap and plane of the distances: our choice{regularised}")
+    caption(figure, f"{_subject(numbers)}\nThe map and the plane of the distances are our choice{regularised}")
     return figure
 
 

@@ -118,6 +118,7 @@ def as_well(control: Mapping[str, Mapping[str, Any]], model: Mapping[str, Mappin
             for name in model
         )
         parts.append(f"{called} {', '.join(numbers)}")
+    parts.append(f"the model's is larger in {sum(less)} of {len(less)} (paired by country, p < {_ALPHA})")
     return (False if all(less) or not apart else None if any(less) else True), "; ".join(parts)
 
 

@@ -386,7 +386,7 @@ def test_smollm2_on_the_paper_s_texts(tmp_path: Path, smollm2_model: Path) -> No
 
 @pytest.mark.usefixtures("no_umap")
 def test_models_that_cannot_be_read(tmp_path: Path) -> None:
-    silent = saved(tmp_path / "silent", PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE({"a": 0}, []))))
+    silent = saved(tmp_path / "silent", PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE({"@": 0}, []))))
     with pytest.raises(GeomprobeError, match=r"silent cannot read 'He is the king of Australia\.': the text is empty"):
         run_experiment(FIG4, Request(out=tmp_path / "out", models=(silent,)))
     raising = saved(tmp_path / "raising", PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, "none"))))
