@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from geomprobe.core.spectrum import equal_spectrum_entropy
 from geomprobe.errors import GeomprobeError
-from geomprobe.paper.experiment import Experiment, Numbers, Request, Table, Verdict, cell, span
+from geomprobe.paper.experiment import Experiment, Kind, Numbers, Request, Table, Verdict, cell, span
 from geomprobe.paper.models import by_size, failure_tables, failures, read_from, swept
 from geomprobe.paper.published import PUBLISHED
 from geomprobe.paper.style import COLOURS, MUTED, UNTRAINED, canvas, caption
@@ -199,20 +199,20 @@ def _trend_row(name: str, trend: Mapping[str, Any]) -> list[str]:
 def _judge_entropy(numbers: Numbers) -> list[Verdict]:
     published, own = list(numbers["published"].values()), [numbers["own"]]
     return [
-        _judge_law("The paper: entropy by Eq. 1 of published data follows a power law of size", published),
-        _judge_logarithm("Control: a logarithm of size fits them as well", published),
-        _judge_width("Control: width alone, with one rank for all sizes, lets it fall as much", published),
-        _judge_law("Models at hand: their entropy follows a power law of size", own),
-        _judge_law("Control: with random weights it does so too", [numbers["own"]["untrained"]]),
-        _judge_width("Control: width alone lets the entropy of the models at hand fall as much", own),
+        _judge_law("Entropy by Eq. 1 of published data follows a power law of size", published),
+        _judge_logarithm("A logarithm of size fits the published data as well", published),
+        _judge_width("Width alone, with one rank for all sizes, lets the entropy of published data fall as much", published),
+        _judge_law("Entropy by Eq. 1 of the models at hand follows a power law of size", own),
+        _judge_law("With random weights, too, it follows a power law of size", [numbers["own"]["untrained"]], "ours"),
+        _judge_width("Width alone lets the entropy of the models at hand fall as much", own),
     ]
 
 
-def _judge_law(claim: str, trends: Sequence[Mapping[str, Any]]) -> Verdict:
+def _judge_law(claim: str, trends: Sequence[Mapping[str, Any]], kind: Kind = "paper") -> Verdict:
     """Holds if in every data set a power law explains 95% of the variance, and does not hold if it does in none."""
     laws = [trend["law"] for trend in trends]
     if None in laws:
-        return Verdict(claim, None, "needs models of at least four sizes")
+        return Verdict(claim, None, "needs models of at least four sizes", kind)
     fitted = sum(law["r2"] >= _FITTED for law in laws)
     enough = all(len(trend["parameters"]) >= _ENOUGH for trend in trends)
     return Verdict(
@@ -220,6 +220,7 @@ def _judge_law(claim: str, trends: Sequence[Mapping[str, Any]]) -> Verdict:
         {0: False, len(laws): True}.get(fitted) if enough else None,
         f"L₀ + λN^γ explains {span([law['r2'] for law in laws], '.1%')} of the variance, with γ = "
         f"{span([law['exponent'] for law in laws], '.2f')}" + ("" if enough else f"; fewer than {_ENOUGH} sizes flatter it"),
+        kind,
     )
 
 
@@ -232,6 +233,7 @@ def _judge_logarithm(claim: str, trends: Sequence[Mapping[str, Any]]) -> Verdict
         {0: True, len(trends): False}.get(won),
         f"against a logarithm and a constant, a power law has {_CONVINCING:.0%} of the Akaike weight or more in {won} of "
         f"{len(trends)} data sets; another fits better in {better}",
+        "ours",
     )
 
 
@@ -240,14 +242,15 @@ def _judge_width(claim: str, trends: Sequence[Mapping[str, Any]]) -> Verdict:
     shares = [trend["share"] for trend in trends]
     ranks, widths = (span([trend[of][-1] / trend[of][0] for trend in trends], ".1f") for of in ("ranks", "widths"))
     if any(trend["widths"][0] == trend["widths"][-1] for trend in trends):
-        return Verdict(claim, None, "needs models of at least two widths")
+        return Verdict(claim, None, "needs models of at least two widths", "ours")
     if None in shares:
-        return Verdict(claim, None, "it does not fall from the smallest to the largest")
+        return Verdict(claim, None, "it does not fall from the smallest to the largest", "ours")
     return Verdict(
         claim,
         True if min(shares) >= 0.9 else False if max(shares) <= 0.5 else None,
         f"with one rank for all sizes the fall is {span(shares, '.0%')} of what it is; the rank itself goes by a factor of "
         f"{ranks} while d goes by {widths}",
+        "ours",
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from geomprobe.paper.experiment import Experiment, Numbers, Request, Table, Verdict, cell
+from geomprobe.paper.experiment import Experiment, Kind, Numbers, Request, Table, Verdict, cell
 from geomprobe.paper.models import by_size, failure_tables, failures, read_from, swept
 from geomprobe.paper.style import MUTED, canvas, caption, shades
 from geomprobe.report.theme import si_format
@@ -132,18 +132,18 @@ def _judge_gain(numbers: Numbers) -> list[Verdict]:
     nulls = [model["untrained"] for model in models if model["untrained"] is not None]
     return [
         Verdict(
-            "The paper: the normalised gain rises with the length of the input",
+            "The normalised gain rises with the length of the input",
             least > 0,
             f"the least increment is {least:.2g} nats; ½ log(1 + σ⁻²σ_T²) cannot be negative, so it rises for any rows",
         ),
-        *_judge_sizes("the gain rises more moderately in larger models", models, _rise),
+        *_judge_sizes("The gain rises more moderately in larger models", models, _rise),
         Verdict(
-            "The paper: increments fall with the length of the input",
+            "Increments fall with the length of the input",
             True if all(falling) else False if any(rising) else None,
             f"in {sum(falling)} of {len(trained)} models (Spearman, p < {_TELLING}), and in "
             f"{sum(_moves(gain, -1) for gain in nulls)} of {len(nulls)} with random weights",
         ),
-        *_judge_sizes("increments fall less in larger models", models, _fall),
+        *_judge_sizes("Increments fall less in larger models", models, _fall),
     ]
 
 
@@ -157,14 +157,15 @@ def _judge_sizes(claim: str, models: Sequence[Numbers], measured: Callable[[Numb
     for kind, called in _KINDS.items():
         known = [model for model in sized if model[kind] is not None]
         length = min((len(model[kind]["gain"]) for model in known), default=0)
-        of = f"The paper: {claim}" if kind == "trained" else f"Control: with {called} {claim} too"
+        whose: Kind = "paper" if kind == "trained" else "ours"
+        of = claim if kind == "trained" else f"With {called}, too: {claim[0].lower()}{claim[1:]}"
         if len(known) < _SIZES or length < _LEAST:
-            verdicts.append(Verdict(of, None, f"needs {_SIZES} models or more, and texts of {_LEAST} tokens or more"))
+            verdicts.append(Verdict(of, None, f"needs {_SIZES} models or more, and texts of {_LEAST} tokens or more", whose))
             continue
         values = [measured(model, kind, length) for model in known]
         steps = np.diff(values) < 0
         listed = ", ".join(f"{si_format(model['parameters'])} {value:.3g}" for model, value in zip(known, values, strict=True))
-        verdicts.append(Verdict(of, {0: False, len(steps): True}.get(int(steps.sum())), f"{_UNITS[measured]}: {listed}"))
+        verdicts.append(Verdict(of, {0: False, len(steps): True}.get(int(steps.sum())), f"{_UNITS[measured]}: {listed}", whose))
     return verdicts
 
 

@@ -43,8 +43,8 @@ _DISTANCES = {
 _SHORT = {kind: called.split(" (")[0] for kind, called in (EMBEDDINGS | _DISTANCES).items()}
 _METHODS = {"pca": "PCA", "umap": "UMAP"}
 _CONTROLS = {
-    "untrained": "random weights separate them as well",
-    "shuffled": "each text's tokens in a random order separate them as well",
+    "untrained": "Random weights separate the contexts as well",
+    "shuffled": "Each text's tokens in a random order separate the contexts as well",
 }
 _NO_UMAP = "without UMAP: pip install 'geomprobe[umap]', then run again with --fresh"
 
@@ -188,9 +188,9 @@ def _judge_embeddings(numbers: Numbers) -> list[Verdict]:
         of, mean, last = _of(model, numbers), model["separation"]["mean"], model["separation"]["last"]
         shown = {_METHODS[method]: found for method, found in model["shown"].items()}
         verdicts += [
-            Verdict(f"The paper: mean embeddings separate the contexts{of}", *separates({"mean": mean["model"]})),
-            Verdict(f"The paper: they do so better than last tokens{of}", *better(mean["model"], last["model"])),
-            Verdict(f"The paper: planes of the mean embeddings show it{of}", *separates(shown)),
+            Verdict(f"Mean embeddings separate the contexts{of}", *separates({"mean": mean["model"]})),
+            Verdict(f"Mean embeddings separate them better than last tokens do{of}", *better(mean["model"], last["model"])),
+            Verdict(f"Planes of the mean embeddings show it{of}", *separates(shown)),
             *_judge_controls({"mean": mean}, of),
         ]
     return verdicts
@@ -201,7 +201,7 @@ def _judge_distances(numbers: Numbers, claim: str) -> list[Verdict]:
     for model in numbers["models"]:
         of, separation = _of(model, numbers), {_SHORT[kind]: found for kind, found in model["separation"].items()}
         seen = separates({called: found["model"] for called, found in separation.items()})
-        verdicts += [Verdict(f"The paper: {claim}{of}", *seen), *_judge_controls(separation, of)]
+        verdicts += [Verdict(f"{claim}{of}", *seen), *_judge_controls(separation, of)]
     return verdicts
 
 
@@ -209,7 +209,7 @@ def _judge_controls(separation: Mapping[str, Any], of: str) -> list[Verdict]:
     """Whether contexts lie as far apart without training, or without the order of tokens: where they do, it is not learned."""
     by_source = {source: {called: found[source] for called, found in separation.items()} for source in SOURCES}
     return [
-        Verdict(f"Control: {called}{of}", *as_well(by_source[source], by_source["model"]))
+        Verdict(f"{called}{of}", *as_well(by_source[source], by_source["model"]), kind="ours")
         for source, called in _CONTROLS.items()
     ]
 
@@ -261,5 +261,5 @@ FIG6 = Experiment(
     measure=partial(_measure_distances, shown=("logdet", "riemann", "log_euclidean"), also=("js",)),
     draw=_draw_distances,
     tables=_tables,
-    judge=partial(_judge_distances, claim=f"all distances separate the contexts ({_DELTA})"),
+    judge=partial(_judge_distances, claim=f"All distances separate the contexts ({_DELTA})"),
 )

@@ -154,18 +154,18 @@ def _as_printed(model: Mapping[str, Any], kind: str) -> Verdict:
 def _against_attention(model: Mapping[str, Any]) -> list[Verdict]:
     """The claim in both wordings. The paper's evidence is its table, so what that lists for the Lasso counts as meaningful: for
     how many tokens is more of the Lasso's weight than of attention's on it, and more than by chance?"""
-    shares = [{kind: (row["printed"][kind] or {}).get("lasso") for kind in KINDS} for row in model["rows"].values()]
     named = {f"{wording} ({model['name']})": least for wording, least in _WORDINGS.items()}
-    if any(found is None or found["share"] is None for row in shares for found in row.values()):
+    pairs = [tuple((row["printed"][kind] or {"lasso": None})["lasso"] for kind in KINDS) for row in model["rows"].values()]
+    if any(found is None or found["share"] is None for pair in pairs for found in pair):
         why = "this model shows no attention, or there is a token for which one of the two picks nothing"
         return [Verdict(claim, None, why) for claim in named]
-    more = sum(row["lasso"]["share"] > max(row["attention"]["share"], row["lasso"]["chance"]) for row in shares)
+    more = sum(lasso["share"] > max(attention["share"], lasso["chance"]) for lasso, attention in pairs)
     told = "; ".join(
-        f"[{name}] {_percent(row['lasso']['share'])} and {_percent(row['attention']['share'])} (by chance "
-        f"{_percent(row['lasso']['chance'])} and {_percent(row['attention']['chance'])})"
-        for name, row in zip(model["rows"], shares, strict=True)
+        f"[{name}] {_percent(lasso['share'])} and {_percent(attention['share'])} (by chance {_percent(lasso['chance'])} and "
+        f"{_percent(attention['chance'])})"
+        for name, (lasso, attention) in zip(model["rows"], pairs, strict=True)
     )
-    counted = f"for {more} of {len(shares)} tokens"
+    counted = f"for {more} of {len(pairs)} tokens"
     evidence = (
         f"{counted} if the tokens that the table lists for the Lasso are the meaningful ones: the paper does not measure "
         f"meaning, and the table is its evidence. They carry of the Lasso's weight and of attention's: {told}"

@@ -55,7 +55,9 @@ def _of_model(name: str, loaded: Loaded) -> dict[str, Any]:
     rows = {}
     for word in PRINTED:
         t = _last(word, tokens)
-        found = {kind: None if picks.kinds[kind] is None else [list(pick) for pick in picks.kinds[kind][t]] for kind in KINDS}
+        found = {
+            kind: None if of is None else [list(pick) for pick in of[t]] for kind, of in picks.kinds.items() if kind in KINDS
+        }
         rows[word] = {
             "position": t,
             "whole": tokens[t].strip() == word,
