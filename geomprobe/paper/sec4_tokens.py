@@ -131,15 +131,16 @@ def _judge_model(model: Mapping[str, Any]) -> list[Verdict]:
 
 
 def _as_printed(model: Mapping[str, Any], kind: str) -> Verdict:
-    """Holds where for every token the printed picks carry more than half of the weight, and more than by chance; does not hold
-    where they do for none."""
+    """Holds where for every token more of the printed picks are there than by chance, and carry more than half of the weight and
+    more than by chance; does not hold where that is so for none."""
     told, good = [], []
     for name, row in model["rows"].items():
         found = row["printed"][kind][""]
-        good.append(found["share"] is not None and found["share"] > max(0.5, found["chance"]))
-        both = f"{len(found['which'])} of {found['printed']}"
+        both, share = len(found["which"]), found["share"]
+        good.append(share is not None and share > max(0.5, found["chance"]) and both > found["chance_matches"])
         told.append(
-            f"for [{name}] {both}, with {_percent(found['share'])} of the weight (by chance {_percent(found['chance'])})"
+            f"for [{name}] {both} of {found['printed']}, with {_percent(share)} of the weight (by chance "
+            f"{found['chance_matches']:.1f} and {_percent(found['chance'])})"
         )
     printed = "; ".join(f"[{name}]: {' '.join(f'[{token}]' for token in PRINTED[name][kind])}" for name in model["rows"])
     who = "The Lasso picks" if kind == "lasso" else "The largest attention weights pick"
