@@ -31,8 +31,8 @@ class ContextLassoSum:
 
     With ``compare`` also of the head-mean attention weights a of the same targets: ``jaccard``, ``precision``, ``chance`` and
     ``rank`` (:mod:`geomprobe.core.agreement`) with the targets that have each, ``jaccard_count`` …; ``attended``, the targets
-    that have weights at all; ``attention_weight`` Σa by distance; and of Eq. 5, the coefficients ``a_tj / a_jj`` that weights
-    imply: ``eq5_r2`` and ``eq5_weight``, by distance.
+    that have weights at all; ``attention_weight`` Σa by distance; and of Eq. 5's second term, the coefficients ``a_tj / a_jj``
+    that weights imply: ``eq5_r2`` and ``eq5_weight``, by distance. Its first term, the token's own value vector, is left out.
 
     Args:
         penalty: of the convention below.

@@ -156,7 +156,7 @@ def summary(demo: Demo) -> str:
         f"How {tokens:,.0f} held-out bytes look from inside, by training step",
         _table(demo, "entropy", "representation entropy, of its maximum (Def. 3.1)", "{:.3f}"),
         _table(demo, "effective_rank", "effective rank, of 128 dimensions", "{:.1f}"),
-        _table(demo, "gain_per_token", "information gain, nats per token (Def. 4.1)", "{:.2f}"),
+        _table(demo, "gain_per_token", "information gain, nats per token (section 4.1)", "{:.2f}"),
         _finding(demo),
     ]
     return "\n\n".join(parts)

@@ -19,15 +19,15 @@ __all__ = ["EXPERIMENTS", "app"]
 EXPERIMENTS = {
     "fig1": ("fig1_entropy", "Entropy against model size: Wei et al.'s numbers, and your own models."),
     "fig2": ("fig2_skill_graph", "The graph of texts and the skills they use."),
+    "theory": ("sec3_scaling_laws", "Section 3: exponents of the scaling laws, and every statement on random distributions."),
     "fig3": ("fig3_information_gain", "Information gain against length, over models of several sizes."),
+    "tokens": ("sec4_tokens", "Section 4.2: what the Lasso and attention pick for [No], [?] and [China]."),
     "fig4": ("fig4_6_contexts", "King, queen and no context: mean and last-token embeddings."),
-    "fig5": ("fig4_6_contexts", "The same texts under the JS and logdet distances of covariances."),
-    "fig6": ("fig4_6_contexts", "The same texts under the Riemann and log-Euclidean distances."),
-    "tokens": ("sec4_tokens", "Section 4.2: what [No], [?] and [China] are made of."),
-    "theory": ("sec3_scaling_laws", "Section 3: exponents of the scaling laws, and every lemma on random distributions."),
+    "fig5": ("fig4_6_contexts", "The same texts under the JS distance of covariances."),
+    "fig6": ("fig4_6_contexts", "The same texts under the logdet, Riemannian and log-Euclidean distances."),
     "errata": ("errata", "Where the paper's print is wrong, in numbers."),
 }
-"""Of every experiment the module that has it, as ``FIG1`` and so on, and what it is."""
+"""In the order of the paper, of every experiment the module that has it, as ``FIG1`` and so on, and what it is."""
 
 app = typer.Typer(help="The figures and tables of the paper, on any model: a picture, a page and the numbers of each.")
 
@@ -92,6 +92,7 @@ def _one(name: str) -> "Callable[[Request], Outcome]":
 def _all(request: "Request") -> None:
     from tqdm import tqdm
 
+    from geomprobe.paper.experiment import HEADINGS
     from geomprobe.paper.page import page
 
     outcomes, failed = [], {}
@@ -102,14 +103,23 @@ def _all(request: "Request") -> None:
                 outcomes.append(_one(name)(request))
             except GeomprobeError as error:  # the others can go on
                 failed[name] = error
-    write_whole(request.out / "index.html", page("The whole paper", outcomes))
-    print("What the paper says, and what came out here\n")
-    for outcome in outcomes:
-        for verdict in outcome.verdicts:
-            print(verdict)
-    print(f"\nopen this:  {request.out}/index.html")
+    write_whole(request.out / "index.html", page("The paper, item by item", outcomes))
+    for kind, heading in HEADINGS.items():
+        print(f"{heading}\n")
+        for outcome in outcomes:
+            if found := outcome.of_kind(kind):
+                print(outcome.experiment.place, *found, "", sep="\n")
+    print(f"open this:  {request.out}/index.html")
     if failed:
         raise GeomprobeError("; ".join(f"{name} failed: {error}" for name, error in failed.items()))
+
+
+@app.command()
+def concordance() -> None:
+    """Every item of the paper in its order: what computes it here, the test of that, and the verdict."""
+    from geomprobe.paper.concordance import to_text
+
+    print(to_text())
 
 
 for _name, (_, _help) in EXPERIMENTS.items():

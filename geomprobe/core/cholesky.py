@@ -2,13 +2,14 @@
 
 With unit rows Z ``(T, d)``, K = ZZᵀ and noise σ², let ``K + σ²I = LLᵀ``. Then, for every token t on its own past,
 
-- the information gain is ``log(L_tt / σ)``: ``I(y_T; f) = ½ logdet(I + σ⁻²K)`` is their sum (Def. 4.1);
+- the information gain is ``log(L_tt / σ)``: ``I(y_T; f) = ½ logdet(I + σ⁻²K)`` is their sum (section 4.1);
 - the posterior variance is ``σ_t² = L_tt² − σ²``, also the least value of the ridge objective ``‖z_t − Zβ‖² + σ²‖β‖²``;
 - the ridge coefficients on all earlier tokens are row t of ``−L_tt · L⁻¹``.
 
 σ⁻² is 1e4 at the default noise, so a float32 factor is not safe: factors are float64 here, whatever the rows are.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "factor_of_identity_plus",
     "gains",
     "information_gain",
+    "information_gain_bound",
     "posterior_variance",
     "ridge_coefficients",
     "scaled_factor",
@@ -64,6 +66,18 @@ def information_gain(gram: Tensor, sigma: float = 0.01) -> Tensor:
     tensor(0.6931, dtype=torch.float64)
     """
     return gains(scaled_factor(gram, sigma)[0]).sum(-1)
+
+
+def information_gain_bound(width: int, length: int, sigma: float = 0.01) -> float:
+    """``d·log(1 + σ⁻²T)`` in nats, above the information gain of any T unit rows of width d (section 4.1).
+
+    The paper divides by d because of it. It is never reached: the eigenvalues of ZᵀZ sum to T, so ``½·d·log(1 + σ⁻²T/d)`` is
+    a bound too.
+
+    >>> round(information_gain_bound(width=2, length=3, sigma=1.0), 4)  # 2 log 4
+    2.7726
+    """
+    return width * math.log1p(length / sigma**2)
 
 
 def posterior_variance(factor: Tensor, sigma: float) -> Tensor:

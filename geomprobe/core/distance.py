@@ -4,16 +4,20 @@ Of a text with rows Z ``(n, d)`` the covariance is ``Σ = ZᵀZ/n``, not centred
 ``B = Σ₂ + δI``:
 
 =================  =======================================================  ==============================================
-``logdet``         ``logdet((A + B)/2) − ½ logdet(AB)``                     S-divergence (Sra 2012); its root is a metric
-``js``             ``logdet(I + γ(Σ₁+Σ₂)/2) − ½ Σᵢ logdet(I + γΣᵢ)``        ``logdet`` with δ = 1/γ: Theorem A.1's limit
-                                                                            is ``logdet`` with δ = 0, as γ → ∞
+``logdet``         ``√(logdet((A + B)/2) − ½ logdet(AB))``                  root of the S-divergence (Sra 2016): a metric
+``js``             ``√(logdet(I + γ(Σ₁+Σ₂)/2) − ½ Σᵢ logdet(I + γΣᵢ))``     ``logdet`` with δ = 1/γ
 ``riemann``        ``‖log(A^{−½} B A^{−½})‖_F``                             affine-invariant
 ``log_euclidean``  ``‖log A − log B‖_F``
-``frobenius``      ``‖Σ₁ − Σ₂‖_F``                                          no δ in it
+``frobenius``      ``‖Σ₁ − Σ₂‖_F``                                          no δ in it; ``js`` for small γ, times γ/√8
 =================  =======================================================  ==============================================
 
 A text of n < d tokens has a singular covariance: ``logdet``, ``riemann`` and ``log_euclidean`` are then infinite without δ, and
-grow with ``log(1/δ)`` times the directions that only one text uses. Compare distances of one δ, and of texts about as long.
+grow with ``log(1/δ)`` and the number of directions that only one text uses. Compare distances of one δ, and of texts about as
+long.
+
+The first three are functions of the eigenvalues λ of ``A⁻¹B``, and are computed from ``t = (λ − 1)/(λ + 1)``, the eigenvalues
+of ``(A + B)^{−½} (B − A) (A + B)^{−½}``: ``logdet`` is ``√(−½ Σ log(1 − t²))`` and ``riemann`` is ``2‖artanh t‖``. No
+log-determinants are subtracted, so texts that are nearly equal, and a small γ, keep their digits.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,11 +28,9 @@ from torch import Tensor
 
 from geomprobe.errors import GeomprobeError
 
-__all__ = ["Distance", "covariance_distances", "text_distances", "vector_distances"]
+__all__ = ["Distance", "covariance_distances", "js_leading_term", "text_distances", "vector_distances"]
 
 Distance = Literal["logdet", "js", "riemann", "log_euclidean", "frobenius"]
-
-_LOGDET = ("logdet", "js")
 
 _CHUNK = 2**21
 """Numbers in one chunk's matrices: 16 MiB in float64."""
@@ -64,13 +66,9 @@ def text_distances(rows: Sequence[Tensor], distance: Distance, *, delta: float =
     if distance == "log_euclidean":  # log A − log δ·I = VᵀV of these rows
         _, singular, directions = torch.linalg.svd(padded, full_matrices=False)
         padded = torch.log1p(singular.square() / delta).sqrt().unsqueeze(-1) * directions
-    own = _log_volume(padded @ padded.mT, delta)
 
     def between(i: Tensor, j: Tensor) -> Tensor:
-        pair = torch.cat([padded[i], padded[j]], 1)
-        if distance in _LOGDET:  # logdet(I + ZᵀZ) = logdet(I + ZZᵀ)
-            return _log_volume(pair @ pair.mT / 2, delta) - (own[i] + own[j]) / 2
-        pair = _coordinates(pair)
+        pair = _coordinates(torch.cat([padded[i], padded[j]], 1))
         first, second = pair[:, :n], pair[:, n:]
         return _between(first.mT @ first, second.mT @ second, distance, delta)
 
@@ -80,26 +78,44 @@ def text_distances(rows: Sequence[Tensor], distance: Distance, *, delta: float =
 def covariance_distances(covariances: Tensor, distance: Distance, *, delta: float = 1e-6, gamma: float = 100.0) -> Tensor:
     """Distances between k covariances ``(k, d, d)``, as :func:`text_distances` of their texts.
 
-    ``riemann`` solves an eigenproblem of d×d for each pair; texts of fewer than d/2 rows are far cheaper as rows.
+    ``logdet``, ``js`` and ``riemann`` solve an eigenproblem of d×d for each pair; texts of fewer than d/2 rows are far cheaper
+    as rows.
 
     Raises:
         GeomprobeError: not finite or not symmetric; with δ added not positive definite; δ or γ not positive.
     """
     delta = _regulariser(distance, delta, gamma)
-    sigma = covariances.double()
-    if sigma.ndim != 3 or not sigma.isfinite().all() or not torch.allclose(sigma, sigma.mT, rtol=1e-6, atol=1e-12):
-        raise GeomprobeError(f"covariance_distances takes finite symmetric matrices (k, d, d), got shape {tuple(sigma.shape)}")
+    sigma = _checked(covariances)
     if distance == "log_euclidean":
         values, directions = torch.linalg.eigh(sigma)
         sigma = (directions * (values + delta).log().unsqueeze(-2)) @ directions.mT
-    own = _log_volume(sigma, delta) if distance in _LOGDET else sigma
 
     def between(i: Tensor, j: Tensor) -> Tensor:
-        if distance in _LOGDET:
-            return _log_volume((sigma[i] + sigma[j]) / 2, delta) - (own[i] + own[j]) / 2
         return _between(sigma[i], sigma[j], distance, delta)
 
     return _all_pairs(len(sigma), sigma.shape[-1] ** 2, between)
+
+
+def js_leading_term(covariances: Tensor, gamma: float) -> Tensor:
+    """What ``js`` tends to as γ → 0 (Theorem A.1): ``√(γ²/8) ‖A − B‖_F`` between k covariances ``(k, d, d)``, ``(k, k)``.
+
+    The theorem prints a remainder of O(γ³). That is the remainder of the squares; of the distances it is O(γ²), with the
+    leading part ``−γ² tr((A + B)(A − B)²) / (4√2 ‖A − B‖_F)``, which is not zero for covariances ``A ≠ B``.
+
+    Raises:
+        GeomprobeError: not finite or not symmetric; γ not below ``1/max(‖A‖, ‖B‖)``, as the theorem assumes.
+
+    >>> js_leading_term(torch.stack([torch.zeros(2, 2), torch.eye(2)]), 0.5)
+    tensor([[0.0000, 0.2500],
+            [0.2500, 0.0000]], dtype=torch.float64)
+    """
+    _regulariser("js", 1.0, gamma)
+    limit = 1 / float(torch.linalg.matrix_norm(_checked(covariances), ord=2).max())
+    if gamma >= limit:
+        raise GeomprobeError(
+            f"Theorem A.1 assumes gamma below 1/max(‖A‖, ‖B‖) = {limit:.4g}, got {gamma:g}: give a smaller one"
+        )
+    return covariance_distances(covariances, "frobenius") * (gamma / 8**0.5)
 
 
 def vector_distances(vectors: Tensor) -> Tensor:
@@ -121,11 +137,18 @@ def _regulariser(distance: str, delta: float, gamma: float) -> float:
     return 1 / gamma if distance == "js" else delta
 
 
+def _checked(covariances: Tensor) -> Tensor:
+    sigma = covariances.double()
+    if sigma.ndim != 3 or not sigma.isfinite().all() or not torch.allclose(sigma, sigma.mT, rtol=1e-6, atol=1e-12):
+        raise GeomprobeError(f"distances are between finite symmetric matrices (k, d, d), got shape {tuple(sigma.shape)}")
+    return sigma
+
+
 def _all_pairs(k: int, size: int, between: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """``between`` of the indices of every pair i < j, ``(k, k)``, in chunks of about ``_CHUNK / size`` pairs."""
     first, second = torch.triu_indices(k, k, 1)
     pieces = [between(i, j) for i, j in zip(*(ends.split(max(1, _CHUNK // size)) for ends in (first, second)), strict=True)]
-    values = torch.cat(pieces).clamp_min(0)  # between equal texts it is rounding, of either sign
+    values = torch.cat(pieces)
     if not values.isfinite().all():
         raise GeomprobeError(_INDEFINITE)
     distances = values.new_zeros(k, k)
@@ -140,31 +163,17 @@ def _coordinates(rows: Tensor) -> Tensor:
 
 
 def _between(a: Tensor, b: Tensor, distance: str, delta: float) -> Tensor:
-    """Riemann or Frobenius distances between matrices ``(…, m, m)``, covariances before δ or their logarithms: ``(…)``."""
-    if distance != "riemann":
+    """Distances between matrices ``(…, m, m)``, covariances before δ or their logarithms: ``(…)``."""
+    if distance in ("frobenius", "log_euclidean"):
         norms: Tensor = torch.linalg.matrix_norm(a - b)
         return norms
-    # With λ those of A⁻¹B, t = (λ − 1)/(λ + 1) lie in (−1, 1): the smallest λ keep their digits beside the largest.
-    root = _cholesky(_shifted(a + b, 2 * delta))
-    half = torch.linalg.solve_triangular(root, b - a, upper=False)
-    t = torch.linalg.eigvalsh(torch.linalg.solve_triangular(root, half.mT, upper=False))
-    distances: Tensor = 2 * torch.linalg.vector_norm(t.atanh(), dim=-1)
-    return distances
-
-
-def _log_volume(matrix: Tensor, delta: float) -> Tensor:
-    """``logdet(I + matrix/δ)``, ``(…)``: the same in whatever space of more directions."""
-    diagonal = _cholesky(_shifted(matrix / delta, 1.0)).diagonal(dim1=-2, dim2=-1)
-    return 2 * diagonal.log().sum(-1)
-
-
-def _shifted(matrix: Tensor, shift: float) -> Tensor:
-    return matrix + shift * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-
-
-def _cholesky(matrix: Tensor) -> Tensor:
-    factor, fault = torch.linalg.cholesky_ex(matrix)
+    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    root, fault = torch.linalg.cholesky_ex(a + b + 2 * delta * identity)
     if fault.any():
         raise GeomprobeError(_INDEFINITE)
-    lower: Tensor = factor
-    return lower
+    half = torch.linalg.solve_triangular(root, b - a, upper=False)
+    t = torch.linalg.eigvalsh(torch.linalg.solve_triangular(root, half.mT, upper=False))
+    if distance == "riemann":
+        distances: Tensor = 2 * torch.linalg.vector_norm(t.atanh(), dim=-1)
+        return distances
+    return (-torch.log1p(-t.square()).sum(-1) / 2).sqrt()

@@ -94,7 +94,7 @@ def rank_ratio(eigenvalues: Tensor) -> Tensor:
 
 
 def stable_rank(eigenvalues: Tensor) -> Tensor:
-    """``‖Z‖_F² / ‖Z‖₂² = Σλ / λ_max``, 1 to d. A lower bound of the rank (the paper calls it an upper bound)."""
+    """``‖Z‖_F² / ‖Z‖₂² = Σλ / λ_max``, 1 to d (Def. 4.2). It is at most the rank."""
     return eigenvalues.sum(-1) / eigenvalues.amax(-1)
 
 

@@ -35,8 +35,9 @@ class ContextLasso(Metric):
     - ``lasso_attention_precision``: of the k tokens attended to most, the share that the Lasso picks, k being how many it
       picks; ``lasso_attention_chance``: what that would be for k tokens drawn by lot, so below it there is no agreement at all;
     - ``lasso_attention_rank``: Spearman's rank correlation of β and a over all earlier tokens;
-    - ``eq5_r2``: the R² of Eq. 5, which rebuilds a row with coefficients ``a_tj / a_jj``. It has no least value: weights on
-      tokens that hardly attend to themselves imply huge coefficients.
+    - ``eq5_r2``: the R² of the second term of Eq. 5, which rebuilds a row with coefficients ``a_tj / a_jj``. Eq. 5's first
+      term, the token's own value vector times its weight on itself, is left out. It has no least value: weights on tokens
+      that hardly attend to themselves imply huge coefficients.
 
     and adds the curves ``attention_weight`` and ``eq5_weight`` by the same distances as ``lasso_weight``.
 

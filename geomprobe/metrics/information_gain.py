@@ -22,7 +22,7 @@ _EXACT = Covariance(exact=True)
 
 @dataclass(frozen=True, kw_only=True)
 class InformationGain(Metric):
-    """``I(y_T; f) = ½ logdet(I + σ⁻²K)`` of each text (Def. 4.1), and its exact increments token by token.
+    """``I(y_T; f) = ½ logdet(I + σ⁻²K)`` of each text (section 4.1), and its exact increments token by token.
 
     Scalars:
 

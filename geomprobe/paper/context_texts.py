@@ -20,27 +20,32 @@ from geomprobe.paper.experiment import Request
 from geomprobe.paper.models import load_readers
 from geomprobe.paper.silhouette import Array, score
 
-__all__ = ["CONTEXTS", "COUNTRIES", "DELTA", "EMBEDDINGS", "SOURCES", "Reader", "final_rows", "read_texts"]
+__all__ = ["CONTEXTS", "COUNTRIES", "DELTA", "EMBEDDINGS", "SOURCES", "Reader", "final_rows", "read_texts", "separation_of"]
 
 COUNTRIES = (
-    *("UK", "Russia", "France", "China", "Germany", "Italy", "Spain", "Japan"),
-    *("India", "Brazil", "Canada", "Mexico", "Egypt", "Australia", "Sweden"),
+    *("Australia.", "Austria.", "Brazil.", "Cuba.", "Denmark.", "Egypt.", "France.", "Germany."),
+    *("Hungary.", "Iceland.", "India.", "Japan.", "Norway.", "Poland.", "Spain."),
 )
-"""Fifteen well-known countries. The choice is ours."""
+"""The fifteen names of Appendix B, each with the full stop that ends its text."""
 CONTEXTS = {"king": "He is the king of {}", "queen": "She is the queen of {}", "none": "{}"}
-"""What is said of a country, and what that is called."""
+"""The two contexts of section 4.3 and the empty one, and what tables call them."""
 SOURCES = {"model": "", "shuffled": "shuffled tokens", "untrained": "untrained model"}
 """Where rows come from, and what tables call it."""
-EMBEDDINGS = {"mean": "mean", "last": "last token"}
+EMBEDDINGS = {"mean": "mean embedding", "last": "last token"}
 DELTA = 1e-6
+"""δ of logdet, Riemann and log-Euclidean: a text has fewer tokens than dimensions, so its covariance is singular."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Rows of the texts by where they come from, each text ``(n, d)`` of unit rows in float64, on the CPU."""
+    """Rows of the texts by where they come from, each text ``(n, d)`` of unit rows in float64, on the CPU.
+
+    ``last_tokens`` are the different last tokens of the texts: one, the full stop, where the tokenizer keeps it apart.
+    """
 
     name: str
     rows: Mapping[str, Sequence[Tensor]]
+    last_tokens: Sequence[str]
 
     def distances(self, kind: str, source: str) -> Array:
         """Between the texts, ``(45, 45)``."""
@@ -57,17 +62,20 @@ class Reader:
 
     def separation(self, kind: str, seed: int) -> dict[str, Any]:
         """By source, how far all contexts lie apart, and king and queen alone."""
-        found = {}
-        for source in SOURCES:
-            distances, pair = self.distances(kind, source), 2 * len(COUNTRIES)
-            found[source] = {"all": score(distances, 3, seed), "king_queen": score(distances[:pair, :pair], 2, seed)}
-        return found
+        return {source: separation_of(self.distances(kind, source), seed) for source in SOURCES}
 
     def described(self) -> dict[str, Any]:
-        """Its name, its width and how many tokens the texts of each context have."""
+        """Its name and width, how many tokens the texts of each context have, and their last tokens."""
         rows = self.rows["model"]
         lengths = np.array([len(text) for text in rows]).reshape(len(CONTEXTS), -1)
-        return {"name": self.name, "d": rows[0].shape[1], "tokens": dict(zip(CONTEXTS, lengths.tolist(), strict=True))}
+        tokens = dict(zip(CONTEXTS, lengths.tolist(), strict=True))
+        return {"name": self.name, "d": rows[0].shape[1], "tokens": tokens, "last_tokens": self.last_tokens}
+
+
+def separation_of(distances: Array, seed: int) -> dict[str, Any]:
+    """How far the contexts lie apart by the distances between all texts, and king and queen alone."""
+    pair = 2 * len(COUNTRIES)
+    return {"all": score(distances, len(CONTEXTS), seed), "king_queen": score(distances[:pair, :pair], 2, seed)}
 
 
 def read_texts(request: Request) -> Sequence[Reader]:
@@ -93,7 +101,8 @@ def _read(request: Request, key: str) -> Sequence[Reader]:
                 source: final_rows(f"{name} ({SOURCES[source]})" if SOURCES[source] else name, *run, bar.update)
                 for source, run in runs.items()
             }
-            readers.append(Reader(name, rows))
+            last = sorted({str(model.tokenizer.decode(text[0, -1:])) for text in ids})
+            readers.append(Reader(name, rows, last))
     return readers
 
 

@@ -9,32 +9,45 @@ from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from geomprobe.paper.style import styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Experiment", "Numbers", "Outcome", "Request", "Table", "Verdict", "cell", "plain", "span"]
+__all__ = ["HEADINGS", "Experiment", "Kind", "Numbers", "Outcome", "Request", "Table", "Verdict", "cell", "plain", "span"]
 
 Numbers = Mapping[str, Any]
-"""What a experiment measured: JSON-ready, and all that its picture and its verdicts are made from."""
+"""What an experiment measured: JSON-ready, and all that its picture and its verdicts are made from."""
+
+Kind = Literal["paper", "erratum", "ours"]
+"""Whose statement a verdict is about."""
+
+HEADINGS: Mapping[Kind, str] = {
+    "paper": "What the paper says",
+    "ours": "Controls and measures that are ours",
+    "erratum": "Errata",
+}
+"""The title of each kind of verdict, in the order in which they are shown."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the numbers say of one claim of the paper.
+    """What the numbers say of one statement.
 
     Attributes:
-        claim: the claim, in one line.
+        claim: the statement, in one line.
         holds: whether these numbers bear it out; ``None`` where they do not decide.
         evidence: the numbers, in one or two lines.
+        kind: ``"paper"`` for a claim of the paper; ``"ours"`` for a control or a measure that the paper does not have;
+            ``"erratum"`` for a statement whose print is wrong, or its correction.
     """
 
     claim: str
     holds: bool | None
     evidence: str
+    kind: Kind = "paper"
 
     @property
     def word(self) -> str:
@@ -90,7 +103,7 @@ class Request:
 
     Attributes:
         out: the folder of the results.
-        models: hub ids or directories; before a experiment is measured, those that it takes by default are filled in.
+        models: hub ids or directories; before an experiment is measured, those that it takes by default are filled in.
         data: a file or a data set's id, as :func:`geomprobe.sweep` reads them; ``None`` for the default.
         field: where the text of a document stands.
         tokens: how many tokens of ``data`` each model reads.
@@ -113,7 +126,7 @@ class Request:
     fresh: bool = False
 
     def key(self, of: str) -> dict[str, Any]:
-        """What the numbers of a experiment depend on that is ``of`` sizes, texts or nothing; equal keys, equal numbers."""
+        """What the numbers of an experiment depend on that is ``of`` sizes, texts or nothing; equal keys, equal numbers."""
         asked: dict[str, Any] = {"version": version("geomprobe"), "seed": self.seed}
         if of != "nothing":
             names = ("steps", "dtype", "device") if of == "texts" else ("steps", "dtype", "device", "field", "tokens")
@@ -156,7 +169,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A experiment that ran.
+    """An experiment that ran.
 
     Attributes:
         kept: whether its numbers were there from an earlier run.
@@ -177,10 +190,15 @@ class Outcome:
         with styled():
             return self.experiment.draw(self.numbers)
 
+    def of_kind(self, kind: Kind) -> list[Verdict]:
+        """The verdicts of one kind."""
+        return [verdict for verdict in self.verdicts if verdict.kind == kind]
+
     def __str__(self) -> str:
         """For a terminal of 80 columns."""
         parts = [f"{self.experiment.title} ({self.experiment.place})", *map(str, self.experiment.tables(self.numbers))]
-        return "\n\n".join([*parts, "\n".join(map(str, self.verdicts))]).rstrip()
+        found = [(heading, self.of_kind(kind)) for kind, heading in HEADINGS.items()]
+        return "\n\n".join([*parts, *("\n".join([heading, "", *map(str, some)]) for heading, some in found if some)]).rstrip()
 
 
 def plain(value: Any) -> Any:

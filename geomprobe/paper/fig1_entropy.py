@@ -1,4 +1,9 @@
-"""Figure 1: entropy of models of several sizes, published and at hand, and what width alone does to it."""
+"""Figure 1: entropy of models of several sizes, published and at hand, and what width alone does to it.
+
+The paper simulates Eq. 1 from the matrix entropies that Wei et al. (2024) published, and says that the result follows a power
+law of the model's size. That is judged by how well a power law ``L₀ + λN^γ`` fits. Our controls have verdicts of their own:
+whether a logarithm of the size fits as well, and whether one rank for all sizes, so that only the width differs, falls as much.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,10 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from geomprobe.core.spectrum import equal_spectrum_entropy
 from geomprobe.errors import GeomprobeError
-from geomprobe.paper.experiment import Experiment, Numbers, Request, Table, Verdict, cell, span
-from geomprobe.paper.models import by_size, failure_tables, failures, swept
+from geomprobe.paper.experiment import Experiment, Kind, Numbers, Request, Table, Verdict, cell, span
+from geomprobe.paper.models import by_size, failure_tables, failures, read_from, swept
 from geomprobe.paper.published import PUBLISHED
-from geomprobe.paper.style import COLOURS, MUTED, UNTRAINED, canvas
+from geomprobe.paper.style import COLOURS, MUTED, UNTRAINED, canvas, caption
 from geomprobe.report.theme import si_format
 from geomprobe.sweeps.records import Record
 from geomprobe.theory.power_law import fit_power_law
@@ -26,10 +31,12 @@ __all__ = ["FIG1"]
 
 Floats = NDArray[np.float64]
 
+_FITTED = 0.95
+"""Share of the variance that a power law has to explain to be followed."""
 _CONVINCING = 0.9
-"""Akaike weight of a power law that counts as one."""
+"""Akaike weight of a power law at which a logarithm is ruled out."""
 _ENOUGH = 6
-"""Sizes it takes."""
+"""Sizes it takes: three numbers fit four or five points whatever they are."""
 _FITS = {"power": "power", "log-linear": "log", "constant": "constant"}
 """What the table calls fits."""
 _MATRIX_ENTROPY = "centered_text_matrix_entropy/final_norm"
@@ -54,7 +61,7 @@ def _measure_entropy(request: Request) -> Numbers:
         "loss": [record.loss for record, _ in pairs],
         "untrained": _trend(parameters, widths, nulls),
     }
-    return {"published": published, "own": own, "failed": failures(run)}
+    return {"published": published, "own": own, "read": read_from(request, run), "failed": failures(run)}
 
 
 def _trend(parameters: ArrayLike, widths: ArrayLike, ranks: ArrayLike) -> dict[str, Any]:
@@ -97,7 +104,7 @@ def _rank(record: Record) -> float:
 def _draw_entropy(numbers: Numbers) -> "Figure":
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure, (entropy, rank, own) = canvas(1, 3, width=3.7, height=3.4)
+    figure, (entropy, rank, own) = canvas(1, 3, width=3.7, height=3.6)
     for colour, family in zip(COLOURS, PUBLISHED, strict=False):
         sets = [trend for name, trend in numbers["published"].items() if name.startswith(f"{family},")]
         for number, trend in enumerate(sets):
@@ -112,19 +119,27 @@ def _draw_entropy(numbers: Numbers) -> "Figure":
     if None not in null["entropy"]:
         own.plot(null["parameters"], null["entropy"], color=UNTRAINED, linestyle="--", marker="o", label="untrained")
     own.plot(trend["parameters"], trend["same_rank"], color=MUTED, linestyle=":", label="same rank at every size")
-    entropy.set_title("Eq. 1, published, four data sets each")
+    entropy.set_title("Eq. 1 of published data")
     rank.set_title("Effective rank $e^H$ behind it")
     own.set_title("Eq. 1, models at hand")
     for axes, unit in ((entropy, "share of its maximum"), (rank, "directions"), (own, "share of its maximum")):
         _size_axis(axes, own_sizes=trend["parameters"] if axes is own else None)
         axes.set_ylabel(unit)
-        axes.legend()
+        axes.legend(loc="lower left" if axes is not rank else "upper left")
     for axes in (entropy, own):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
-    rank.set_ylim(bottom=0)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low * (low / high) ** 0.45, high)  # room for the legend under the lines
+    rank.set_ylim(bottom=0, top=1.35 * rank.get_ylim()[1])
+    sets_of_data = list(dict.fromkeys(data for family in PUBLISHED.values() for data in family.entropies))
+    caption(
+        figure,
+        f"Left and middle: {' and '.join(PUBLISHED)} on {', '.join(sets_of_data)} (Wei et al. 2024); ε = 0.1\n"
+        f"Right: {numbers['read']}",
+    )
     return figure
 
 
@@ -141,7 +156,7 @@ def _size_axis(axes: "Axes", own_sizes: Sequence[float] | None) -> None:
 
 
 def _tables_of_entropy(numbers: Numbers) -> list[Table]:
-    columns = ("models", "e^H", "Eq. 1", "γ", "best fit", "by width")
+    columns = ("models", "e^H", "Eq. 1", "γ", "R²", "best fit", "width")
     rows = [_trend_row(name, trend) for name, trend in numbers["published"].items()]
     own, null = numbers["own"], numbers["own"]["untrained"]
     rows += [_trend_row("models at hand", own)]
@@ -160,7 +175,7 @@ def _tables_of_entropy(numbers: Numbers) -> list[Table]:
         )
     ]
     return [
-        Table("smallest to largest, L = L₀ + λN^γ; by width: share of the fall one rank gives", columns, rows),
+        Table("smallest to largest, L = L₀ + λN^γ; width: share of the fall one rank gives", columns, rows),
         Table(
             "models at hand",
             ("parameters", "d", "e^H", "Eq. 1", "Def. 3.1", "loss", "e^H untrained"),
@@ -172,52 +187,70 @@ def _tables_of_entropy(numbers: Numbers) -> list[Table]:
 
 def _trend_row(name: str, trend: Mapping[str, Any]) -> list[str]:
     def ends(of: str, form: str) -> str:
-        return f"{trend[of][0]:{form}} → {trend[of][-1]:{form}}"
+        return f"{trend[of][0]:{form}}→{trend[of][-1]:{form}}"
 
     law, share = trend["law"], cell(trend["share"], ".0%")
-    fit = ("–", "–") if law is None else (f"{law['exponent']:.2f}", f"{_FITS[law['best']]} {law['weights'][law['best']]:.0%}")
-    return [name, ends("ranks", ".0f"), ends("entropy", ".2f"), *fit, share]
+    if law is None:
+        return [name, ends("ranks", ".0f"), ends("entropy", ".2f"), "–", "–", "–", share]
+    best = f"{_FITS[law['best']]} {law['weights'][law['best']]:.0%}"
+    return [name, ends("ranks", ".0f"), ends("entropy", ".2f"), f"{law['exponent']:.2f}", f"{law['r2']:.3f}", best, share]
 
 
 def _judge_entropy(numbers: Numbers) -> list[Verdict]:
-    groups = {"published": list(numbers["published"].values()), "models at hand": [numbers["own"]]}
-    return [judge(where, trends) for where, trends in groups.items() for judge in (_judge_law, _judge_width)]
+    published, own = list(numbers["published"].values()), [numbers["own"]]
+    return [
+        _judge_law("Entropy by Eq. 1 of published data follows a power law of size", published),
+        _judge_logarithm("A logarithm of size fits the published data as well", published),
+        _judge_width("Width alone, with one rank for all sizes, lets the entropy of published data fall as much", published),
+        _judge_law("Entropy by Eq. 1 of the models at hand follows a power law of size", own),
+        _judge_law("With random weights, too, it follows a power law of size", [numbers["own"]["untrained"]], "ours"),
+        _judge_width("Width alone lets the entropy of the models at hand fall as much", own),
+    ]
 
 
-def _judge_law(where: str, trends: Sequence[Mapping[str, Any]]) -> Verdict:
-    """Holds if in every data set nine tenths of the weight are on a power law, and does not if in none. Of fewer than six sizes
-    the points cannot tell: a logarithm with a little noise passes for a power law half the time."""
-    claim, laws = f"Entropy is a power law of size ({where})", [trend["law"] for trend in trends]
+def _judge_law(claim: str, trends: Sequence[Mapping[str, Any]], kind: Kind = "paper") -> Verdict:
+    """Holds if in every data set a power law explains 95% of the variance, and does not hold if it does in none."""
+    laws = [trend["law"] for trend in trends]
     if None in laws:
-        return Verdict(claim, None, "needs models of at least four sizes")
-    nulls = [trend["untrained"]["law"] for trend in trends if "untrained" in trend]
-    won = sum(law["weights"]["power"] >= _CONVINCING for law in laws)
+        return Verdict(claim, None, "needs models of at least four sizes", kind)
+    fitted = sum(law["r2"] >= _FITTED for law in laws)
     enough = all(len(trend["parameters"]) >= _ENOUGH for trend in trends)
-    exponents = span([law["exponent"] for law in laws], ".2f")
     return Verdict(
         claim,
-        {0: False, len(laws): True}.get(won) if enough else None,
-        f"against a logarithm and a constant a power law has {_CONVINCING:.0%} of the weight or more in {won} of {len(laws)}; "
-        f"exponents {exponents}"
-        + ("" if enough else f"; fewer than {_ENOUGH} sizes flatter it")
-        + "".join(f"; untrained the same models prefer {null['best']}" for null in nulls if null is not None),
+        {0: False, len(laws): True}.get(fitted) if enough else None,
+        f"L₀ + λN^γ explains {span([law['r2'] for law in laws], '.1%')} of the variance, with γ = "
+        f"{span([law['exponent'] for law in laws], '.2f')}" + ("" if enough else f"; fewer than {_ENOUGH} sizes flatter it"),
+        kind,
     )
 
 
-def _judge_width(where: str, trends: Sequence[Mapping[str, Any]]) -> Verdict:
-    """Does not hold if the same rank at every size gives 90% of the fall everywhere; holds if it gives at most half."""
-    shares = [trend["share"] for trend in trends]
-    ranks, widths = (span([trend[of][-1] / trend[of][0] for trend in trends], ".1f") for of in ("ranks", "widths"))
-    claim = f"It falls because the models differ, not only their width ({where})"
-    if any(trend["widths"][0] == trend["widths"][-1] for trend in trends):
-        return Verdict(claim, None, "needs models of at least two widths")
-    if None in shares:
-        return Verdict(claim, None, "it does not fall from the smallest to the largest")
+def _judge_logarithm(claim: str, trends: Sequence[Mapping[str, Any]]) -> Verdict:
+    """Does not hold if in every data set nine tenths of the weight are on a power law, and holds if in none."""
+    won = sum(trend["law"]["weights"]["power"] >= _CONVINCING for trend in trends)
+    better = sum(trend["law"]["best"] != "power" for trend in trends)
     return Verdict(
         claim,
-        False if min(shares) >= 0.9 else True if max(shares) <= 0.5 else None,
+        {0: True, len(trends): False}.get(won),
+        f"against a logarithm and a constant, a power law has {_CONVINCING:.0%} of the Akaike weight or more in {won} of "
+        f"{len(trends)} data sets; another fits better in {better}",
+        "ours",
+    )
+
+
+def _judge_width(claim: str, trends: Sequence[Mapping[str, Any]]) -> Verdict:
+    """Holds if the same rank at every size gives 90% of the fall everywhere; does not hold if it gives at most half."""
+    shares = [trend["share"] for trend in trends]
+    ranks, widths = (span([trend[of][-1] / trend[of][0] for trend in trends], ".1f") for of in ("ranks", "widths"))
+    if any(trend["widths"][0] == trend["widths"][-1] for trend in trends):
+        return Verdict(claim, None, "needs models of at least two widths", "ours")
+    if None in shares:
+        return Verdict(claim, None, "it does not fall from the smallest to the largest", "ours")
+    return Verdict(
+        claim,
+        True if min(shares) >= 0.9 else False if max(shares) <= 0.5 else None,
         f"with one rank for all sizes the fall is {span(shares, '.0%')} of what it is; the rank itself goes by a factor of "
         f"{ranks} while d goes by {widths}",
+        "ours",
     )
 
 
@@ -230,7 +263,7 @@ FIG1 = Experiment(
         "with one rank for all sizes, so that only the width d differs."
     ),
     caveat=(
-        "A straight line here is no law of the models where the dotted one is as steep: the ranks behind it, in the middle, "
+        "Where the dotted line is as steep, the width of the models explains the fall: the ranks behind it, in the middle, "
         "change far less than d."
     ),
     of="sizes",

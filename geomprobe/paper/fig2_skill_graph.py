@@ -1,4 +1,4 @@
-"""Figure 2: the graph of texts and the skills they use, and how often each is used."""
+"""Figure 2: the bipartite graph of texts and skills, and the degrees of the skills."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from geomprobe.paper.experiment import Experiment, Numbers, Request, Table, Verdict
 from geomprobe.paper.style import MUTED, canvas, shades
-from geomprobe.theory import skills
+from geomprobe.theory.degrees import fit_degrees
 from geomprobe.theory.skills import SkillModel
 
 if TYPE_CHECKING:
@@ -18,34 +18,34 @@ __all__ = ["FIG2"]
 
 Floats = NDArray[np.float64]
 
-_SMALL = SkillModel(alpha=0.4, M=9, B=0.0, C=1.0)
-_SMALL_TEXTS = 16
-"""The graph that is drawn; each of its texts draws two skills, or one of them twice."""
+_FEW, _FEW_TEXTS, _FEW_ALPHA = 9, 16, 0.4
+"""Skills, texts and α of the graph that is drawn. Each text draws two skills, possibly the same one twice."""
 
 _MANY, _MANY_TEXTS = 1000, 200_000
-"""Skills and texts of the graphs whose degrees are fitted; each text uses one skill."""
+"""Skills and texts of the graphs whose degrees are fitted. Each text uses one skill."""
 
 _CONFIDENCE = 0.999
-"""Of intervals of α: three of them in a picture, of any seed."""
+"""Of the intervals of α: high, so that all three of them hold for nearly every seed."""
 
 
 def _measure_graphs(request: Request) -> Numbers:
     large = []
     for alpha in (0.3, 0.8, 1.5):
-        model = SkillModel(alpha, _MANY, B=0.0, C=1.0)
+        model = SkillModel(alpha, _MANY, B=5.0, C=1.0)
         degrees = np.bincount(model.sample_graph(_MANY_TEXTS, seed=request.seed)[:, 1], minlength=_MANY)
-        law = skills.fit_degrees(degrees, confidence=_CONFIDENCE)
+        law = fit_degrees(degrees, confidence=_CONFIDENCE)
         large.append(
             {
                 "alpha": alpha,
                 "degrees": degrees,
-                "expected": _MANY_TEXTS * model.degrees(),
+                "expected": _MANY_TEXTS * model.p_skill(),
                 "fitted": law.alpha,
                 "interval": law.interval,
                 "p_value": law.p_value,
             }
         )
-    return {"edges": _SMALL.sample_graph(_SMALL_TEXTS, 2, seed=request.seed), "large": large}
+    few = SkillModel(_FEW_ALPHA, _FEW, B=5.0, C=1.0)
+    return {"edges": few.sample_graph(_FEW_TEXTS, 2, seed=request.seed), "large": large}
 
 
 def _draw_graphs(numbers: Numbers) -> "Figure":
@@ -59,15 +59,15 @@ def _draw_graphs(numbers: Numbers) -> "Figure":
         label = f"α = {case['alpha']:g}, fitted {case['fitted']:.3f}"
         law.plot(*_binned(degrees), "o", color=colour, markersize=4, label=label)
     law.set(xscale="log", yscale="log", xlim=(0.8, 1.3 * _MANY), ylim=(0.003, None))
-    law.set(xlabel="skill k, the most used first", ylabel="texts that use it")
-    law.set_title(f"Use of {_MANY} skills by {_MANY_TEXTS // 1000} thousand texts")
-    law.legend(title="lines: expected, as k$^{−(1+α)}$", alignment="left", title_fontsize=8, loc="lower left")
+    law.set(xlabel="rank k of the skill", ylabel="degree: texts that use it")
+    law.set_title(f"Degrees of {_MANY:,} skills, {_MANY_TEXTS:,} texts")
+    law.legend(title="lines: the law, k$^{−(α+1)}$", alignment="left", title_fontsize=8, loc="lower left")
     return figure
 
 
 def _binned(degrees: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """Geometric means of ranks, and mean degrees, of eighths of a decade: those not used count, as they have no place among
-    logarithms."""
+    """Geometric means of ranks and means of degrees over eighths of a decade. Skills that are not used count in the means: on a
+    logarithmic axis they cannot be shown one by one."""
     bins = np.floor(8 * np.log10(np.arange(1, len(degrees) + 1)) - 1e-9).astype(int) + 1  # a bin ends with its decade
     there = np.bincount(bins) > 0
     ranks, uses = (
@@ -78,24 +78,26 @@ def _binned(degrees: NDArray[np.int64]) -> tuple[Floats, Floats]:
 
 
 def _draw_graph(axes: "Axes", edges: NDArray[np.int64]) -> None:
-    degrees = np.bincount(edges[:, 1], minlength=_SMALL.M)
+    degrees = np.bincount(edges[:, 1], minlength=_FEW)
     middle = np.bincount(edges[:, 0], weights=edges[:, 1]) / np.bincount(edges[:, 0])
-    texts = np.empty(_SMALL_TEXTS)
-    texts[np.argsort(middle, kind="stable")] = np.linspace(0, 1, _SMALL_TEXTS)  # beside those with like skills: fewer crossings
-    places = np.linspace(0.02, 0.98, _SMALL.M)
+    texts = np.empty(_FEW_TEXTS)
+    texts[np.argsort(middle, kind="stable")] = np.linspace(
+        0, 1, _FEW_TEXTS
+    )  # near texts with similar skills, so that fewer edges cross
+    places = np.linspace(0.02, 0.98, _FEW)
     scale = shades(int(degrees.max()) + 1)
     for text, skill in edges:
         axes.plot([texts[text], places[skill]], [1, 0], color=scale[degrees[skill]], linewidth=0.9, alpha=0.6, zorder=1)
-    axes.scatter(texts, np.ones(_SMALL_TEXTS), s=34, marker="s", color=MUTED, zorder=2)
+    axes.scatter(texts, np.ones(_FEW_TEXTS), s=34, marker="s", color=MUTED, zorder=2)
     colours = [scale[degree] for degree in degrees]
-    axes.scatter(places, np.zeros(_SMALL.M), s=25 + 45 * degrees, color=colours, zorder=2)
+    axes.scatter(places, np.zeros(_FEW), s=25 + 45 * degrees, color=colours, zorder=2)
     for k, (place, degree) in enumerate(zip(places, degrees, strict=True), start=1):
         axes.text(place, -0.2, f"{k}", ha="center", va="center", fontsize=8)
-        axes.text(place, -0.31, f"{degree}×", ha="center", va="center", fontsize=7, color=MUTED)
-    for label, height in (("texts", 1.0), ("skills", 0.0), ("rank", -0.2), ("used", -0.31)):
+        axes.text(place, -0.31, f"{degree}", ha="center", va="center", fontsize=7, color=MUTED)
+    for label, height in (("texts", 1.0), ("skills", 0.0), ("rank", -0.2), ("degree", -0.31)):
         axes.text(-0.09, height, label, ha="right", va="center", fontsize=8, color=MUTED)
     axes.set(xlim=(-0.2, 1.05), ylim=(-0.38, 1.12))
-    axes.set_title(f"{_SMALL_TEXTS} texts, and which of {_SMALL.M} skills they use")
+    axes.set_title(f"A skill graph: {_FEW_TEXTS} texts and {_FEW} skills, α = {_FEW_ALPHA:g}")
     axes.axis("off")
 
 
@@ -104,7 +106,7 @@ def _graph_tables(numbers: Numbers) -> list[Table]:
         [f"{case['alpha']:g}", f"{case['fitted']:.4f}", "{:.4f} to {:.4f}".format(*case["interval"]), f"{case['p_value']:.2f}"]
         for case in numbers["large"]
     ]
-    title = f"α by maximum likelihood, from {_MANY_TEXTS} texts that use one of {_MANY} skills each"
+    title = f"α by maximum likelihood, from {_MANY_TEXTS:,} texts that use one of {_MANY:,} skills each"
     return [Table(title, ["α", "fitted", f"{_CONFIDENCE:.1%} interval", "p of χ²"], rows)]
 
 
@@ -114,7 +116,7 @@ def _judge_graphs(numbers: Numbers) -> list[Verdict]:
     fits = "; ".join(f"{-1 - c['fitted']:.3f} ± {np.ptp(c['interval']) / 2:.3f} for {-1 - c['alpha']:g}" for c in cases)
     return [
         Verdict(
-            "Def. 3.4, in graphs sampled by it: skill k has a share k^−(1+α) of the edges",
+            "Section 3, the skill graph: graphs sampled from p_skill have degrees proportional to k^−(α+1)",
             holds,
             f"exponents fitted by maximum likelihood: {fits.replace('-', '−')}",
         )
@@ -123,13 +125,14 @@ def _judge_graphs(numbers: Numbers) -> list[Verdict]:
 
 FIG2 = Experiment(
     name="fig2",
-    title="Texts, and the skills they use",
+    title="The skill graph: texts and the skills they use",
     place="Figure 2",
     read=(
-        "Left a small graph: every text draws two skills by Def. 3.4, and a skill is as large as it is used. Right the degrees "
-        "of graphs too large to draw, as specks, their means over ranks as dots, and as lines what the law expects."
+        "On the left is a small graph: every text draws two skills from p_skill, and a larger circle has a higher degree. On "
+        "the right are the degrees of three larger graphs: each skill as a speck, means over ranks as dots, and the law as a "
+        "line. The paper's figure is a schematic view, and its degree law has no number."
     ),
-    caveat="The graphs are drawn from the definition, so they show what it says, not that texts use skills so.",
+    caveat="The graphs are sampled from the law, so they show what it says, not that real texts follow it.",
     of="nothing",
     measure=_measure_graphs,
     draw=_draw_graphs,

@@ -1,15 +1,20 @@
-"""Figure 3: information gain against the length of the input, for models of several sizes."""
+"""Figure 3: information gain against the length of the input, for models of several sizes.
+
+The paper says four things of it (section 4.1): the normalised gain rises with length, more moderately in larger models; the
+increments fall with length, less so in larger models. Each has a verdict, and so has each size claim for random weights and
+for Gaussian rows of the same widths, where nothing was learned. Sizes are compared over the lengths that all models reach.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from geomprobe.paper.experiment import Experiment, Numbers, Request, Table, Verdict, cell, span
-from geomprobe.paper.models import by_size, failure_tables, failures, swept
-from geomprobe.paper.style import MUTED, canvas, shades
+from geomprobe.paper.experiment import Experiment, Kind, Numbers, Request, Table, Verdict, cell
+from geomprobe.paper.models import by_size, failure_tables, failures, read_from, swept
+from geomprobe.paper.style import MUTED, canvas, caption, shades
 from geomprobe.report.theme import si_format
 from geomprobe.sweeps.records import Record
 
@@ -22,6 +27,12 @@ _BIN = 4
 """Positions whose increments are drawn as their mean."""
 _TELLING = 0.01
 """Of a rank correlation: below, it is taken for one."""
+_LEAST = 9
+"""Tokens that a text needs to have quarters after its first token."""
+_SIZES = 3
+"""Models that an order of sizes takes: two are in some order whatever they are."""
+_KINDS = {"trained": "", "untrained": "random weights", "gaussian": "Gaussian rows"}
+"""Where rows come from, and what verdicts call it."""
 
 
 def _measure_gain(request: Request) -> Numbers:
@@ -33,7 +44,7 @@ def _measure_gain(request: Request) -> Numbers:
             {"name": record.name, "parameters": record.parameters, "width": record.width, "trained": _gain(record)}
             | {kind: null and _gain(null) for kind, null in nulls.items()}
         )
-    return {"models": models, "failed": failures(run)}
+    return {"models": models, "read": read_from(request, run), "failed": failures(run)}
 
 
 def _gain(record: Record) -> dict[str, Any]:
@@ -84,7 +95,8 @@ def _draw_gain(numbers: Numbers) -> "Figure":
     each.set_ylim(bottom=0)
     for axes in (total, each):
         axes.set_xlabel("length of the text, tokens")
-    each.legend(loc="upper right")
+    figure.legend(*each.get_legend_handles_labels(), loc="outside upper left", ncols=4)
+    caption(figure, f"{numbers['read']}; σ = 0.01")
     return figure
 
 
@@ -115,24 +127,64 @@ def _tables_of_gain(numbers: Numbers) -> list[Table]:
 def _judge_gain(numbers: Numbers) -> list[Verdict]:
     models = numbers["models"]
     least = min(min(model["trained"]["gain"]) for model in models)
-    nulls = [model["untrained"] for model in models if model["untrained"] is not None]
-    rises = Verdict(
-        "Gain rises with the length of the input",
-        least > 0,
-        f"the least increment is {least:.2g} nats; ½ log(1 + σ⁻²σ_T²) cannot be negative, so it rises for any rows, also of "
-        "untrained models: this tells nothing of training",
-    )
     trained = [model["trained"] for model in models]
     falling, rising = ([_moves(gain, sign) for gain in trained] for sign in (-1, 1))
-    kept = [gain["last_quarter"] / gain["first_quarter"] for gain in trained if gain["first_quarter"]]
-    falls = Verdict(
-        "Each further token adds less",
-        True if all(falling) else False if any(rising) else None,
-        f"increments fall with position in {sum(falling)} of {len(trained)} models (Spearman, p < {_TELLING}), and in "
-        f"{sum(_moves(gain, -1) for gain in nulls)} of {len(nulls)} untrained ones"
-        + (f"; the last quarter adds {span(kept, '.0%')} of the first" if kept else ""),
-    )
-    return [rises, falls]
+    nulls = [model["untrained"] for model in models if model["untrained"] is not None]
+    return [
+        Verdict(
+            "The normalised gain rises with the length of the input",
+            least > 0,
+            f"the least increment is {least:.2g} nats; ½ log(1 + σ⁻²σ_T²) cannot be negative, so it rises for any rows",
+        ),
+        *_judge_sizes("The gain rises more moderately in larger models", models, _rise),
+        Verdict(
+            "Increments fall with the length of the input",
+            True if all(falling) else False if any(rising) else None,
+            f"in {sum(falling)} of {len(trained)} models (Spearman, p < {_TELLING}), and in "
+            f"{sum(_moves(gain, -1) for gain in nulls)} of {len(nulls)} with random weights",
+        ),
+        *_judge_sizes("Increments fall less in larger models", models, _fall),
+    ]
+
+
+def _judge_sizes(claim: str, models: Sequence[Numbers], measured: Callable[[Numbers, str, int], float]) -> list[Verdict]:
+    """Whether a number falls from each model to the next larger one: in trained models, and in each null baseline.
+
+    It holds where it falls at every step, does not hold where it falls at none, and is undecided otherwise.
+    """
+    sized = sorted((model for model in models if model["parameters"]), key=lambda model: model["parameters"])
+    verdicts = []
+    for kind, called in _KINDS.items():
+        known = [model for model in sized if model[kind] is not None]
+        length = min((len(model[kind]["gain"]) for model in known), default=0)
+        whose: Kind = "paper" if kind == "trained" else "ours"
+        of = claim if kind == "trained" else f"With {called}, too: {claim[0].lower()}{claim[1:]}"
+        if len(known) < _SIZES or length < _LEAST:
+            verdicts.append(Verdict(of, None, f"needs {_SIZES} models or more, and texts of {_LEAST} tokens or more", whose))
+            continue
+        values = [measured(model, kind, length) for model in known]
+        steps = np.diff(values) < 0
+        listed = ", ".join(f"{si_format(model['parameters'])} {value:.3g}" for model, value in zip(known, values, strict=True))
+        verdicts.append(Verdict(of, {0: False, len(steps): True}.get(int(steps.sum())), f"{_UNITS[measured]}: {listed}", whose))
+    return verdicts
+
+
+def _rise(model: Numbers, kind: str, length: int) -> float:
+    gain = model[kind]["gain"][1:length]
+    return float(np.mean(gain)) / float(model["width"])
+
+
+def _fall(model: Numbers, kind: str, length: int) -> float:
+    later = np.array(model[kind]["gain"][1:length])
+    quarter = len(later) // 4
+    return float(later[:quarter].mean() - later[-quarter:].mean())
+
+
+_UNITS = {
+    _rise: "nats / d that each further token adds",
+    _fall: "nats from the first quarter's increments to the last's",
+}
+"""What the verdicts on sizes compare."""
 
 
 def _moves(gain: Mapping[str, Any], sign: int) -> bool:
@@ -145,12 +197,12 @@ FIG3 = Experiment(
     title="Information gain against length",
     place="Figure 3",
     read=(
-        "Left, ½ logdet(I + σ⁻²K) of the first T tokens over d, σ = 0.01; right, what each further token adds. A line bends "
-        "where new rows repeat old directions."
+        "Left, ½ logdet(I + σ⁻²K) of the first T tokens over d, σ = 0.01; right, what each further token adds, which falls as "
+        "new rows repeat old directions."
     ),
     caveat=(
-        "It is no surprisal: untrained models (dashed) and Gaussian rows (dotted) gain too, and over d a wider model gains "
-        "less whatever it knows, as T rows fill at most T directions."
+        "It is not a surprisal: random weights (dashed) and Gaussian rows (dotted) gain too, and divided by d a wider model "
+        "gains less whatever it knows, as T rows fill at most T directions."
     ),
     of="sizes",
     measure=_measure_gain,

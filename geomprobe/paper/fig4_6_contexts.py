@@ -1,16 +1,18 @@
 """Figures 4 to 6: whether texts of one context lie together, by their embeddings and by distances of their covariances.
 
-The texts are "He is the king of X", "She is the queen of X" and X alone, for 15 countries X. The paper's list (its Appendix B)
-is not known here: :data:`COUNTRIES` is ours, and begins with the four of its section 4.2. Rows are those of ``final_norm``,
-scaled to length one, with the tokens that the tokenizer adds by itself (a BOS, where it has one).
+The texts are "He is the king of X", "She is the queen of X" and X alone, for the fifteen names X of Appendix B, each with its
+full stop: every text ends in one, so the last token is the same in all of them. Rows are those of ``final_norm``, scaled to
+length one, with the tokens that the tokenizer adds by itself (a BOS, where it has one).
+
+Figure 4 draws the mean and the last-token embeddings by UMAP and by PCA, figure 5 the JS distance, figure 6 the others. The
+paper does not say how figures 5 and 6 are drawn: a map of the distances and the plane of classical MDS on them are our choice.
 
 That contexts *separate* is a number: the mean silhouette of the texts, with the p-value of 999 permutations of contexts within
-each country, where they are exchangeable if contexts do not matter. It is given for two controls too: ``shuffled``, the tokens
-of each text in a random order (added ones stay where they are), and ``untrained``, the model before its training. Texts of one
-context share their tokens, so random weights separate them as well: only what goes beyond both controls was learned. X alone
-differs from both others in length, hence the silhouette of king and queen alone beside it.
-
-Distances are taken as the paper has them, JS and logdet without a root; γ = 100 in JS, δ = 1e-6 in the others but Frobenius.
+each country, where they are exchangeable if contexts do not matter. X alone differs from both others in length, hence the
+silhouette of king and queen alone beside it. What the paper claims is judged on the model alone. Our controls have verdicts of
+their own: ``shuffled``, the tokens of each text in a random order (added ones stay where they are), and ``untrained``, the
+model before its training. Texts of one context share their tokens, so a control may separate them as well; then the
+separation does not show what the model has learned.
 """
 
 import warnings
@@ -19,31 +21,32 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from geomprobe.paper.context_texts import CONTEXTS, COUNTRIES, DELTA, EMBEDDINGS, SOURCES, read_texts
+from geomprobe.paper.context_texts import CONTEXTS, COUNTRIES, DELTA, EMBEDDINGS, SOURCES, read_texts, separation_of
 from geomprobe.paper.experiment import Experiment, Numbers, Request, Table, Verdict, span
-from geomprobe.paper.silhouette import Array, beyond_controls, classical_mds, larger_than, rounded
-from geomprobe.paper.style import COLOURS, MUTED, canvas, shades
+from geomprobe.paper.fig4_6_drawing import distance_map, legend, scatter
+from geomprobe.paper.silhouette import Array, as_well, better, classical_mds, rounded, separates
+from geomprobe.paper.style import canvas, caption
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["FIG4", "FIG5", "FIG6"]
 
+_DELTA = f"δ = {DELTA:g}".replace("e-0", "e-")
 _DISTANCES = {
     "js": "JS (γ = 100)",
-    "logdet": "logdet",
-    "riemann": "Riemann",
-    "log_euclidean": "log-Euclidean",
-    "frobenius": "Frobenius",
+    "logdet": f"logdet ({_DELTA})",
+    "riemann": f"Riemann ({_DELTA})",
+    "log_euclidean": f"log-Euclidean ({_DELTA})",
+}
+_SHORT = {kind: called.split(" (")[0] for kind, called in (EMBEDDINGS | _DISTANCES).items()}
+_METHODS = {"pca": "PCA", "umap": "UMAP"}
+_CONTROLS = {
+    "untrained": "Random weights separate the contexts as well",
+    "shuffled": "Each text's tokens in a random order separate the contexts as well",
 }
 _NO_UMAP = "without UMAP: pip install 'geomprobe[umap]', then run again with --fresh"
-_MARKERS = "o^s"
-_SHADES = 20
-"""Colours of a map: few, so that many neighbours are of one colour, and one shape of the page."""
-_BEYOND = "and more than in both controls"
 
 
 def _measure_embeddings(request: Request) -> Numbers:
@@ -51,7 +54,12 @@ def _measure_embeddings(request: Request) -> Numbers:
     for reader in read_texts(request):
         planes = {kind: _planes(reader.embeddings(kind, "model").numpy(), request.seed) for kind in EMBEDDINGS}
         separation = {kind: reader.separation(kind, request.seed) for kind in EMBEDDINGS}
-        models.append(reader.described() | {"planes": planes, "separation": separation})
+        drawn = {method: np.array(planes["mean"][method]) for method in _METHODS if planes["mean"][method] is not None}
+        shown = {
+            method: separation_of(np.linalg.norm(plane[:, None] - plane, axis=-1), request.seed)
+            for method, plane in drawn.items()
+        }
+        models.append(reader.described() | {"planes": planes, "separation": separation, "shown": shown})
     return {"countries": COUNTRIES, "models": models}
 
 
@@ -93,21 +101,21 @@ def _umap(vectors: Array, seed: int) -> list[Any] | None:
 def _draw_embeddings(numbers: Numbers) -> "Figure":
     models, names = numbers["models"], _names(numbers)
     umap = all(plane["umap"] is not None for model in models for plane in model["planes"].values())
-    methods = ("pca", "umap") if umap else ("pca",)
+    methods = ("umap", "pca") if umap else ("pca",)
     figure, panels = canvas(len(models) * len(methods), 2, height=3.3)
     places = iter(panels)
     for model, name in zip(models, names, strict=True):
         for method in methods:
             for kind, called in EMBEDDINGS.items():
                 axes, plane = next(places), model["planes"][kind]
-                title = f"{name}{called}, {method.upper()}"
                 silhouette = model["separation"][kind]["model"]["all"]["silhouette"]
-                _scatter(axes, plane[method], title, silhouette, named=method == "pca")
+                scatter(axes, plane[method], f"{name}{called}, {_METHODS[method]}", silhouette)
                 if method == "pca":
                     axes.set(
                         **{f"{x}label": f"{share:.0%} of variance" for x, share in zip("xy", plane["shares"], strict=True)}
                     )
-    _legend(figure, panels[0], "" if umap else _NO_UMAP)
+    legend(figure, panels[0])
+    caption(figure, f"{_subject(numbers)}; l2 distances" + ("" if umap else f"\n{_NO_UMAP}"))
     return figure
 
 
@@ -118,81 +126,22 @@ def _draw_distances(numbers: Numbers) -> "Figure":
     places = iter(panels)
     for model, name in zip(models, names, strict=True):
         for kind in shown:
-            _map(figure, next(places), np.array(model["maps"][kind]), f"{name}{_DISTANCES[kind]}")
+            distance_map(figure, next(places), np.array(model["maps"][kind]), f"{name}{_DISTANCES[kind]}")
             axes, plane = next(places), model["planes"][kind]
             silhouette = model["separation"][kind]["model"]["all"]["silhouette"]
-            _scatter(axes, plane["mds"], f"{name}{_DISTANCES[kind]}, MDS", silhouette)
+            scatter(axes, plane["mds"], f"{name}{_SHORT[kind]}, MDS", silhouette)
             axes.set_xlabel(f"{plane['share']:.0%} of squared distances in this plane")
-    _legend(figure, panels[1])
+    legend(figure, panels[1])
+    regularised = f"; {_DELTA} added to singular covariances" if set(shown) != {"js"} else ""
+    caption(figure, f"{_subject(numbers)}\nThe map and the plane of the distances are our choice{regularised}")
     return figure
 
 
-def _scatter(axes: "Axes", points: Sequence[Sequence[float]], title: str, silhouette: float, *, named: bool = True) -> None:
-    """A plane of texts, and how far its contexts lie apart in all dimensions; ``named``: the outermost of each context."""
-    groups = np.array(points).reshape(len(CONTEXTS), -1, 2)
-    for group, colour, marker in zip(groups, COLOURS, _MARKERS, strict=False):
-        axes.scatter(group[:, 0], group[:, 1], s=22, color=colour, marker=marker, alpha=0.8, linewidths=0)
-        if not named:
-            continue
-        furthest = np.linalg.norm(group - np.median(group, 0), axis=1).argmax()
-        at: dict[str, Any] = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
-        axes.annotate(COUNTRIES[furthest], group[furthest], **at, fontsize=7, color=MUTED)
-    axes.set_title(title, parse_math=False)
-    axes.set_title(f"silhouette {silhouette:z.2f}", loc="right", fontsize=8, color=MUTED)
-    axes.set_aspect("equal", "datalim")
-    axes.margins(0.08)
-    axes.tick_params(length=0, labelbottom=False, labelleft=False)
-
-
-def _map(figure: "Figure", axes: "Axes", distances: Array, title: str) -> None:
-    """Distances between all texts: a shape of the page for each colour, so that dark paper has its own."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import ListedColormap, Normalize
-    from matplotlib.patches import PathPatch
-
-    colours = shades(_SHADES)
-    others = distances[~np.eye(len(distances), dtype=bool)]
-    norm = Normalize(others.min(), others.max() if np.ptp(others) else others.min() + 1)
-    levels = np.clip(np.asarray(norm(distances)) * _SHADES, 0, _SHADES - 1).astype(int)
-    each = len(distances) // len(CONTEXTS)
-    gaps = range(each, len(distances), each)
-    levels = np.insert(np.insert(levels, gaps, -1, axis=0), gaps, -1, axis=1)  # where paper shows through
-    for level, colour in enumerate(colours):
-        if (levels == level).any():
-            axes.add_patch(PathPatch(_cells(levels == level), facecolor=colour, edgecolor=colour, linewidth=0.7))
-    axes.set(xlim=(0, len(levels)), ylim=(len(levels), 0), aspect="equal")
-    axes.set_title(title, parse_math=False)
-    middles = [i * (each + 1) + each / 2 for i in range(len(CONTEXTS))]
-    axes.set_xticks(middles, list(CONTEXTS))
-    axes.set_yticks(middles, list(CONTEXTS), rotation=90, va="center")
-    axes.tick_params(length=0)
-    axes.grid(visible=False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    bar = figure.colorbar(ScalarMappable(norm, ListedColormap(colours)), ax=axes, fraction=0.04, pad=0.03)
-    for shape in bar.ax.collections:
-        shape.set(edgecolor="face", linewidth=0.7)  # no seams between colours
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0, labelsize=8)
-
-
-def _cells(chosen: npt.NDArray[np.bool_]) -> Any:
-    """The cells ``(row, column)`` of a map that are chosen, as one path of their runs along rows."""
-    from matplotlib.path import Path
-
-    edges = np.diff(np.pad(chosen, ((0, 0), (1, 1))).astype(int), axis=1)
-    (rows, starts), (_, ends) = np.nonzero(edges == 1), np.nonzero(edges == -1)
-    corners = [(starts, rows), (ends, rows), (ends, rows + 1), (starts, rows + 1), (starts, rows)]
-    points = np.stack([np.stack(corner, -1) for corner in corners], 1).reshape(-1, 2)
-    return Path(points, [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * len(rows))
-
-
-def _legend(figure: "Figure", axes: "Axes", note: str = "") -> None:
-    """What the colours are, once, and a remark under it."""
-    labels = [context.format("X") for context in CONTEXTS.values()]
-    figure.legend(axes.collections, labels, loc="outside upper left", ncols=len(labels), handletextpad=0.2)
-    if note:
-        figure.supxlabel(note, fontsize=8, color=MUTED, x=0.01, ha="left")
+def _subject(numbers: Numbers) -> str:
+    """Which model and which texts a picture shows."""
+    names = ", ".join(model["name"] for model in numbers["models"])
+    texts, countries = len(CONTEXTS) * len(COUNTRIES), len(COUNTRIES)
+    return f"{names}: unit rows at final_norm of {texts} texts, X the {countries} countries of Appendix B"
 
 
 def _names(numbers: Numbers) -> list[str]:
@@ -216,7 +165,8 @@ def _tables(numbers: Numbers) -> list[Table]:
             for kind, by_source in model["separation"].items()
             for called, found in ((called, by_source[source]) for source, called in SOURCES.items())
         ]
-        title = f"silhouettes of {model['name']} (d = {model['d']});\ntokens a text: {lengths}"
+        last = ", ".join(map(repr, model["last_tokens"][:3])) + (" …" if len(model["last_tokens"]) > 3 else "")
+        title = f"silhouettes of {model['name']} (d = {model['d']});\ntokens a text: {lengths}; last tokens: {last}"
         tables.append(Table(title, columns, rows))
     return tables
 
@@ -235,30 +185,32 @@ def _cell(found: Mapping[str, Any]) -> tuple[str, str]:
 def _judge_embeddings(numbers: Numbers) -> list[Verdict]:
     verdicts = []
     for model in numbers["models"]:
-        mean, last = (model["separation"][kind] for kind in EMBEDDINGS)
-        larger, p = larger_than(mean["model"]["all"], last["model"]["all"])
-
-        def against(source: str, which: str, mean: Any = mean, last: Any = last) -> str:
-            return f"{mean[source][which]['silhouette']:z.2f} against {last[source][which]['silhouette']:z.2f}"
-
-        evidence = (
-            f"silhouette {against('model', 'all')} (paired by country, p = {p:.1g}), of king and queen alone "
-            f"{against('model', 'king_queen')}; untrained {against('untrained', 'all')}, {against('untrained', 'king_queen')}"
-        )
-        of = _of(model, numbers)
-        verdicts.append(Verdict(f"mean embeddings separate contexts better than last-token ones{of}", larger, evidence))
-        verdicts.append(Verdict(f"mean embeddings tell contexts apart, {_BEYOND}{of}", *beyond_controls(mean)))
+        of, mean, last = _of(model, numbers), model["separation"]["mean"], model["separation"]["last"]
+        shown = {_METHODS[method]: found for method, found in model["shown"].items()}
+        verdicts += [
+            Verdict(f"Mean embeddings separate the contexts{of}", *separates({"mean": mean["model"]})),
+            Verdict(f"Mean embeddings separate them better than last tokens do{of}", *better(mean["model"], last["model"])),
+            Verdict(f"Planes of the mean embeddings show it{of}", *separates(shown)),
+            *_judge_controls({"mean": mean}, of),
+        ]
     return verdicts
 
 
-def _judge_distances(numbers: Numbers) -> list[Verdict]:
+def _judge_distances(numbers: Numbers, claim: str) -> list[Verdict]:
+    verdicts = []
+    for model in numbers["models"]:
+        of, separation = _of(model, numbers), {_SHORT[kind]: found for kind, found in model["separation"].items()}
+        seen = separates({called: found["model"] for called, found in separation.items()})
+        verdicts += [Verdict(f"{claim}{of}", *seen), *_judge_controls(separation, of)]
+    return verdicts
+
+
+def _judge_controls(separation: Mapping[str, Any], of: str) -> list[Verdict]:
+    """Whether contexts lie as far apart without training, or without the order of tokens: where they do, it is not learned."""
+    by_source = {source: {called: found[source] for called, found in separation.items()} for source in SOURCES}
     return [
-        Verdict(
-            f"{_DISTANCES[kind]} distances separate contexts too, {_BEYOND}{_of(model, numbers)}",
-            *beyond_controls(model["separation"][kind]),
-        )
-        for model in numbers["models"]
-        for kind in model["maps"]
+        Verdict(f"{called}{of}", *as_well(by_source[source], by_source["model"]), kind="ours")
+        for source, called in _CONTROLS.items()
     ]
 
 
@@ -267,16 +219,20 @@ def _of(model: Numbers, numbers: Numbers) -> str:
     return f" ({model['name']})" if len(numbers["models"]) > 1 else ""
 
 
-_READ = "Of every country three texts: a king, a queen, and its name alone. The one furthest from its context is named."
-_MAPS = "Left the distance of each two, right the plane that keeps the distances best. Texts of one length compare fairly."
-_ISNT = "The country list is ours, a name alone is another token than one after a space, and a silhouette is of all dimensions."
+_READ = "Each country of Appendix B ends three texts: of a king, of a queen, and its name alone."
+_MAPS = (
+    "Left the distance of each two texts, right the plane of classical MDS on these distances. The paper does not say how it "
+    "draws them: both are our choice."
+)
+_CAVEAT = "Silhouettes are of all dimensions, not of the plane. A name alone has fewer tokens than the other texts."
+_WITH_DELTA = f"Covariances of short texts are singular: {_DELTA} is added to their diagonal."
 
 FIG4 = Experiment(
     name="fig4",
     title="Contexts in embeddings",
     place="Figure 4",
-    read=f"{_READ} Contexts that lie apart as mean rows, beside last rows, are what the paper shows.",
-    caveat=f"UMAP keeps neighbours, not distances. {_ISNT}",
+    read=f"{_READ} Left their mean embeddings, right their last tokens, the full stop, under the l2 norm.",
+    caveat=f"{_CAVEAT} UMAP keeps neighbours, not distances.",
     of="texts",
     measure=_measure_embeddings,
     draw=_draw_embeddings,
@@ -285,25 +241,25 @@ FIG4 = Experiment(
 )
 FIG5 = Experiment(
     name="fig5",
-    title="Contexts in covariances: JS and logdet",
+    title="Contexts in covariances: JS distance",
     place="Figure 5",
     read=f"{_READ} {_MAPS}",
-    caveat=_ISNT,
+    caveat=_CAVEAT,
     of="texts",
-    measure=partial(_measure_distances, shown=("js", "logdet"), also=("frobenius",)),
+    measure=partial(_measure_distances, shown=("js",)),
     draw=_draw_distances,
     tables=_tables,
-    judge=_judge_distances,
+    judge=partial(_judge_distances, claim="JS distances of covariances separate the contexts"),
 )
 FIG6 = Experiment(
     name="fig6",
-    title="Contexts in covariances: Riemann and log-Euclidean",
+    title="Contexts in covariances: other distances",
     place="Figure 6",
-    read=f"{_READ} {_MAPS}",
-    caveat=_ISNT,
+    read=f"{_READ} {_MAPS} {_WITH_DELTA}",
+    caveat=_CAVEAT,
     of="texts",
-    measure=partial(_measure_distances, shown=("riemann", "log_euclidean")),
+    measure=partial(_measure_distances, shown=("logdet", "riemann", "log_euclidean"), also=("js",)),
     draw=_draw_distances,
     tables=_tables,
-    judge=_judge_distances,
+    judge=partial(_judge_distances, claim=f"All distances separate the contexts ({_DELTA})"),
 )

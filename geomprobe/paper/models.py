@@ -27,6 +27,7 @@ __all__ = [
     "failure_tables",
     "failures",
     "load_readers",
+    "read_from",
     "short_names",
     "swept",
     "trained_family",
@@ -40,6 +41,9 @@ _LENGTH = 160
 
 _SAMPLE = 4096
 """Tokens whose texts are measured closely."""
+
+_LISTED = 4
+"""Models that are named one by one under a picture."""
 
 ENGLISH = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """What reads the paper's texts where no model is named and the hub, or its cache, has it."""
@@ -119,6 +123,17 @@ def _swept(request: Request, data: str, key: str) -> Run:
 def by_size(run: Run) -> list[Record]:
     """What was read, small to large."""
     return sorted(run.checkpoints, key=lambda record: record.parameters or 0)
+
+
+def read_from(request: Request, run: Run) -> str:
+    """Which models read which data, in one line under a picture."""
+    names = [record.name for record in by_size(run)]
+    if all(Path(model).parent == request.out / "family" for model in request.models):
+        models = f"byte-level GPT-NeoX, trained here for {request.steps} steps"
+    else:
+        models = ", ".join(names) if len(names) <= _LISTED else f"{len(names)} models, {names[0]} to {names[-1]}"
+    data = "Python's help pages, held out" if request.data is None else Path(request.data).name
+    return printable(f"{models}, on {data}: {request.tokens:,} tokens")
 
 
 def failures(run: Run) -> list[list[str]]:

@@ -18,7 +18,7 @@ __all__ = ["run_experiment"]
 
 
 def run_experiment(experiment: Experiment, request: Request) -> Outcome:
-    """The numbers of a experiment, measured or kept from an earlier run with the same arguments, and its files written:
+    """The numbers of an experiment, measured or kept from an earlier run with the same arguments, and its files written:
     ``<name>.json``, ``.png`` and ``.html`` in ``request.out``.
 
     Raises:

@@ -1,18 +1,22 @@
-"""Section 3: its laws of scaling at exact values, and beside them its lemmas (:mod:`geomprobe.paper.sec3_lemmas`)."""
+"""Section 3 as an experiment: its laws of scaling at exact values, its statements (:mod:`geomprobe.paper.sec3_lemmas`) and its
+errata (:mod:`geomprobe.paper.sec3_errata`)."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geomprobe.paper.experiment import Experiment, Numbers, Request, Table, Verdict
-from geomprobe.paper.sec3_lemmas import GROUPS, holds, run_checks
-from geomprobe.paper.style import canvas, shades
-from geomprobe.theory import skills
-from geomprobe.theory.power_law import fit_power_law
+from geomprobe.paper.sec3_errata import errata_tables, judge_errata, measure_errata, slope
+from geomprobe.paper.sec3_lemmas import BEYOND, GROUPS, holds, run_checks
+from geomprobe.paper.style import COLOURS, MUTED, canvas, shades
+from geomprobe.theory.dataset_size import entropy_from_data
 from geomprobe.theory.skills import SkillModel
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["THEORY"]
@@ -20,141 +24,201 @@ __all__ = ["THEORY"]
 Floats = NDArray[np.float64]
 
 _LAWS = {
-    "skills": ("Lemma 3.6", "skills", "n^−α"),
-    "parameters": ("Theorem 3.7", "parameters", "N^−α"),
-    "texts": ("Section 3", "texts", "D^(−α/(α+1))"),
-    "flops": ("Theorem 3.8", "FLOPs", "F^(−α/(α+2))"),
-    "data": ("Section 3.1", "data", "n^(1−2γ)"),
+    "skills": ("Lemma 3.6", "n", "−α"),
+    "parameters": ("Theorem 3.7", "N", "−α"),
+    "flops": ("Theorem 3.8", "S", "−α/(α+2)"),
+    "data": ("Section 3.1", "D", "1−2γ"),
 }
-"""Of every law where it stands, what is spent, and what what is left falls as."""
+"""Of every law where it stands, what H − C is a power of, and its exponent."""
 
-_PANELS = {
-    "parameters": "parameters, in those of one skill",
-    "texts": "texts, in those that teach one skill",
-    "flops": "parameters × texts, in those units",
-    "data": "data n",
+_EXPONENTS: dict[str, Callable[[float], float]] = {
+    "skills": lambda alpha: -alpha,
+    "parameters": lambda alpha: -alpha,
+    "flops": lambda alpha: -alpha / (alpha + 2),
+    "data": lambda gamma: 1 - 2 * gamma,
 }
+"""What the paper prints."""
+
 _ALPHAS = (0.3, 0.5, 1.0, 2.0)
 _GAMMAS = (0.6, 0.75, 1.0, 2.0)
+_B, _C = 5.0, 1.0
+_NEURONS = 30
+"""r of Theorem 3.7."""
 _SKILLS = 10**12
-"""M of the exact values: what the limits take to be without end."""
-_FITTED = (100, 100_000)
-"""Skills, or data, between which laws are fitted."""
+"""M of the laws but the last, which takes infinitely many: the Z_α of M skills is at most about log M + 0.58."""
+_FITTED = (100, 10_000)
+"""Comprehended skills between which exponents are measured; of section 3.1, values of Z_α."""
 _CLOSE = 0.02
-"""How far from its prediction a fitted exponent may lie, as a share of it."""
+"""How far from the paper's an exponent may lie, as a share of it."""
 
 
 def _measure_theory(request: Request) -> Numbers:
-    laws = [_skill_law(name, SkillModel(alpha, _SKILLS, B=1.0, C=5.0)) for name in _LAWS if name != "data" for alpha in _ALPHAS]
+    models = [SkillModel(alpha, _SKILLS, B=_B, C=_C) for alpha in _ALPHAS]
+    laws = [_skill_law(name, model) for name in _LAWS if name != "data" for model in models]
     draw = np.random.default_rng(request.seed)
-    return {"laws": laws + [_data_law(gamma) for gamma in _GAMMAS], "lemmas": run_checks(draw)}
+    return {"laws": laws + [_data_law(gamma) for gamma in _GAMMAS], "lemmas": run_checks(draw), "errata": measure_errata()}
 
 
-def _skill_law(name: str, model: SkillModel) -> Numbers:
-    """Exact conditional entropy against what is spent, its limit, and the exponent fitted between them."""
-
-    def learned(amounts: Floats) -> Floats:
-        return np.floor(amounts) if name == "skills" else np.asarray(getattr(model, f"learned_from_{name}")(amounts))
-
-    every = np.geomspace(1, 1e25, 8001)  # of any resource: which of it teaches how much is what is to be found out
-    n = learned(every)
-    fitted = every[(n >= _FITTED[0]) & (n <= _FITTED[1])]
-    fitted = fitted[:: max(1, len(fitted) // 40)]
-    law = fit_power_law(fitted, model.conditional_entropy(learned(fitted)), resamples=1)
-    x = np.unique(every[(n >= 1) & (n <= _FITTED[1])][::60])
-    exact, limit = model.conditional_entropy(learned(x)) - model.B, model.limit_from(name, x) - model.B
+def _skill_law(name: str, model: SkillModel) -> dict[str, Any]:
+    """H − C against what is spent: the exact sum, the power that it tends to, and the exponent measured."""
+    first, low, high = _spent(name, model, np.array([1.0, *_FITTED]))
+    shown, fitted = np.geomspace(first, high, 40), np.geomspace(low, high, 60)
+    coefficient, exponent = model.asymptote(name, r=_NEURONS)
     return {
         "law": name,
         "of": model.alpha,
-        "predicted": model.exponents[name],
-        "fitted": law.exponent,
-        "left": law.constant - model.B,
-        "best": law.best,
-        "x": x,
-        "exact": exact,
-        "limit": limit,
+        "printed": _EXPONENTS[name](model.alpha),
+        "measured": slope(fitted, model.conditional_entropy(_learned(name, model, fitted)) - model.C),
+        "x": shown,
+        "exact": model.conditional_entropy(_learned(name, model, shown)) - model.C,
+        "power": coefficient * shown**exponent,
     }
 
 
-def _data_law(gamma: float) -> Numbers:
-    fitted = np.unique(np.geomspace(*_FITTED, 40).astype(int))
-    x = np.unique(np.geomspace(1, _FITTED[1], 60).astype(int))
-    law = fit_power_law(fitted, skills.untold_by_data(fitted, gamma), resamples=1)
+def _spent(name: str, model: SkillModel, n: Floats) -> Floats:
+    return model.flops_to_learn(n) if name == "flops" else n * (_NEURONS if name == "parameters" else 1)
+
+
+def _learned(name: str, model: SkillModel, amount: Floats) -> Floats:
+    match name:
+        case "parameters":
+            return model.learned_from_parameters(amount, _NEURONS)
+        case "flops":
+            return model.learned_from_flops(amount)
+    return amount
+
+
+def _data_law(gamma: float) -> dict[str, Any]:
+    """H − C against D, in units of A: the exact sum, and ``ζ(2)·D^{1−2γ}``, what it tends to as α → 0."""
+    fitted, shown = (np.geomspace(low, float(_FITTED[1]), 40) ** (1 / gamma) for low in (float(_FITTED[0]), 2.0))
     return {
         "law": "data",
         "of": gamma,
-        "predicted": 1 - 2 * gamma,
-        "fitted": law.exponent,
-        "left": law.constant,
-        "best": law.best,
-        "x": x,
-        "exact": skills.untold_by_data(x, gamma),
-        "limit": skills.untold_by_data_limit(x, gamma),
+        "printed": _EXPONENTS["data"](gamma),
+        "measured": slope(fitted, entropy_from_data(fitted, gamma)),
+        "x": shown,
+        "exact": entropy_from_data(shown, gamma),
+        "power": np.pi**2 / 6 * shown ** (1 - 2 * gamma),
     }
 
 
+# -- the picture ------------------------------------------------------------------------------------------------------------
+
+
 def _draw_theory(numbers: Numbers) -> "Figure":
-    figure, panels = canvas(2, 2, height=2.9, width=4.6)
-    for (name, amount), axes in zip(_PANELS.items(), panels, strict=True):
-        cases = [case for case in numbers["laws"] if case["law"] == name]
-        letter = "γ" if name == "data" else "α"
-        for case, colour in zip(cases, shades(len(cases)), strict=True):
-            axes.plot(case["x"], case["limit"], color=colour, linewidth=1)
-            label = f"{letter} = {case['of']:g}: {_signed(case['fitted'])}"
-            shown = slice(None, None, max(1, len(case["x"]) // 16))
-            axes.plot(case["x"][shown], case["exact"][shown], "o", color=colour, markersize=3.5, label=label)
-        place, _, falls = _LAWS[name]
-        base, exponent = falls.split("^")
-        axes.set(xscale="log", yscale="log", xlabel=amount, ylabel="left to tell" if name == "data" else "H(X | Y) − B, nats")
-        axes.set_title(f"{place}: {base}$^{{{exponent.removeprefix('(').removesuffix(')')}}}$")
-        axes.legend(title="exponent fitted", alignment="left", title_fontsize=8, loc="lower left", handletextpad=0.2)
+    figure, panels = canvas(2, 2, height=3.0, width=4.6)
+    amounts = {
+        "parameters": f"parameters N, {_NEURONS} a skill",
+        "flops": "FLOPs S, with Δ = 1 nat",
+        "data": "dataset size D, with Z$_α$ = D$^γ$",
+    }
+    for (name, amount), axes in zip(amounts.items(), panels[:3], strict=True):
+        _draw_law(axes, name, amount, [case for case in numbers["laws"] if case["law"] == name])
+    _draw_constant(panels[3], next(c for c in numbers["laws"] if c["law"] == "parameters" and c["of"] == 0.5))
+    figure.supxlabel(
+        f"Exact values for B = {_B:g} and C = {_C:g} nats; M = 10¹² skills, and infinitely many in Section 3.1",
+        fontsize=8,
+        color=MUTED,
+        x=0.01,
+        ha="left",
+    )
     return figure
+
+
+def _draw_law(axes: "Axes", name: str, amount: str, cases: list[Numbers]) -> None:
+    letter = "γ" if name == "data" else "α"
+    for case, colour in zip(cases, shades(len(cases)), strict=True):
+        axes.plot(case["x"], case["power"], color=colour, linewidth=1)
+        label = f"{letter} = {case['of']:g}: {_signed(case['measured'])} for {_signed(case['printed'])}"
+        axes.plot(case["x"][::3], case["exact"][::3], "o", color=colour, markersize=3.5, label=label)
+    place, base, exponent = _LAWS[name]
+    axes.set(
+        xscale="log", yscale="log", xlabel=amount, ylabel="H(X) − C, in units of A" if name == "data" else "H(X | Y) − C, nats"
+    )
+    low = min(min(case["power"]) for case in cases)
+    axes.set_ylim(low * (low / max(max(case["power"]) for case in cases)) ** 0.75, None)  # room for the legend
+    axes.set_title(f"{place}: H − C falls as {base}$^{{{exponent}}}$")
+    axes.legend(title="exponent measured, and printed", alignment="left", title_fontsize=8, loc="lower left", handletextpad=0.2)
+
+
+def _draw_constant(axes: "Axes", case: Numbers) -> None:
+    x, less = np.array(case["x"]), np.array(case["exact"])
+    axes.plot(x, less + _C, color=COLOURS[1], label="H(X | Y)")
+    axes.plot(x, less, color=COLOURS[0], label="H(X | Y) − C")
+    axes.axhline(_C, color=COLOURS[1], linewidth=0.8, linestyle=(0, (4, 3)), label=f"C = {_C:g}")
+    axes.set(xscale="log", yscale="log", xlabel=f"parameters N, {_NEURONS} a skill", ylabel="nats")
+    axes.set_title(f"What O(N$^{{−α}}$) drops, α = {case['of']:g}")
+    axes.legend(loc="lower left")
+
+
+# -- the numbers ------------------------------------------------------------------------------------------------------------
 
 
 def _theory_tables(numbers: Numbers) -> list[Table]:
     laws = [
         [
-            f"{_LAWS[case['law']][0]}, {_LAWS[case['law']][1]}, {'γ' if case['law'] == 'data' else 'α'} = {case['of']:g}",
-            _signed(case["predicted"]),
-            _signed(case["fitted"]),
+            _LAWS[case["law"]][0],
+            f"{_LAWS[case['law']][1]}^({_LAWS[case['law']][2]}), {'γ' if case['law'] == 'data' else 'α'} = {case['of']:g}",
+            _signed(case["printed"]),
+            _signed(case["measured"]),
             f"{100 * _off(case):.2f}%",
-            f"{case['left']:.0e}".replace("-", "−"),
         ]
         for case in numbers["laws"]
     ]
-    title = "Exponents: least squares of y = L₀ + λx^γ to 40 exact values, L₀ not given"
-    lemmas = [
-        [f"{lemma['place'] + ':':<14} {lemma['says']}", lemma["needs"], _worst(lemma["worst"])] for lemma in numbers["lemmas"]
-    ]
+    title = (
+        f"Exponents of H − C, with B = {_B:g} and C = {_C:g} nats: M = 10¹² skills, {_FITTED[0]} to {_FITTED[1]:,} of them "
+        f"comprehended. Section 3.1: infinitely many skills, Z_α from {_FITTED[0]} to {_FITTED[1]:,}"
+    )
     draws = numbers["lemmas"][0]["draws"]
+    columns = ["place", "statement", "must be", "worst"]
+    paper, ours = (
+        [
+            [each["place"], each["says"], each["needs"], _worst(each["worst"])]
+            for each in numbers["lemmas"]
+            if (each["group"] == BEYOND) is beyond
+        ]
+        for beyond in (False, True)
+    )
     return [
-        Table(title, ["law", "predicted", "fitted", "off by", "L₀ off by"], laws),
-        Table(f"Every statement on {draws} random distributions: the worst of them", ["statement", "must be", "worst"], lemmas),
+        Table(title, ["place", "power", "printed", "measured", "off by"], laws, words=2),
+        Table(f"The paper's statements, each on {draws} random distributions: the worst value", columns, paper, words=2),
+        *errata_tables(numbers["errata"]),
+        Table(f"Beyond the paper, on {draws} random distributions", columns[1:], [row[1:] for row in ours]),
     ]
 
 
 def _judge_theory(numbers: Numbers) -> list[Verdict]:
     verdicts = []
-    for name, (place, amount, falls) in _LAWS.items():
+    for name, (place, base, exponent) in _LAWS.items():
         cases = [case for case in numbers["laws"] if case["law"] == name]
-        fits = ", ".join(f"{_signed(case['fitted'])} for {_signed(case['predicted'])}" for case in cases)
-        worst = max(_off(case) for case in cases)
-        what = "what n data leave untold" if name == "data" else f"H(X | Y) − B in {amount}"
+        measured = ", ".join(f"{_signed(case['measured'])} for {_signed(case['printed'])}" for case in cases)
+        worst = max(map(_off, cases))
+        what = "H(X) − C" if name == "data" else "H(X | Y) − C"
         verdicts.append(
-            Verdict(f"{place}: {what} falls as {falls}", worst <= _CLOSE, f"fitted {fits}; at most {100 * worst:.2f}% off")
+            Verdict(
+                f"{place}: {what} falls as {base}^({exponent})",
+                worst <= _CLOSE,
+                f"measured {measured}; at most {100 * worst:.2f}% off",
+            )
         )
-    for group, claim in GROUPS.items():
-        lemmas = [lemma for lemma in numbers["lemmas"] if lemma["group"] == group]
-        fails = [f"{lemma['place']}: {lemma['says']}, must be {lemma['needs']}" for lemma in lemmas if not holds(lemma)]
-        exact = max(lemma["worst"] or 0.0 for lemma in lemmas if lemma["needs"] == "= 0")
-        fine = f"{len(lemmas)} statements on {lemmas[0]['draws']} random distributions each; equalities to {_worst(exact)}"
-        verdicts.append(Verdict(claim, not fails, "; ".join(fails) or fine))
-    return verdicts
+    *statements, ours = [_judge_group(group, numbers["lemmas"]) for group in GROUPS]
+    errata = [replace(verdict, kind="erratum") for verdict in judge_errata(numbers["errata"])]
+    return [*verdicts, *statements, *errata, replace(ours, kind="ours")]
+
+
+def _judge_group(group: str, lemmas: list[Numbers]) -> Verdict:
+    found = [lemma for lemma in lemmas if lemma["group"] == group]
+    fails = [f"{lemma['place']}: {lemma['says']}, must be {lemma['needs']}" for lemma in found if not holds(lemma)]
+    equalities = [lemma["worst"] or 0.0 for lemma in found if lemma["needs"] == "= 0"]
+    fine = f"{len(found)} {'statement' if len(found) == 1 else 'statements'} on {found[0]['draws']} random distributions each"
+    if equalities:
+        fine += f"; equalities to {_worst(max(equalities))}"
+    return Verdict(GROUPS[group], not fails, "; ".join(fails) or fine)
 
 
 def _off(case: Numbers) -> float:
-    """How far a fitted exponent is from its prediction, as a share of it; infinite where a power law is not what fits best."""
-    return abs(case["fitted"] / case["predicted"] - 1) if case["best"] == "power" else float("inf")
+    """How far a measured exponent is from the paper's, as a share of it."""
+    return float(abs(case["measured"] / case["printed"] - 1))
 
 
 def _signed(number: float) -> str:
@@ -167,14 +231,15 @@ def _worst(number: float | None) -> str:
 
 THEORY = Experiment(
     name="theory",
-    title="Laws of scaling, and the lemmas behind them",
+    title="Skills, scaling laws, prompts and contexts",
     place="Section 3",
     read=(
-        "What is left to learn against what is spent: exact values for 10¹² skills as dots, the limits that the theorems state "
-        "as lines; B = 1 nat, C = 5. Exponents are fitted between 100 and 100 000 skills, or data. Statements are in the form "
-        "proved in geomprobe.theory, which may differ from the paper's wording."
+        "The first three panels show the entropy above the constant C against what is spent. Dots are exact sums, and lines "
+        f"are the powers that they tend to. B is {_B:g} nats and C is {_C:g}. There are 10¹² skills, and infinitely many in "
+        "Section 3.1. The last panel shows the entropy itself, which levels out at C. The tables hold every statement of the "
+        "section, tried on random finite distributions, and its errata."
     ),
-    caveat="It shows that the theorems follow from their assumptions, not that language models meet these.",
+    caveat="It shows what follows from the paper's assumptions, not that language models meet them.",
     of="nothing",
     measure=_measure_theory,
     draw=_draw_theory,

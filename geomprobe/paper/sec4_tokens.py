@@ -1,200 +1,207 @@
-"""Section 4.2's table: which earlier tokens make up three tokens of one sentence, by the Lasso and by attention."""
+"""Section 4.2's table: which earlier tokens the Lasso and attention pick for three tokens of one sentence."""
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from geomprobe.errors import GeomprobeError
-from geomprobe.inspection.inspect import inspect_text, visible
-from geomprobe.models.loading import Loaded, tokenize
-from geomprobe.paper.context_texts import final_rows
-from geomprobe.paper.experiment import Experiment, Numbers, Request, Table, Verdict
-from geomprobe.paper.models import load_readers
-from geomprobe.paper.style import COLOURS, canvas
+from geomprobe.inspection.inspect import visible
+from geomprobe.paper.experiment import Experiment, Numbers, Table, Verdict
+from geomprobe.paper.style import COLOURS, canvas, caption
+from geomprobe.paper.token_picks import KINDS, PRINTED, READINGS, measure, numbered
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["NAMES", "PRINTED", "SENTENCE", "TOKENS", "WORDS"]
+__all__ = ["TOKENS"]
 
-SENTENCE = (
-    "Is London the capital of UK? Yes. Is Moscow the capital of Russia? Yes. "
-    "Is Paris the capital of France? Yes. Is Beijing the capital of China? No"
-)
-NAMES = ("No", "?", "China")
-"""The tokens of the paper's table: the last of each in the sentence."""
-
-PRINTED: dict[str, tuple[str, ...]] = {"China": ("Russia", "France", "Beijing", "of", "capital")}
-"""What the paper's Lasso picks with Pythia 1.4B, in its order. Of its table this row is known here, and no other."""
-
-WORDS = ("London", "UK", "Moscow", "Russia", "Paris", "France", "Beijing", "China", "capital")
-"""The words of the sentence that carry what it says: cities, countries and what the ones are of the others."""
-
-_SHOWN = {"lasso": COLOURS[0], "attention": COLOURS[1]}
-"""What the picture shows."""
-
-
-def _measure(request: Request) -> Numbers:
-    return {"models": [{"name": name} | _of_model(name, loaded) for name, loaded in load_readers(request)]}
-
-
-def _of_model(name: str, loaded: Loaded) -> dict[str, Any]:
-    """For each of the three tokens what it is made of at ``final_norm``: ``[number, weight]`` of earlier tokens."""
-    final_rows(name, loaded, [tokenize(loaded, SENTENCE)])  # refuses what cannot be read, such as NaN
-    inspection = inspect_text(loaded, SENTENCE, site="final_norm")
-    picks, tokens = inspection.picks[0], inspection.tokens
-    telling = _telling(tokens)
-    rows = {}
-    for word in NAMES:
-        t = _last(word, tokens)
-        kinds = {kind: None if rows_ is None else [list(pick) for pick in rows_[t]] for kind, rows_ in picks.kinds.items()}
-        shares = {kind: _share(weights, telling) for kind, weights in kinds.items()}
-        rows[word] = {
-            "position": t,
-            "whole": tokens[t].strip() == word,
-            "r2": picks.r2[t],
-            "picks": kinds,
-            "telling": shares | {"chance": float(np.mean(telling[:t]))},
-            "jaccard": _jaccard(kinds["lasso"] or [], kinds["attention"]),
-        }
-    return {"tokens": list(tokens), "rows": rows}
-
-
-def _telling(tokens: Sequence[str]) -> list[bool]:
-    """Whether each token is one of :data:`WORDS`, or a part of one."""
-    text, ends = "".join(tokens), list(accumulate(map(len, tokens)))
-    inside = np.zeros(len(text), bool)
-    for word in WORDS:
-        start = text.find(word)
-        while start >= 0:
-            inside[start : start + len(word)] = True
-            start = text.find(word, start + 1)
-    return [bool(inside[end - len(token) : end].any()) for token, end in zip(tokens, ends, strict=True)]
-
-
-def _share(picks: Sequence[Sequence[float]] | None, telling: Sequence[bool]) -> float | None:
-    """How much of the weight of picks is on telling tokens."""
-    total = sum(abs(weight) for _, weight in picks or ())
-    return sum(abs(weight) for j, weight in picks or () if telling[int(j)]) / total if total else None
-
-
-def _jaccard(lasso: Sequence[Sequence[float]], attention: Sequence[Sequence[float]] | None) -> float | None:
-    if attention is None:
-        return None
-    first, second = {j for j, _ in lasso}, {j for j, _ in attention}
-    return len(first & second) / max(1, len(first | second))
-
-
-def _last(word: str, tokens: Sequence[str]) -> int:
-    """The token with which the last ``word`` of the text ends: the word itself, or in other vocabularies a part of it."""
-    end = "".join(tokens).rfind(word) + len(word)
-    ends = list(accumulate(map(len, tokens)))
-    if end < len(word):
-        raise GeomprobeError(f"the tokenizer gives {''.join(tokens)!r} for the paper's sentence: expected {word!r} in it")
-    return next(t for t, reached in enumerate(ends) if reached >= end)
+_COLOURS = {"lasso": COLOURS[0], "attention": COLOURS[1]}
+_WORDINGS = {
+    "The Lasso may usually pick more meaningful tokens than raw attention": 2,
+    "Abstract: the Lasso sometimes outperforms attention weights in selecting meaningful tokens": 1,
+}
+"""The paper's claim as it makes it, and for how many of the three tokens that takes it to be so."""
 
 
 def _draw(numbers: Numbers) -> "Figure":
     models = numbers["models"]
-    figure, panels = canvas(len(NAMES) * len(models), 1, width=10.5, height=1.75)
+    figure, panels = canvas(len(PRINTED) * len(models), 1, width=10.5, height=1.9)
     places = iter(panels)
     for model in models:
-        tokens = model["tokens"]
         for name, row in model["rows"].items():
-            axes = next(places)
-            for offset, (kind, colour) in zip((-0.2, 0.2), _SHOWN.items(), strict=True):
-                picks = row["picks"][kind] or []
-                x = [j + offset for j, _ in picks]
-                axes.bar(x, [weight for _, weight in picks], 0.4, color=colour, label=kind.replace("lasso", "Lasso"))
-            axes.set_title(f"{model['name']}: [{name}]" if len(models) > 1 else f"[{name}]", parse_math=False)
-            axes.set_xlim(-0.7, len(tokens) - 0.3)
-            axes.set_ylabel("weight")
-            axes.grid(axis="x", visible=False)
-            few = len(tokens) <= 60
-            written = [visible(token) for token in tokens]
-            axes.set_xticks(range(len(tokens)), written, parse_math=False, rotation=90 if few else 0, fontsize=7 if few else 4)
-    panels[0].legend(loc="upper left", ncols=2)
+            _draw_row(next(places), model, name, row)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=3)
+    caption(figure, "The paper's sentence, token by token, at final_norm. A dot: the paper's table lists the token too.")
     return figure
 
 
+def _draw_row(axes: "Axes", model: Mapping[str, Any], name: str, row: Mapping[str, Any]) -> None:
+    tokens = model["tokens"]
+    for offset, (kind, label) in zip((-0.2, 0.2), KINDS.items(), strict=True):
+        picks = row["picks"][kind] or []
+        weights = {int(j): weight for j, weight in picks}
+        axes.bar([j + offset for j in weights], list(weights.values()), 0.4, color=_COLOURS[kind], label=label)
+        also = (row["printed"][kind] or {}).get("", {}).get("which", [])
+        above = 0.05 * max(weight for drawn in row["picks"].values() for _, weight in drawn or [[0, 1.0]])
+        axes.plot([j + offset for j in also], [weights[j] + above for j in also], "o", color=_COLOURS[kind], markersize=3.5)
+    axes.set_title(f"{model['name']}: {numbered(tokens[row['position']], row['position'])}", parse_math=False)
+    axes.set(xlim=(-0.7, len(tokens) - 0.3), ylabel="weight")
+    axes.margins(y=0.12)
+    axes.grid(axis="x", visible=False)
+    few = len(tokens) <= 60
+    written = [visible(token) for token in tokens]
+    axes.set_xticks(range(len(tokens)), written, parse_math=False, rotation=90 if few else 0, fontsize=7 if few else 4)
+
+
 def _tables(numbers: Numbers) -> list[Table]:
+    return [table for model in numbers["models"] for table in (*_pick_tables(model), _agreement_table(model))]
+
+
+def _pick_tables(model: Mapping[str, Any]) -> list[Table]:
+    """Of each token what the paper prints, and below it what the model picks."""
     tables = []
-    for model in numbers["models"]:
-        for name, row in model["rows"].items():
-            part = "" if row["whole"] else f" (this vocabulary's end of {name!r})"
-            rows = [
-                [kind.replace("lasso", "Lasso"), _listed(picks, model["tokens"])]
-                for kind, picks in row["picks"].items()
-                if picks is not None
-            ]
-            if name in PRINTED:
-                rows.append(["paper", f"{' '.join(PRINTED[name])}  (Lasso, Pythia 1.4B)"])
-            title = f"{model['name']}, [{visible(model['tokens'][row['position']])}]{part}, R² of the Lasso {row['r2']:.2f}"
-            tables.append(Table(title, ("by", "earlier tokens, with their weights"), rows, words=2))
+    for name, row in model["rows"].items():
+        part = "" if row["whole"] else f" (this vocabulary's end of {name!r})"
+        rows = []
+        for kind, label in KINDS.items():
+            rows.append((label, "the paper", " ".join(PRINTED[name][kind])))
+            if row["picks"][kind] is not None:
+                lines = _listed(row["picks"][kind], model["tokens"], row["printed"][kind][""]["which"])
+                rows += [("", "" if number else "this model", line) for number, line in enumerate(lines)]
+        token = numbered(model["tokens"][row["position"]], row["position"])
+        title = f"{model['name']}, {token}{part}: picks and their weights. R² of the Lasso {row['r2']:.2f}"
+        tables.append(Table(title, ("by", "of", "earlier tokens (subscript: number; *: the paper's too)"), rows, words=3))
     return tables
 
 
-def _listed(picks: Sequence[Sequence[float]], tokens: Sequence[str], width: int = 66) -> str:
-    """As many picks as fit, the weightiest first."""
-    line = ""
+def _listed(picks: Sequence[Sequence[float]], tokens: Sequence[str], also: Sequence[int], width: int = 56) -> list[str]:
+    """The picks in lines, the heaviest first; a star where the paper has them too."""
+    lines = [""]
     for j, weight in picks:
-        pick = f"{visible(tokens[int(j)])} {weight:.2f}".replace("0.", ".")
-        if len(line) + len(pick) + 2 > width:
-            return f"{line} …"
-        line += ("  " if line else "") + pick
-    return line or "nothing above 0.01"
+        star = "*" if int(j) in also else ""
+        pick = f"{numbered(tokens[int(j)], int(j))}{star} {f'{weight:.2f}'.removeprefix('0')}"
+        if lines[-1] and len(lines[-1]) + len(pick) + 2 > width:
+            lines.append("")
+        lines[-1] += ("  " if lines[-1] else "") + pick
+    return lines if picks else ["nothing above 0.01"]
+
+
+def _agreement_table(model: Mapping[str, Any]) -> Table:
+    """How picks agree with the printed ones, as multisets."""
+    rows = []
+    for name, row in model["rows"].items():
+        for kind, label in KINDS.items():
+            for reading in READINGS:
+                found = (row["printed"][kind] or {}).get(reading)
+                if found is None:
+                    continue
+                counts = (found["printed"], len(row["picks"][kind]), len(found["which"]))
+                numbers = (f"{found['chance_matches']:.1f}", f"{found['overlap']:.2f}", *map(_percent, _shares(found)))
+                rows.append((f"[{name}]" if not reading else "", reading or label, *map(str, counts), *numbers))
+    title = (
+        f"{model['name']}: its picks and the paper's, as multisets of tokens. By chance: as many picks with the same "
+        "weights on earlier tokens drawn at random"
+    )
+    columns = ("for", "by", "paper", "picks", "both", "chance", "overlap", "weight", "chance")
+    return Table(title, columns, rows, words=2)
+
+
+def _shares(found: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    return found["share"], found["chance"]
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
+
+
+# -- the verdicts -----------------------------------------------------------------------------------------------------------
 
 
 def _judge(numbers: Numbers) -> list[Verdict]:
-    return [verdict for model in numbers["models"] for verdict in (_as_printed(model), _against_attention(model))]
+    return [verdict for model in numbers["models"] for verdict in _judge_model(model)]
 
 
-def _as_printed(model: Mapping[str, Any]) -> Verdict:
-    """Holds for the same picks in whatever order; undecided where words are cut into parts."""
-    row = model["rows"]["China"]
-    picks = [model["tokens"][int(j)].strip() for j, _ in row["picks"]["lasso"]]
-    shared = len({*picks} & {*PRINTED["China"]})
-    return Verdict(
-        f"[China] is made of {', '.join(PRINTED['China'])} ({model['name']})",
-        (set(picks) == set(PRINTED["China"])) if row["whole"] else None,
-        f"of {len(picks)} picks {shared} are among the paper's {len(PRINTED['China'])}"
-        + ("" if row["whole"] else ", but this vocabulary cuts words into parts"),
+def _judge_model(model: Mapping[str, Any]) -> list[Verdict]:
+    rows = model["rows"].values()
+    if not all(row["whole"] for row in rows):
+        why = "this vocabulary cuts the paper's words into parts; --models takes a model that has them whole"
+        return [Verdict(f"The table of picks ({model['name']})", None, why), _telling_words(model)]
+    table = [_as_printed(model, kind) for kind in KINDS if all(row["printed"][kind] is not None for row in rows)]
+    return [*table, *_against_attention(model), _telling_words(model)]
+
+
+def _as_printed(model: Mapping[str, Any], kind: str) -> Verdict:
+    """Holds where for every token more of the printed picks are there than by chance, and carry more than half of the weight and
+    more than by chance; does not hold where that is so for none."""
+    told, good = [], []
+    for name, row in model["rows"].items():
+        found = row["printed"][kind][""]
+        both, share = len(found["which"]), found["share"]
+        good.append(share is not None and share > max(0.5, found["chance"]) and both > found["chance_matches"])
+        told.append(
+            f"for [{name}] {both} of {found['printed']}, with {_percent(share)} of the weight (by chance "
+            f"{found['chance_matches']:.1f} and {_percent(found['chance'])})"
+        )
+    printed = "; ".join(f"[{name}]: {' '.join(f'[{token}]' for token in PRINTED[name][kind])}" for name in model["rows"])
+    who = "The Lasso picks" if kind == "lasso" else "The largest attention weights pick"
+    evidence = f"of the printed picks this model has {'; '.join(told)}"
+    if kind == "attention":
+        readings = [row["printed"][kind]["without [,]"] for row in model["rows"].values()]
+        counts = ", ".join(f"{len(found['which'])} of {found['printed']}" for found in readings)
+        evidence += f". Without [,], which the sentence does not contain, {counts}"
+    return Verdict(f"{who} {printed} ({model['name']})", {0: False, len(good): True}.get(sum(good)), evidence)
+
+
+def _against_attention(model: Mapping[str, Any]) -> list[Verdict]:
+    """The claim in both wordings. The paper's evidence is its table, so what that lists for the Lasso counts as meaningful: for
+    how many tokens is more of the Lasso's weight than of attention's on it, and more than by chance?"""
+    named = {f"{wording} ({model['name']})": least for wording, least in _WORDINGS.items()}
+    pairs = [tuple((row["printed"][kind] or {"lasso": None})["lasso"] for kind in KINDS) for row in model["rows"].values()]
+    if any(found is None or found["share"] is None for pair in pairs for found in pair):
+        why = "this model shows no attention, or there is a token for which one of the two picks nothing"
+        return [Verdict(claim, None, why) for claim in named]
+    more = sum(lasso["share"] > max(attention["share"], lasso["chance"]) for lasso, attention in pairs)
+    told = "; ".join(
+        f"[{name}] {_percent(lasso['share'])} and {_percent(attention['share'])} (by chance {_percent(lasso['chance'])} and "
+        f"{_percent(attention['chance'])})"
+        for name, (lasso, attention) in zip(model["rows"], pairs, strict=True)
     )
+    counted = f"for {more} of {len(pairs)} tokens"
+    evidence = (
+        f"{counted} if the tokens that the table lists for the Lasso are the meaningful ones: the paper does not measure "
+        f"meaning, and the table is its evidence. They carry of the Lasso's weight and of attention's: {told}"
+    )
+    (usually, two), (sometimes, one) = named.items()
+    return [Verdict(usually, more >= two, evidence), Verdict(sometimes, more >= one, f"{counted}, counted in the same way")]
 
 
-def _against_attention(model: Mapping[str, Any]) -> Verdict:
+def _telling_words(model: Mapping[str, Any]) -> Verdict:
     """Holds if for each of the three tokens more of the Lasso's weight than of attention's is on telling words."""
     shares = [row["telling"] for row in model["rows"].values()]
-    claim = f"The Lasso picks more telling words than attention does ({model['name']})"
+    claim = f"For all three tokens more of the Lasso's weight than of attention's is on telling words ({model['name']})"
     if any(share["attention"] is None or share["lasso"] is None for share in shares):
-        return Verdict(claim, None, "this model shows no attention, or its Lasso picks nothing")
+        return Verdict(claim, None, "this model shows no attention, or its Lasso picks nothing", "ours")
     more = sum(share["lasso"] > share["attention"] for share in shares)
     told = "; ".join(
-        f"[{name}] {share['lasso']:.0%} and {share['attention']:.0%}, by lot {share['chance']:.0%}"
+        f"[{name}] {share['lasso']:.0%} and {share['attention']:.0%} (they are {share['chance']:.0%} of earlier tokens)"
         for name, share in zip(model["rows"], shares, strict=True)
     )
-    same = [row["jaccard"] for row in model["rows"].values()]
-    return Verdict(
-        claim,
-        {0: False, len(shares): True}.get(more),
-        f"of Lasso and attention weight there lies on cities, countries and “capital”: {told}. Of what either picks, both pick "
-        f"{min(same):.0%} to {max(same):.0%}",
-    )
+    evidence = f"on cities, countries and “capital” there lies of the Lasso's weight and of attention's: {told}"
+    return Verdict(claim, {0: False, len(shares): True}.get(more), evidence, "ours")
 
 
 TOKENS = Experiment(
     name="tokens",
-    title="What three tokens are made of",
+    title="What the Lasso and attention pick for three tokens",
     place="Section 4.2",
     read=(
-        "Rows of final_norm: the Lasso's weights of earlier tokens rebuild a token's row (1/(2d)‖z − Zβ‖² + α‖β‖₁, α = 1e-4); "
-        "attention is the last layer's mean over heads. Weights above 0.01 count as picks."
+        "Rows of final_norm. The Lasso writes a token's row by the rows of earlier tokens (1/(2d)‖z − Zβ‖² + α‖β‖₁, α = 1e-4); "
+        "attention is the last layer's, the mean over heads. Weights above 0.01 are picks. The paper's are those of Pythia "
+        "1.4B. A row of its table holds here if more of what it lists is picked than by chance, with over half of the weight."
     ),
     caveat="A weight is not a cause: what a row can be written by is not what the model computed it from.",
     of="texts",
-    measure=_measure,
+    measure=measure,
     draw=_draw,
     tables=_tables,
     judge=_judge,

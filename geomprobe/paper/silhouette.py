@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "beyond_controls", "classical_mds", "larger_than", "permutation_p", "rounded", "score", "silhouettes"]
+__all__ = ["Array", "as_well", "better", "classical_mds", "permutation_p", "rounded", "score", "separates", "silhouettes"]
 
 Array = npt.NDArray[np.float64]
 
 _PERMUTATIONS = 999
 _ALPHA = 0.05
 """What p has to be below."""
+_WAYS = {"all": "silhouettes of the three contexts", "king_queen": "of king and queen alone"}
+"""What is separated, and what a verdict calls it."""
 
 
 def silhouettes(distances: Array, groups: npt.NDArray[np.int64]) -> Array:
@@ -48,7 +50,7 @@ def permutation_p(distances: Array, contexts: int, *, seed: int, permutations: i
 
 
 def classical_mds(distances: Array) -> tuple[Array, float]:
-    """The plane ``(n, 2)`` of classical scaling (Torgerson 1952), and its share of the positive eigenvalues.
+    """The plane ``(n, 2)`` of classical scaling (Torgerson 1952) of the distances, and its share of the positive eigenvalues.
 
     These are of ``−½ J D² J`` with J the centring. Of distances that no Euclidean space has, some are negative, and left out.
     """
@@ -62,14 +64,65 @@ def classical_mds(distances: Array) -> tuple[Array, float]:
 
 
 def score(distances: Array, contexts: int, seed: int) -> dict[str, Any]:
-    """The mean silhouette, its p, and the mean over the texts of each country."""
+    """Of ``contexts`` × countries texts: the mean silhouette, its p, and the mean over the texts of each country."""
     samples = silhouettes(distances, _groups(contexts, len(distances) // contexts))
     by_country = rounded(samples.reshape(contexts, -1).mean(0))
     p = permutation_p(distances, contexts, seed=seed)
     return {"silhouette": float(samples.mean()), "p": p, "by_country": by_country}
 
 
-def larger_than(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[bool | None, float]:
+def separates(found: Mapping[str, Mapping[str, Any]]) -> tuple[bool | None, str]:
+    """Whether contexts lie apart under every distance or embedding in ``found``, and the numbers that say so.
+
+    Each has two silhouettes: of all contexts, and of king and queen alone. The claim holds where each of them is above zero
+    with p < 0.05 by permutation, fails where one is not above zero, and is undecided otherwise.
+    """
+    ways: set[bool | None] = set()
+    parts = []
+    for which, called in _WAYS.items():
+        scores = {name: ways_of[which] for name, ways_of in found.items()}
+        ways |= {False if one["silhouette"] <= 0 else one["p"] < _ALPHA or None for one in scores.values()}
+        numbers = ", ".join(f"{name} {one['silhouette']:z.2f}" for name, one in scores.items())
+        parts.append(f"{called} {numbers} (p ≤ {max(one['p'] for one in scores.values()):.2g})")
+    return _all_of(ways), "; ".join(parts)
+
+
+def better(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[bool | None, str]:
+    """Whether the first separates contexts better than the second, all contexts and king from queen alone.
+
+    Silhouettes are paired by country, by Wilcoxon's test: undecided where p ≥ 0.05, or where the two ways disagree in that one
+    of them does not tell.
+    """
+    ways: set[bool | None] = set()
+    parts = []
+    for which, called in _WAYS.items():
+        larger, p = _larger(first[which], second[which])
+        ways.add(larger)
+        parts.append(f"{called} {first[which]['silhouette']:z.2f} against {second[which]['silhouette']:z.2f} (p = {p:.1g})")
+    return _all_of(ways), "; ".join(parts)
+
+
+def as_well(control: Mapping[str, Mapping[str, Any]], model: Mapping[str, Mapping[str, Any]]) -> tuple[bool | None, str]:
+    """Whether a control separates contexts as well as the model does, under every distance or embedding in both.
+
+    It holds where no silhouette of the model is larger than the control's (paired by country, p < 0.05), fails where all are
+    or where the control's is not above zero throughout, and is undecided otherwise.
+    """
+    pairs = [(control[name][which], model[name][which]) for which in _WAYS for name in model]
+    less = [_larger(second, first)[0] is True for first, second in pairs]
+    apart = all(first["silhouette"] > 0 for first, _ in pairs)
+    parts = []
+    for which, called in _WAYS.items():
+        numbers = (
+            f"{name} {control[name][which]['silhouette']:z.2f} (model {model[name][which]['silhouette']:z.2f})"
+            for name in model
+        )
+        parts.append(f"{called} {', '.join(numbers)}")
+    parts.append(f"the model's is larger in {sum(less)} of {len(less)} (paired by country, p < {_ALPHA})")
+    return (False if all(less) or not apart else None if any(less) else True), "; ".join(parts)
+
+
+def _larger(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[bool | None, float]:
     """Whether one silhouette is larger than another over the same countries, and Wilcoxon's p; ``None`` where p ≥ 0.05."""
     from scipy.stats import wilcoxon
 
@@ -78,29 +131,8 @@ def larger_than(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[bo
     return (bool(difference.mean() > 0) if p < _ALPHA else None), p
 
 
-def beyond_controls(separation: Mapping[str, Any]) -> tuple[bool | None, str]:
-    """Whether contexts lie apart, and further than in both controls: all three, and king and queen alone.
-
-    For each of these two the silhouette has to be above zero with p < 0.05 by permutation, and larger than that of each
-    control, paired by country (:func:`larger_than`). The claim holds where all that is so; it fails where a silhouette is not
-    above zero, or a control's is larger; all else is undecided.
-    """
-    ways: set[bool | None] = set()
-    parts, by_tokens = [], False
-    for which, called in (("all", "silhouette"), ("king_queen", "of king and queen alone")):
-        found = separation["model"][which]
-        ways.add(False if found["silhouette"] <= 0 else found["p"] < _ALPHA or None)
-        controls = []
-        for source in ("shuffled", "untrained"):
-            control = separation[source][which]
-            larger, p = larger_than(found, control)
-            ways.add(larger)
-            sign = {True: ">", None: "≈", False: "<"}[larger]
-            controls.append(f"{sign} {source} {control['silhouette']:z.2f} (p = {p:.1g})")
-            by_tokens |= source == "untrained" and larger is not True and found["silhouette"] > 0
-        parts.append(f"{called} {found['silhouette']:z.2f} (p = {found['p']:.2g}) {' and '.join(controls)}")
-    remark = "; random weights do as well: that much is of tokens, not of what was learned" if by_tokens else ""
-    return False if False in ways else True if ways == {True} else None, "; ".join(parts) + remark
+def _all_of(ways: set[bool | None]) -> bool | None:
+    return False if False in ways else True if ways == {True} else None
 
 
 def _groups(contexts: int, countries: int) -> npt.NDArray[np.int64]:

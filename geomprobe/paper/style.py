@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "MUTED", "UNTRAINED", "canvas", "shades", "styled", "to_png", "to_svg"]
+__all__ = ["COLOURS", "MUTED", "UNTRAINED", "canvas", "caption", "shades", "styled", "to_png", "to_svg"]
 
 _INK: Ink = ("#24262d", "#e9e7e2")
 _MUTED: Ink = ("#62666f", "#a3a7b0")
@@ -81,6 +82,13 @@ def styled() -> Iterator[None]:
 
     with rc_context(_STYLE):
         yield
+
+
+def caption(figure: "Figure", text: str) -> None:
+    """Under a figure: which model and which data it shows. Lines of the text stay, and are broken where they are too long."""
+    width = int(13 * figure.get_figwidth())  # characters of this size
+    lines = [line for whole in text.splitlines() for line in textwrap.wrap(whole, width)]
+    figure.supxlabel("\n".join(lines), fontsize=8, color=MUTED, x=0.01, ha="left", parse_math=False)
 
 
 def shades(n: int) -> list[str]:

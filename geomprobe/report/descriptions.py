@@ -59,7 +59,8 @@ _WORDS = {
         "R² of Eq. 5",
         "R²",
         "How well the coefficients that attention implies rebuild a row: 1 is exactly.",
-        "Below 0 is no error: tokens that hardly attend to themselves imply huge coefficients.",
+        "It is not all of Eq. 5: the first term, a token’s own value vector, is left out. Below 0 is no error: tokens that "
+        "hardly attend to themselves imply huge coefficients.",
     ),
     "attention_entropy": Description(
         "Attention entropy",

@@ -1,10 +1,11 @@
-"""Entropy of finite distributions (Defs 2.1–2.3), and what it says of code lengths (Defs 3.2–3.3). Natural logarithms.
+"""Entropy of finite distributions (Defs 2.1 to 2.3), code lengths (Defs 3.2 and 3.3), and the divergence of Lemma 3.17.
 
-A distribution is an array of probabilities of any shape, one axis to a variable.
+A distribution is an array of probabilities; each axis of a joint distribution is one variable. Entropies are in nats, except
+that code lengths count binary symbols: compare them with ``entropy(p) / log(2)``.
 """
 
 import heapq
-import math
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,12 +15,15 @@ from scipy.special import entr, rel_entr
 from geomprobe.errors import GeomprobeError
 
 __all__ = [
-    "code_length_bounds",
+    "awgn_capacity",
     "conditional_entropy",
     "distribution",
+    "divergences",
+    "entropies_given",
     "entropy",
     "expected_code_length",
     "huffman_code",
+    "is_instantaneous",
     "kl_divergence",
 ]
 
@@ -27,19 +31,21 @@ Floats = NDArray[np.float64]
 
 
 def distribution(p: ArrayLike) -> Floats:
-    """``p`` as float64.
+    """``p`` as a float64 array.
 
     Raises:
-        GeomprobeError: an entry is negative or not finite, or they do not sum to 1 within 1e-9.
+        GeomprobeError: an entry is negative or not finite, or the entries do not sum to 1 within 1e-9.
     """
     values = np.asarray(p, np.float64)
-    if not np.isfinite(values).all() or (values < 0).any() or abs(values.sum() - 1) > 1e-9:
-        raise GeomprobeError(f"probabilities are at least 0 and sum to 1, got a sum of {values.sum():g}: divide by it")
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise GeomprobeError("probabilities must be finite, at least 0 and sum to 1: some entries are negative or not finite")
+    if abs(values.sum() - 1) > 1e-9:
+        raise GeomprobeError(f"probabilities must sum to 1, got a sum of {values.sum():g}: divide by it")
     return values
 
 
 def entropy(p: ArrayLike) -> float:
-    """``H(X) = −Σ p log p`` in nats (Def. 2.1), joint over all axes.
+    """``H(X) = −Σ p(x) log p(x)`` (Def. 2.1); the joint entropy where ``p`` has several axes.
 
     >>> entropy([0.5, 0.5])  # log 2
     0.6931471805599453
@@ -47,20 +53,40 @@ def entropy(p: ArrayLike) -> float:
     return float(entr(distribution(p)).sum())
 
 
-def conditional_entropy(joint: ArrayLike, given: int | tuple[int, ...]) -> float:
-    """``H(X | Y) = −Σ p(x, y) log p(x | y)`` in nats (Def. 2.2): Y are the axes ``given``, X the others.
+def conditional_entropy(joint: ArrayLike, given: int | tuple[int, ...] = 1) -> float:
+    """``H(X | Y) = −Σ p(y) Σ p(x | y) log p(x | y)`` (Def. 2.2).
 
-    >>> conditional_entropy([[0.5, 0], [0, 0.5]], given=1)  # each is known from the other
+    Args:
+        joint: the joint distribution.
+        given: the axes of Y. All other axes are X.
+
+    Raises:
+        GeomprobeError: not a distribution, or it has no such axis.
+
+    >>> conditional_entropy([[0.5, 0], [0, 0.5]])  # each variable determines the other
     0.0
     """
     p = distribution(joint)
     axes = (given,) if isinstance(given, int) else given
+    if not all(-p.ndim <= axis < p.ndim for axis in axes):
+        raise GeomprobeError(f"conditional_entropy: axes {given} were asked for, but the distribution has {p.ndim} axes")
     others = tuple(set(range(p.ndim)) - {axis % p.ndim for axis in axes})
-    return -float(rel_entr(p, p.sum(axis=others, keepdims=True)).sum()) + 0.0  # not −0
+    return -float(rel_entr(p, p.sum(axis=others, keepdims=True)).sum()) + 0.0  # + 0.0 turns −0.0 into 0.0
+
+
+def entropies_given(joint: ArrayLike) -> Floats:
+    """``H(X | Y = y)`` of every y (the inner sum of Def. 2.2), ``(skills,)``; NaN where p(y) = 0.
+
+    Args:
+        joint: p(x, y), ``(texts, skills)``.
+    """
+    p = _pair("entropies_given", joint)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(entr(p / p.sum(0)).sum(0))
 
 
 def kl_divergence(p: ArrayLike, q: ArrayLike) -> float:
-    """``KL(p ‖ q) = Σ p log(p/q)`` in nats (Def. 2.3). Infinite where p has what q has not.
+    """``KL(P ‖ Q) = −Σ P(x) log(Q(x) / P(x))`` (Def. 2.3). It is infinite where Q(x) = 0 < P(x).
 
     Raises:
         GeomprobeError: not distributions, or over different outcomes.
@@ -68,26 +94,56 @@ def kl_divergence(p: ArrayLike, q: ArrayLike) -> float:
     first, second = distribution(p), distribution(q)
     if first.shape != second.shape:
         raise GeomprobeError(
-            f"kl_divergence compares distributions over the same outcomes, got {first.shape} and {second.shape}"
+            f"kl_divergence compares distributions over the same outcomes, got shapes {first.shape} and {second.shape}"
         )
-    return max(float(rel_entr(first, second).sum()), 0.0)
+    return max(float(rel_entr(first, second).sum()), 0.0)  # rounding may leave −1e-17
 
 
-def expected_code_length(p: ArrayLike, lengths: ArrayLike) -> float:
-    """``Σ p(x) ℓ(x)`` in bits (Def. 3.2), of code words of ``lengths`` bits."""
-    return float((distribution(p) * np.asarray(lengths, np.float64)).sum())
+def divergences(joint: ArrayLike) -> Floats:
+    """``KL(p(· | y) ‖ p)`` of every y, ``(skills,)``; NaN where p(y) = 0.
 
+    Assumption 3.16 takes these divergences not to change during training, and Lemma 3.17 says that their mean under p(y) is
+    ``H(X) − H(X | Y)``.
 
-def code_length_bounds(p: ArrayLike) -> tuple[float, float]:
-    """``H`` and ``H + 1`` in bits (Def. 3.3, Shannon's source coding): the best prefix code's expected length is at least the
-    first, and below the second where every outcome has a probability above 0.
+    Args:
+        joint: p(x, y), ``(texts, skills)``.
     """
-    bits = entropy(p) / math.log(2)
-    return bits, bits + 1
+    p = _pair("divergences", joint)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(rel_entr(p / p.sum(0), p.sum(1, keepdims=True)).sum(0))
 
 
-def huffman_code(p: Sequence[float] | Floats) -> list[str]:
-    """A prefix code of least expected length (Huffman 1952): one word of 0s and 1s for each outcome of p ``(n,)``.
+def is_instantaneous(code: Sequence[str]) -> bool:
+    """Whether no codeword is a prefix of another one (Def. 3.2). Two equal codewords are prefixes of each other.
+
+    >>> is_instantaneous(["0", "10", "11"]), is_instantaneous(["0", "01"])
+    (True, False)
+    """
+    words = sorted(code)  # a word stands directly before those that begin with it
+    return not any(longer.startswith(word) for word, longer in itertools.pairwise(words))
+
+
+def expected_code_length(p: ArrayLike, code: Sequence[str]) -> float:
+    """``l(C) = Σ p(x) |C(x)|`` in binary symbols (Def. 3.3).
+
+    Of an instantaneous code it is at least ``entropy(p) / log(2)``, and equal to it where each codeword has ``−log₂ p(x)``
+    symbols.
+
+    Args:
+        p: ``(n,)``.
+        code: one codeword for each outcome.
+
+    Raises:
+        GeomprobeError: not a distribution, or not one codeword for each outcome.
+    """
+    probabilities = distribution(p)
+    if probabilities.shape != (len(code),):
+        raise GeomprobeError(f"expected_code_length takes one codeword for each of {probabilities.size}, got {len(code)}")
+    return float(probabilities @ [len(word) for word in code])
+
+
+def huffman_code(p: ArrayLike) -> list[str]:
+    """An instantaneous code of least expected length (Huffman 1952): a codeword for each outcome of ``p``, ``(n,)``.
 
     >>> huffman_code([0.5, 0.25, 0.25])
     ['0', '10', '11']
@@ -103,3 +159,22 @@ def huffman_code(p: Sequence[float] | Floats) -> list[str]:
         (weight, first, outcomes), (other, _, more) = pair
         heapq.heappush(heap, (weight + other, first, outcomes + more))
     return words
+
+
+def awgn_capacity(bandwidth: ArrayLike) -> Floats:
+    """``W log(1 + 1/W)`` of bandwidths W > 0 (the remark after Def. 3.4), in nats. It increases with W, from 0 to 1.
+
+    Raises:
+        GeomprobeError: a bandwidth is not a positive finite number.
+    """
+    w = np.asarray(bandwidth, np.float64)
+    if not (np.isfinite(w) & (w > 0)).all():
+        raise GeomprobeError("awgn_capacity takes positive, finite bandwidths")
+    return np.asarray(w * np.log1p(1 / w))
+
+
+def _pair(what: str, joint: ArrayLike) -> Floats:
+    p = distribution(joint)
+    if p.ndim != 2:
+        raise GeomprobeError(f"{what} takes a joint distribution p(x, y) of two axes, got {p.ndim}")
+    return p

@@ -36,6 +36,9 @@ def test_everything_at_once(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, arguments, terminal_width=80)
     assert result.exit_code == 0, result.output
     assert f"open this:  {out}/index.html" in result.output
+    assert max(map(len, result.output.splitlines())) <= 80 + len(str(out))
+    summary = result.output[result.output.rindex("What the paper says") :]
+    assert summary.index("Figure 1") < summary.index("Figure 3") < summary.index("Section 4.2") < summary.index("Errata")
     for name in EXPERIMENTS:
         assert {(out / f"{name}.{form}").exists() for form in ("png", "html", "json")} == {True}
         assert json.loads((out / f"{name}.json").read_text("utf-8"))["verdicts"]
@@ -43,7 +46,10 @@ def test_everything_at_once(tmp_path: Path) -> None:
         (tmp_path / "pages").mkdir()
         viewer = Viewer(browser, tmp_path / "pages")
         page = viewer.open((out / "index.html").read_text("utf-8"), width=390, dark=True)
-        assert page.locator("section").count() == len(EXPERIMENTS)
+        assert page.locator("section.experiment").count() == len(EXPERIMENTS)
+        targets = [str(link.get_attribute("href")) for link in page.locator("a").all()]
+        assert {*targets} >= {"#paper", "#erratum", "#concordance", *(f"#{name}" for name in EXPERIMENTS)}
+        assert all(page.locator(target).count() == 1 for target in {*targets})
         assert page.locator("section .picture svg").count() == len(EXPERIMENTS)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         viewer.close()

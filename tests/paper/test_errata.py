@@ -1,5 +1,6 @@
 """The errata in numbers: on random rows, on a random model that reads bytes, and on trained ones."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from geomprobe.core.cholesky import exact_increment, theorem_4_1_as_printed
-from geomprobe.paper import errata
+from geomprobe.paper import errata, sec4_errata
 from geomprobe.paper.errata import ERRATA
 from geomprobe.paper.experiment import Outcome, Request, plain
 from geomprobe.paper.run import run_experiment
@@ -45,40 +46,47 @@ def check_case(case: dict[str, Any]) -> None:
     stable, participation, effective, rank = case["ranks"]
     assert 1 <= stable <= participation <= effective <= rank
     assert stable < rank - 1
+    log = math.log1p(case["rows"] / stable / 1e-4)
+    assert case["stable_rank_term"] == pytest.approx(stable * log, rel=1e-9)
+    assert case["rank_bound"] == pytest.approx(rank * log, rel=1e-9)
+    assert case["gain"] <= case["without_half"] <= case["rank_bound"]  # the bound before the "~"
 
 
 def test_of_random_rows_and_of_a_random_model(outcome: Outcome) -> None:
-    random, model = outcome.numbers["cases"]
-    check_case(random)
-    check_case(model)
+    near, random, model = outcome.numbers["cases"]
+    for case in (near, random, model):
+        check_case(case)
     assert model["rows"] == 144  # a byte each
-    assert [v.holds for v in outcome.verdicts] == [False, True, False, False, None]
+    assert [v.holds for v in outcome.verdicts] == [False, True, False, False, False, None, True, False, True]
+    assert [v.kind for v in outcome.verdicts] == ["erratum"] * 5 + ["ours", "paper"] + ["erratum"] * 2
+    assert [case["name"] for case in outcome.numbers["appendix_a"]] == [random["name"], model["name"]]
     assert outcome.numbers["picks"][0]["literal"] is None  # bytes are no words
-    assert "no token [China]" in outcome.verdicts[-1].evidence
+    assert "no token [China]" in outcome.of_kind("ours")[0].evidence
 
 
 def test_of_a_trained_model(stories_model: Path, tmp_path: Path) -> None:
     numbers = plain(ERRATA.measure(Request(out=tmp_path, models=(str(stories_model),), device="cpu")))
-    check_case(numbers["cases"][1])
-    assert [v.holds for v in ERRATA.judge(numbers)][:4] == [False, True, False, False]
-    assert sum(numbers["cases"][1]["printed"]) > 1.5 * sum(numbers["cases"][1]["exact"])
+    case = numbers["cases"][-1]
+    check_case(case)
+    assert [v.holds for v in ERRATA.judge(numbers)][:5] == [False, True, False, False, False]
+    assert sum(case["printed"]) > 1.5 * sum(case["exact"])
 
 
 def test_of_a_model_that_reads_english(smollm2_model: Path, tmp_path: Path) -> None:
     """The paper's own list under scikit-learn's convention, and about fifteen picks under the formula as printed."""
     numbers = plain(ERRATA.measure(Request(out=tmp_path, models=(str(smollm2_model),), device="cpu")))
-    check_case(numbers["cases"][1])
+    check_case(numbers["cases"][-1])
     picks = numbers["picks"][0]
     assert [token.strip() for token, _, _ in picks["scikit-learn"]] == ["Russia", "France", "Beijing", "of", "capital"]
     assert 12 <= len(picks["literal"]) <= 18
-    assert [v.holds for v in ERRATA.judge(numbers)] == [False, True, False, False, False]
+    assert [v.holds for v in ERRATA.judge(numbers)] == [False, True, False, False, False, False, True, False, True]
     assert ERRATA.draw(numbers) is not None
 
 
 @pytest.mark.parametrize("n", [1, 2, 12])
 def test_fifty_digits_are_mpmaths(n: int) -> None:
     z = rows(n)
-    determinants, by_form = errata._in_fifty_digits(z.numpy())
+    determinants, by_form = sec4_errata._in_fifty_digits(z.numpy())
     with mpmath.workdps(60):
         numbers = mpmath.matrix(z.tolist())
         gram, noise = numbers * numbers.T, mpmath.mpf("0.0001")
@@ -90,21 +98,42 @@ def test_fifty_digits_are_mpmaths(n: int) -> None:
 
 
 def test_a_wrong_exact_form_does_not_pass(monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> None:
-    monkeypatch.setattr(errata, "exact_increment", lambda variance, sigma: 1.0001 * exact_increment(variance, sigma))
-    numbers = plain({"cases": [errata._case("rows", rows())], "picks": outcome.numbers["picks"]})
+    monkeypatch.setattr(sec4_errata, "exact_increment", lambda variance, sigma: 1.0001 * exact_increment(variance, sigma))
+    numbers = plain({**outcome.numbers, "cases": [sec4_errata.case("rows", rows())] * 2})
     assert [v.holds for v in ERRATA.judge(numbers)][:2] == [False, False]
 
 
 def test_a_right_print_would_pass(monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> None:
-    monkeypatch.setattr(errata, "theorem_4_1_as_printed", lambda variance, norm_sq, sigma: exact_increment(variance, sigma))
-    numbers = plain({"cases": [errata._case("rows", rows())], "picks": outcome.numbers["picks"]})
+    monkeypatch.setattr(
+        sec4_errata, "theorem_4_1_as_printed", lambda variance, norm_sq, sigma: exact_increment(variance, sigma)
+    )
+    numbers = plain({**outcome.numbers, "cases": [sec4_errata.case("rows", rows())] * 2})
     assert ERRATA.judge(numbers)[0].holds
 
 
 def test_the_printed_form_is_the_cores(outcome: Outcome) -> None:
-    case = errata._case("rows", rows())
+    case = sec4_errata.case("rows", rows())
     variance = torch.expm1(2 * case["determinant"]) * 1e-4
     assert case["printed"].tolist() == pytest.approx(theorem_4_1_as_printed(variance).tolist(), rel=1e-9)
+
+
+def test_a_rank_that_nearly_is_the_stable_rank_would_pass(outcome: Outcome) -> None:
+    alike = [{**case, "rank_bound": 1.5 * case["stable_rank_term"]} for case in outcome.numbers["cases"]]
+    assert ERRATA.judge({**outcome.numbers, "cases": alike})[3].holds
+
+
+def test_nearly_equal_rows_have_every_rank_and_a_stable_rank_of_one() -> None:
+    singular = np.linalg.svd(sec4_errata.near_one_direction(40, seed=0).numpy(), compute_uv=False)
+    assert np.square(singular).sum() / singular[0] ** 2 == pytest.approx(1, abs=1e-2)
+    assert (singular > 1e-8).all()
+
+
+def test_the_comma_is_not_in_the_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    verdict = errata._comma()
+    assert verdict.holds is False
+    assert "lists it 5 times" in verdict.evidence
+    monkeypatch.setattr(errata, "SENTENCE", "Yes, no")
+    assert errata._comma().holds is True
 
 
 def picked(*tokens: str) -> list[list[Any]]:
@@ -114,9 +143,9 @@ def picked(*tokens: str) -> list[list[Any]]:
 def test_the_papers_list_decides_between_the_two_objectives() -> None:
     listed, others = picked("capital", "of", "Beijing", "France", "Russia"), picked("Yes", "the", "of")
     model = {"model": "m", "scikit-learn": listed, "literal": others}
-    assert errata._judge_picks([model]).holds is False
-    assert errata._judge_picks([model | {"scikit-learn": others, "literal": listed}]).holds is True
-    neither = errata._judge_picks([model | {"scikit-learn": others}])
+    assert errata._objective([model]).holds is False
+    assert errata._objective([model | {"scikit-learn": others, "literal": listed}]).holds is True
+    neither = errata._objective([model | {"scikit-learn": others}])
     assert neither.holds is None
     assert "neither is the paper's list" in neither.evidence
 
@@ -125,7 +154,6 @@ def test_tables_fit_a_terminal(outcome: Outcome) -> None:
     picks = {"model": "a-model-with-a-name-that-is-long", "scikit-learn": picked("of"), "literal": picked("of", "capital")}
     whole = replace(outcome, numbers={**outcome.numbers, "picks": [picks]})
     assert max(map(len, str(whole).splitlines())) <= 80
-    assert "geomprobe paper fig1" in str(whole)
 
 
 def test_kept_numbers_draw_the_same_files(outcome: Outcome, request_of_bytes: Request) -> None:

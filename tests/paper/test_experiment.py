@@ -122,6 +122,24 @@ def test_it_prints_in_eighty_columns() -> None:
     assert all(line.startswith(" " * 14) for line in lines[1:])
 
 
+def test_the_paper_stands_apart_from_errata_and_from_what_is_ours() -> None:
+    verdicts = [Verdict("one", False, "1", "erratum"), Verdict("two", None, "2", kind="ours"), Verdict("three", True, "3")]
+    outcome = Outcome(replace(experiment([]), tables=lambda _: [], judge=lambda _: verdicts), {}, kept=False)
+    assert str(outcome).splitlines()[2:] == [
+        "What the paper says",
+        "",
+        "holds         three: 3",
+        "",
+        "Controls and measures that are ours",
+        "",
+        "undecided     two: 2",
+        "",
+        "Errata",
+        "",
+        "does not hold one: 1",
+    ]
+
+
 def test_plain_leaves_nothing_json_cannot_hold() -> None:
     value = {1: (np.float32(0.5), math.inf), "a": torch.tensor([1, 2]), "b": [None, True, "x"], "c": np.int64(3)}
     assert plain(value) == {"1": [0.5, None], "a": [1, 2], "b": [None, True, "x"], "c": 3}
@@ -159,6 +177,6 @@ def test_pages_in_a_browser(tmp_path: Path) -> None:
                 assert (int(re.findall(r"\d+", fill)[0]) > 128) is dark
                 assert EVIL in opened.locator("body").inner_text()
         links = viewer.open(documents[1]).locator("nav a")
-        assert [link.get_attribute("href") for link in links.all()] == ["#fig8", "#fig9"]
+        assert [link.get_attribute("href") for link in links.all()] == ["#paper", "#concordance", "#fig8", "#fig9"]
         viewer.close()
     assert viewer.faults == []

@@ -1,5 +1,6 @@
-"""Figures 4 to 6: silhouettes and p against twins, controls, what is kept and drawn, and models that cannot be read."""
+"""Figures 4 to 6: the paper's texts, silhouettes and p against twins, verdicts, what is drawn, models that cannot be read."""
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ from geomprobe.paper.experiment import Request
 from geomprobe.paper.fig4_6_contexts import FIG4, FIG5, FIG6
 from geomprobe.paper.models import load_readers
 from geomprobe.paper.run import run_experiment
-from geomprobe.paper.silhouette import classical_mds, permutation_p, silhouettes
+from geomprobe.paper.silhouette import as_well, better, classical_mds, permutation_p, separates, silhouettes
 from tests.browser import Viewer, chromium
 from tests.tiny_models import tiny
 
@@ -99,6 +100,17 @@ def clusters(rng: np.random.Generator, apart: float, country: float = 1.0) -> Ar
     return between(points.reshape(45, 4))
 
 
+def test_countries_are_those_of_appendix_b() -> None:
+    paper = Path(__file__).resolve().parents[2].parent / "shared" / "paper.txt"
+    if not paper.exists():
+        pytest.skip("../shared/paper.txt is not beside this checkout")
+    appendix = paper.read_text("utf-8").split("The names used are:")[1]
+    assert re.findall(r'"([^"]+)"', appendix) == list(COUNTRIES)
+    assert len(COUNTRIES) == 15
+    assert TEXTS[0] == "He is the king of Australia."
+    assert TEXTS[-1] == "Spain."
+
+
 def test_silhouettes_are_those_of_scikit_learn_and_of_the_definition() -> None:
     rng = np.random.default_rng(0)
     distances = clusters(rng, 1.0)
@@ -153,6 +165,7 @@ def test_embeddings_against_numpy(tmp_path: Path) -> None:
     outcome = run_experiment(FIG4, Request(out=tmp_path / "out", models=(name,), seed=3))
     (model,) = outcome.numbers["models"]
     assert model["tokens"] == {"king": [6] * 15, "queen": [6] * 15, "none": [1] * 15}
+    assert model["last_tokens"] == sorted(COUNTRIES)  # this tokenizer does not keep the full stop apart
     loaded = load(name)
     twins = {"model": embeddings(loaded), "untrained": embeddings(untrained(loaded, seed=3))}
     for which in ("mean", "last"):
@@ -172,6 +185,10 @@ def test_embeddings_against_numpy(tmp_path: Path) -> None:
         assert np.abs(plane) == pytest.approx(np.abs(left[:, :2] * singular[:2]), abs=1e-4)
         assert model["planes"][which]["shares"] == pytest.approx(singular[:2] ** 2 / (singular**2).sum(), abs=1e-4)
         assert model["planes"][which]["umap"] is None
+    plane = np.array(model["planes"]["mean"]["pca"])
+    drawn = silhouette_samples(between(plane), LABELS, metric="precomputed")
+    assert model["shown"]["pca"]["all"]["silhouette"] == pytest.approx(drawn.mean(), abs=1e-4)
+    assert list(model["shown"]) == ["pca"]
     assert "pip install 'geomprobe[umap]'" in str(outcome)
     assert "geomprobe[umap]" in (tmp_path / "out" / "fig4.html").read_text("utf-8").split("</svg>")[0]
 
@@ -206,7 +223,7 @@ def test_three_figures_of_one_reading(tmp_path: Path, stories_model: Path, loads
     request = Request(out=tmp_path, models=(str(stories_model),))
     outcomes = {experiment.name: run_experiment(experiment, request) for experiment in (FIG4, FIG5, FIG6)}
     assert len(loads) == 1
-    for name, kinds in (("fig5", ["js", "logdet"]), ("fig6", ["riemann", "log_euclidean"])):
+    for name, kinds in (("fig5", ["js"]), ("fig6", ["logdet", "riemann", "log_euclidean"])):
         (model,) = outcomes[name].numbers["models"]
         assert list(model["maps"]) == kinds
         for kind in kinds:
@@ -219,13 +236,25 @@ def test_three_figures_of_one_reading(tmp_path: Path, stories_model: Path, loads
             assert set(model["separation"][kind]) == {"model", "shuffled", "untrained"}
             assert np.array(model["planes"][kind]["mds"]).shape == (45, 2)
             assert 0 < model["planes"][kind]["share"] <= 1
+        assert model["last_tokens"] == ["."]
+    assert set(outcomes["fig6"].numbers["models"][0]["separation"]) == {"js", "logdet", "riemann", "log_euclidean"}
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for name, outcome in outcomes.items():
+        picture = re.findall(r"<svg.*</svg>", files[f"{name}.html"].decode(), re.DOTALL)[0]
+        assert f"{stories_model.name}: unit rows at final_norm of 45 texts" in picture
+        assert ("δ = 1e-6" in picture) is (name == "fig6")
         assert max(map(len, str(outcome).splitlines())) <= 80
         assert files[f"{name}.png"].startswith(b"\x89PNG")
         assert files[f"{name}.png"].endswith(b"IEND\xaeB`\x82")
         assert files[f"{name}.html"].rstrip().endswith(b"</html>")
-        assert b"silhouette 0." in files[f"{name}.html"]
+        assert "silhouette 0." in picture
+    page, text = files["fig6.html"].decode(), str(outcomes["fig6"])
+    verdict = outcomes["fig6"].verdicts[0]
+    for called in ("logdet", "Riemann", "log-Euclidean"):
+        assert page.count(f"{called} (δ = 1e-6)") >= 4  # the picture, and three rows of the table
+        assert f"{called} (δ = 1e-6), untrained model" in text
+    assert "δ = 1e-6" in verdict.claim
+    assert "our choice" in FIG5.read
     assert run_experiment(FIG4, request).kept
     assert run_experiment(FIG5, request).kept
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files  # redrawn from the numbers alone
@@ -239,9 +268,10 @@ def test_several_models_of_any_name(tmp_path: Path, loads: list[Request]) -> Non
     outcomes = [run_experiment(experiment, request) for experiment in (FIG4, FIG5)]
     assert len(loads) == 1
     for outcome in outcomes:
-        assert len(outcome.verdicts) == 4
+        each = len(outcome.verdicts) // 2
+        assert each == {"fig4": 5, "fig5": 3}[outcome.experiment.name]
         assert [("(other)" in verdict.claim, EVIL in verdict.claim) for verdict in outcome.verdicts] == (
-            [(False, True)] * 2 + [(True, False)] * 2
+            [(False, True)] * each + [(True, False)] * each
         )
         assert max(map(len, str(outcome).splitlines())) <= 80
     saved(tmp_path / EVIL, byte_tokenizer(), seed=9, width=64)
@@ -267,53 +297,102 @@ def test_umap_where_it_is_installed() -> None:
     assert contexts._umap(vectors, 0) == points
 
 
-def separation(model: tuple[float, float], shuffled: tuple[float, float], fresh: tuple[float, float], p: float) -> Any:
-    """Of all contexts, and of king and queen, what silhouettes there are; countries differ a little."""
-
-    def score(value: float) -> dict[str, Any]:
-        return {"silhouette": value, "p": p, "by_country": [value + 0.001 * (i % 4) for i in range(15)]}
-
-    sources = {"model": model, "shuffled": shuffled, "untrained": fresh}
-    return {source: {"all": score(both[0]), "king_queen": score(both[1])} for source, both in sources.items()}
+def ways(everything: float, pair: float, p: float = 0.001) -> dict[str, Any]:
+    """Silhouettes of all contexts, and of king and queen; countries differ a little."""
+    values = {"all": everything, "king_queen": pair}
+    return {
+        which: {"silhouette": value, "p": p, "by_country": [value + 0.001 * (i % 4) for i in range(15)]}
+        for which, value in values.items()
+    }
 
 
 @pytest.mark.parametrize(
-    ("model", "shuffled", "fresh", "p", "holds"),
+    ("found", "holds"),
     [
-        ((0.5, 0.5), (0.1, 0.1), (0.2, 0.2), 0.001, True),
-        ((0.5, 0.5), (0.1, 0.1), (0.6, 0.2), 0.001, False),  # random weights separate better
-        ((0.5, 0.5), (0.1, 0.1), (0.2, 0.9), 0.001, False),  # king and queen they do
-        ((0.5, 0.5), (0.1, 0.1), (0.5, 0.2), 0.001, None),  # as well
-        ((0.5, 0.5), (0.1, 0.1), (0.2, 0.2), 0.3, None),
-        ((-0.1, 0.5), (-0.2, 0.1), (-0.2, 0.2), 0.001, False),
+        ([ways(0.5, 0.4)], True),
+        ([ways(0.5, 0.4), ways(0.1, 0.2)], True),
+        ([ways(0.5, 0.4), ways(0.1, 0.2, p=0.3)], None),
+        ([ways(0.5, -0.1)], False),
+        ([ways(0.5, 0.4), ways(-0.1, 0.2)], False),
     ],
 )
-def test_verdicts(model: Any, shuffled: Any, fresh: Any, p: float, holds: bool | None) -> None:
-    found = separation(model, shuffled, fresh, p)
-    numbers = {"models": [{"name": "m", "separation": {"js": found}, "maps": {"js": []}}]}
-    (verdict,) = FIG5.judge(numbers)
-    assert verdict.holds is holds
-    assert f"silhouette {model[0]:.2f} (p = {p:.2g})" in verdict.evidence
-    assert ("not of what was learned" in verdict.evidence) == (fresh[0] >= model[0] > 0 or fresh[1] >= model[1])
-    other = separation((0.3, 0.3), shuffled, fresh, p)
-    better, apart = FIG4.judge({"models": [{"name": "m", "separation": {"mean": found, "last": other}}]})
-    assert better.holds is (model[0] > 0.3)
-    assert (apart.holds, apart.evidence) == (holds, verdict.evidence)
+def test_contexts_separate_where_every_silhouette_is_above_zero(found: Any, holds: bool | None) -> None:
+    named = {f"distance {i}": one for i, one in enumerate(found)}
+    seen, evidence = separates(named)
+    assert seen is holds
+    assert f"distance 0 {found[0]['all']['silhouette']:.2f}" in evidence
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "holds"),
+    [
+        (ways(0.5, 0.4), ways(0.3, 0.1), True),
+        (ways(0.5, 0.1), ways(0.3, 0.1), None),
+        (ways(0.5, 0.1), ways(0.3, 0.2), False),
+    ],
+)
+def test_better_is_better_in_both_ways(first: Any, second: Any, holds: bool | None) -> None:
+    seen, evidence = better(first, second)
+    assert seen is holds
+    assert "0.50 against 0.30 (p = " in evidence
+
+
+@pytest.mark.parametrize(
+    ("control", "holds"),
+    [
+        (ways(0.6, 0.9), True),
+        (ways(0.5, 0.4), True),  # neither is larger
+        (ways(0.2, 0.1), False),
+        (ways(0.2, 0.9), None),
+        (ways(0.6, -0.1), False),
+    ],
+)
+def test_a_control_does_as_well_where_the_model_is_not_better(control: Any, holds: bool | None) -> None:
+    model = ways(0.5, 0.4)
+    seen, evidence = as_well({"JS": control}, {"JS": model})
+    assert seen is holds
+    assert f"JS {control['all']['silhouette']:.2f} (model 0.50)" in evidence
+
+
+def test_the_paper_and_our_controls_have_verdicts_of_their_own() -> None:
+    """Random weights that separate better do not take the paper's claim away."""
+    sources = {"model": ways(0.5, 0.4), "shuffled": ways(0.1, 0.1), "untrained": ways(0.6, 0.9)}
+    verdicts = FIG5.judge({"models": [{"name": "m", "separation": {"js": sources}, "maps": {"js": []}}]})
+    assert [(verdict.kind, verdict.holds) for verdict in verdicts] == [("paper", True), ("ours", True), ("ours", False)]
+    last = {source: ways(0.2, 0.05) for source in sources}
+    model = {"name": "m", "separation": {"mean": sources, "last": last}, "shown": {"pca": ways(0.8, 0.8)}}
+    verdicts = FIG4.judge({"models": [model]})
+    assert [verdict.holds for verdict in verdicts] == [True, True, True, True, False]
+
+
+@pytest.mark.usefixtures("no_umap")
+def test_smollm2_on_the_paper_s_texts(tmp_path: Path, smollm2_model: Path) -> None:
+    request = Request(out=tmp_path, models=(str(smollm2_model),))
+    found = {
+        kind: by_source
+        for experiment in (FIG4, FIG6)
+        for kind, by_source in run_experiment(experiment, request).numbers["models"][0]["separation"].items()
+    }
+    expected = {"mean": 0.553, "last": 0.240, "js": 0.432, "logdet": 0.367, "riemann": 0.396, "log_euclidean": 0.428}
+    seen = {kind: by_source["model"]["all"]["silhouette"] for kind, by_source in found.items()}
+    assert seen == pytest.approx(expected, abs=0.01)
+    assert found["mean"]["untrained"]["all"]["silhouette"] == pytest.approx(0.634, abs=0.01)
+    assert run_experiment(FIG4, request).numbers["models"][0]["last_tokens"] == ["."]
 
 
 @pytest.mark.usefixtures("no_umap")
 def test_models_that_cannot_be_read(tmp_path: Path) -> None:
-    silent = saved(tmp_path / "silent", PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE({"a": 0}, []))))
-    with pytest.raises(GeomprobeError, match="silent cannot read 'He is the king of UK': the text is empty"):
+    silent = saved(tmp_path / "silent", PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE({"@": 0}, []))))
+    with pytest.raises(GeomprobeError, match=r"silent cannot read 'He is the king of Australia\.': the text is empty"):
         run_experiment(FIG4, Request(out=tmp_path / "out", models=(silent,)))
     raising = saved(tmp_path / "raising", PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, "none"))))
-    with pytest.raises(GeomprobeError, match="raising cannot read 'He is the king of UK': "):
+    with pytest.raises(GeomprobeError, match=r"raising cannot read 'He is the king of Australia\.': "):
         run_experiment(FIG4, Request(out=tmp_path / "out", models=(raising,)))
     broken = load(saved(tmp_path / "broken", byte_tokenizer()))
     with torch.no_grad():
         broken.model.gpt_neox.layers[0].mlp.dense_h_to_4h.weight[0] = float("nan")
     broken.model.save_pretrained(tmp_path / "broken")
-    with pytest.raises(GeomprobeError, match=r"broken gives hidden states that are not finite.*'UK'"):
+    with pytest.raises(GeomprobeError, match=r"broken gives hidden states that are not finite.*'Cuba\\.'"):
         run_experiment(FIG5, Request(out=tmp_path / "out", models=(str(tmp_path / "broken"),)))
     few = saved(tmp_path / "few", byte_tokenizer(), vocabulary=64)
     with pytest.raises(GeomprobeError, match=r"few cannot run on the texts of \d tokens"):

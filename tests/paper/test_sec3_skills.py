@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from geomprobe.paper import fig2_skill_graph as graph
+from geomprobe.paper import sec3_errata as errata
 from geomprobe.paper import sec3_lemmas as lemmas
 from geomprobe.paper import sec3_scaling_laws as laws
 from geomprobe.paper.experiment import Outcome, Request, plain
 from geomprobe.paper.fig2_skill_graph import FIG2
 from geomprobe.paper.run import run_experiment
 from geomprobe.paper.sec3_scaling_laws import THEORY
-from geomprobe.theory import information, prompting
+from geomprobe.theory import dataset_size, information, prompting
 from geomprobe.theory.skills import SkillModel
 
 
@@ -75,71 +76,155 @@ def test_means_over_ranks_keep_the_skills_nobody_uses() -> None:
 # -- section 3 --------------------------------------------------------------------------------------------------------------
 
 
-def test_fitted_exponents_are_within_2_percent(theory: Outcome) -> None:
+def test_exponents_of_h_minus_c_are_within_2_percent(theory: Outcome) -> None:
     exponents: dict[str, Callable[[float], float]] = {
         "skills": lambda a: -a,
         "parameters": lambda a: -a,
-        "texts": lambda a: -a / (a + 1),
         "flops": lambda a: -a / (a + 2),
         "data": lambda g: 1 - 2 * g,
     }
     assert {case["law"] for case in theory.numbers["laws"]} == set(exponents)
     for case in theory.numbers["laws"]:
-        assert case["fitted"] == pytest.approx(exponents[case["law"]](case["of"]), rel=0.02)
-        assert case["best"] == "power"
-        assert case["exact"][-1] == pytest.approx(case["limit"][-1], rel=0.05)  # (n/M)^α of the least α
+        assert case["printed"] == exponents[case["law"]](case["of"])
+        assert case["measured"] == pytest.approx(case["printed"], rel=0.02)
+        assert case["exact"][-1] == pytest.approx(case["power"][-1], rel=0.05)
 
 
 def test_every_statement_holds_on_every_draw(theory: Outcome) -> None:
-    assert all(v.holds for v in theory.verdicts)
     found = theory.numbers["lemmas"]
+    assert all(lemmas.holds(lemma) for lemma in found)
     assert {lemma["group"] for lemma in found} == set(lemmas.GROUPS)
     assert all(lemma["draws"] == 1000 for lemma in found)
     assert all(lemma["worst"] == pytest.approx(0, abs=1e-12) for lemma in found if lemma["needs"] == "= 0")
     assert all(lemma["worst"] > 0 for lemma in found if lemma["needs"] == "> 0")
+    assert all(verdict(theory, claim) for claim in lemmas.GROUPS.values())
+
+
+def test_every_number_of_section_3_is_on_its_statement(theory: Outcome) -> None:
+    """What goes beyond the paper stands last, and under no number of the paper."""
+    shown = [(each["place"], each["group"]) for each in theory.numbers["lemmas"]]
+    places = " ".join(place for place, group in shown if group != lemmas.BEYOND)
+    for number in ("2.1", "2.2", "2.3", *(f"3.{n}" for n in range(2, 18) if n != 3), "3.3", "3.18", "Section 3.1"):
+        assert number in places
+    assert {place for place, group in shown if group == lemmas.BEYOND} == {"ours"}
+    assert [v.claim.startswith("Beyond the paper") for v in theory.verdicts] == [False] * (len(theory.verdicts) - 1) + [True]
 
 
 def test_tables_fit_a_terminal(theory: Outcome, fig2: Outcome) -> None:
     assert max(map(len, f"{theory}\n{fig2}".splitlines())) <= 80
 
 
+# -- errata -----------------------------------------------------------------------------------------------------------------
+
+
+def test_errata_have_their_numbers_and_figures(theory: Outcome) -> None:
+    found = {v.claim.partition(":")[0]: v for v in theory.verdicts if v.holds is False}
+    assert list(found) == [
+        "Lemma 3.6, Theorems 3.7 and 3.8, Section 3.1",
+        "After Def. 3.3",
+        "Lemma 3.14",
+        "Theorem 3.15",
+        "Theorem 3.15, its proof",
+        "Section 3.1",
+    ]
+    assert sum(v.claim.startswith("Section 3.1") for v in theory.verdicts if v.holds is False) == 3
+    numbers = theory.numbers["errata"]
+    assert [law["place"] for law in numbers["constant"]] == ["Lemma 3.6", "Theorem 3.7", "Theorem 3.8", "Section 3.1"]
+    for law in numbers["constant"]:
+        assert abs(law["entropy"]) < abs(law["printed"]) / 5  # the entropy hardly falls at all
+        assert law["fitted_constant"] == pytest.approx(1, abs=0.01)  # section 2.2's form finds C
+    assert numbers["code"] == pytest.approx({"length": 1.75, "bits": 1.75, "nats": 1.75 * np.log(2)})
+    assert numbers["lemma_3_14"] == pytest.approx({"skill": np.log(4), "mean": np.log(4) / 2})
+    assert numbers["squares"] == pytest.approx({"1": 1.2, "1e-06": np.pi**2 / 6}, rel=1e-5)
+    assert numbers["fisher"] == pytest.approx({"forward": 0.5, "backward": 0.5, "squared": 1.0}, rel=2e-3)
+    assert numbers["area"]["area"] == pytest.approx(24.7, abs=0.05)
+
+
+def test_theorem_3_15s_errata_are_those_of_a_good_context(theory: Outcome) -> None:
+    context = theory.numbers["errata"]["context"]
+    assert context["irrelevant"] == context["impossible"] == 0
+    assert context["p_skill"] < -0.1 < 0.1 < context["p_given_context"]
+
+
+def test_an_erratum_that_is_none_is_not_claimed(theory: Outcome) -> None:
+    """Without the constant, and with the bits, factors and areas that the paper prints, each statement holds."""
+    numbers: dict[str, Any] = {name: dict(part) for name, part in theory.numbers["errata"].items() if name != "constant"}
+    numbers["constant"] = [{**law, "entropy": law["printed"]} for law in theory.numbers["errata"]["constant"]]
+    numbers["code"]["length"] += 0.1
+    numbers["lemma_3_14"]["mean"] = numbers["lemma_3_14"]["skill"]
+    numbers["context"] |= {"irrelevant": -0.1, "impossible": -0.1, "p_given_context": numbers["context"]["p_skill"]}
+    numbers["squares"] = dict.fromkeys(numbers["squares"], 1.0)
+    numbers["fisher"]["squared"] = 0.5
+    numbers["area"]["area"] = 100.0
+    assert [v.holds for v in errata.judge_errata(numbers)] == [True] * 8
+
+
+# -- formulas that must not pass --------------------------------------------------------------------------------------------
+
+
 def _half(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: 0.5 * function(*args, **kwargs)
 
 
+def _off_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: function(*args, **kwargs) + 1
+
+
 WRONG: list[tuple[Any, str, Any, str]] = [
-    (information, "conditional_entropy", _half(information.conditional_entropy), "Defs 2.1"),
-    (information, "kl_divergence", _half(information.kl_divergence), "Defs 2.1"),
-    (information, "huffman_code", lambda p: [f"{i:04b}" for i in range(len(p))], "Defs 2.1"),
-    (SkillModel, "conditional_entropy", _half(SkillModel.conditional_entropy), "Defs 3.4"),
-    (SkillModel, "degrees", lambda m: np.full(m.M, 1 / m.M), "Defs 3.4"),
-    (SkillModel, "skill_entropy", property(lambda m: np.log(m.M)), "Defs 3.4"),
-    (prompting, "prompted_entropy", lambda p, prompt: information.entropy(p.sum(1)), "Def. 3.9"),
-    (prompting, "is_perfect_prompt", lambda p, prompt, **options: True, "Def. 3.9"),
-    (prompting, "context_change", _half(prompting.context_change), "Defs 3.12"),
-    (prompting, "irrelevant_contexts", lambda p, **options: np.ones(p.shape[1:], bool), "Defs 3.12"),
+    (information, "conditional_entropy", _half(information.conditional_entropy), "entropy"),
+    (information, "entropies_given", _half(information.entropies_given), "entropy"),
+    (information, "kl_divergence", _half(information.kl_divergence), "entropy"),
+    (information, "is_instantaneous", lambda code: len(set(code)) == len(code), "codes"),
+    (information, "expected_code_length", _half(information.expected_code_length), "codes"),
+    (information, "huffman_code", lambda p: [f"{i:b}" for i in range(len(p))], "codes"),
+    (information, "awgn_capacity", lambda w: np.log1p(1 / w), "codes"),
+    (SkillModel, "conditional_entropy", _half(SkillModel.conditional_entropy), "skills"),
+    (SkillModel, "conditional_entropy_integral", _half(SkillModel.conditional_entropy_integral), "skills"),
+    (SkillModel, "p_skill", lambda model: np.full(model.M, 1 / model.M), "skills"),
+    (SkillModel, "skill_entropies", lambda model, n: np.where(np.arange(model.M) < n, model.B, model.C), "skills"),
+    (SkillModel, "learned_from_parameters", _off_by_one(SkillModel.learned_from_parameters), "skills"),
+    (SkillModel, "learned_from_flops", _off_by_one(SkillModel.learned_from_flops), "skills"),
+    (SkillModel, "flops_to_learn", lambda model, n, delta: n * model.area / delta, "skills"),
+    (prompting, "prompted_entropy", lambda p, prompt: information.entropy(p.sum(1)), "prompts"),
+    (prompting, "prompted_entropies", lambda p, prompt: information.entropies_given(p)[::-1], "prompts"),
+    (prompting, "is_perfect_prompt", lambda p, prompt, **options: True, "prompts"),
+    (prompting, "context_change", _half(prompting.context_change), "contexts"),
+    (prompting, "context_kinds", lambda before, after: ["good"] * before.shape[1], "contexts"),
+    (prompting, "context_kind", lambda p_skill, before, after: "good", "contexts"),
+    (information, "entropies_given", lambda p: np.arange(p.sum()), "contexts"),
+    (information, "divergences", _half(information.divergences), "invariance"),
+    (information, "divergences", lambda p: information.entropies_given(p), "invariance"),
+    (information, "conditional_entropy", _half(information.conditional_entropy), "invariance"),
+    (dataset_size, "fisher_information", lambda p, scores: 9 * scores.T @ scores / len(p), "fisher"),
+    (prompting, "prompted_entropy", lambda p, prompt: information.conditional_entropy(p), "beyond"),
+    (dataset_size, "fisher_information", _half(dataset_size.fisher_information), "beyond"),
 ]
 
 
-@pytest.mark.parametrize(("where", "name", "wrong", "group"), WRONG, ids=[f"{name}" for _, name, _, _ in WRONG])
-def test_a_wrong_formula_does_not_pass(
-    where: Any, name: str, wrong: Any, group: str, theory: Outcome, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("where", "name", "wrong", "group"), WRONG, ids=[f"{name}-{group}" for _, name, _, group in WRONG])
+def test_a_wrong_formula_does_not_pass(where: Any, name: str, wrong: Any, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lemmas, "_DRAWS", 100)
     monkeypatch.setattr(where, name, wrong)
     draw = np.random.default_rng(0)
-    found = [check.run(draw) for check in lemmas._CHECKS if lemmas.GROUPS[check.group].startswith(group)]
-    assert len(found) >= 4
+    found = [check.run(draw) for check in lemmas._CHECKS if check.group == group]
+    assert found
     assert not all(lemmas.holds(lemma) for lemma in plain(found))
 
 
 def test_a_law_with_a_wrong_exponent_does_not_pass(theory: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SkillModel, "learned_from_flops", SkillModel.learned_from_texts)
+    monkeypatch.setattr(SkillModel, "learned_from_flops", lambda model, S: np.floor(S ** (1 / (model.alpha + 1))))
     cases = [case for case in theory.numbers["laws"] if case["law"] != "flops"]
-    cases += [plain(laws._skill_law("flops", SkillModel(alpha, 10**12, 1.0, 5.0))) for alpha in (0.5, 1.0)]
-    verdicts = THEORY.judge({**theory.numbers, "laws": cases})
-    assert {v.claim.split(":")[0] for v in verdicts if not v.holds} == {"Theorem 3.8"}
-    assert "33" in next(v.evidence for v in verdicts if not v.holds)  # percent off at least
+    cases += [plain(laws._skill_law("flops", SkillModel(alpha, 10**12, B=5.0, C=1.0))) for alpha in (0.5, 1.0)]
+    verdicts = THEORY.judge({**theory.numbers, "laws": cases})[:4]
+    assert [v.claim.split(":")[0] for v in verdicts if not v.holds] == ["Theorem 3.8"]
+
+
+def test_laws_of_h_itself_do_not_pass(theory: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the constant is not taken off, as the O(·) suggests."""
+    monkeypatch.setattr(SkillModel, "conditional_entropy", _off_by_one(SkillModel.conditional_entropy))
+    case = plain(laws._skill_law("parameters", SkillModel(0.5, 10**12, B=5.0, C=1.0)))
+    verdicts = THEORY.judge({**theory.numbers, "laws": [*theory.numbers["laws"], case]})[:4]
+    assert [v.claim.split(":")[0] for v in verdicts if not v.holds] == ["Theorem 3.7"]
 
 
 def test_what_is_not_a_number_does_not_pass() -> None:

@@ -1,7 +1,8 @@
-"""Lemma 3.6 against sums written out and distributions built in full, and the laws fitted to exact values."""
+"""Def. 3.4 to Theorem 3.8 against sums written out, distributions built in full, and exponents of exact values."""
 
 import math
 import random
+from fractions import Fraction
 
 import mpmath  # type: ignore[import-untyped]  # comes with torch
 import numpy as np
@@ -12,218 +13,161 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from geomprobe.errors import GeomprobeError
-from geomprobe.theory.information import conditional_entropy, entropy
-from geomprobe.theory.power_law import fit_power_law
-from geomprobe.theory.skills import SkillModel, fit_degrees, untold_by_data, untold_by_data_limit
-from tests.theory.test_information import joints
+from geomprobe.theory.information import conditional_entropy, entropies_given
+from geomprobe.theory.skills import SkillModel
 
+Floats = NDArray[np.float64]
 few = settings(max_examples=50, deadline=None, derandomize=True)
-alphas = [0.2, 0.5, 1.0, 2.0]
-skills = np.unique(np.geomspace(100, 1e5, 25).astype(int))
-"""So many that rounding to whole skills does not show."""
+alphas = [0.3, 0.5, 1.0, 2.0]
 
 
-def large(alpha: float) -> SkillModel:
-    return SkillModel(alpha, M=10**12, B=1.5, C=6.0)
+def by_hand(alpha: float, m: int) -> Floats:
+    """p_skill, from exactly rounded sums."""
+    weights = [k ** -(alpha + 1) for k in range(1, m + 1)]
+    return np.array(weights) / math.fsum(weights)
+
+
+def exponent(x: Floats, y: Floats) -> float:
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+# -- Def. 3.4, Assumption 3.5, Lemma 3.6 ------------------------------------------------------------------------------------
+
+
+def test_conditional_entropy_is_the_sum_to_1e_9() -> None:
+    model, p = SkillModel(alpha=0.5, M=10**5, B=5, C=1), by_hand(0.5, 10**5)
+    left = np.append(np.cumsum(p[::-1])[::-1], 0.0)  # Σ_{i>n} p_i of n = 0 … M
+    assert np.abs(model.conditional_entropy(np.arange(10**5 + 1)) - (1 + 4 * left)).max() < 1e-9
+    for n in (0, 1, 500, 99_999, 10**5):
+        total = math.fsum(p[:n]) * 1 + math.fsum(p[n:]) * 5  # the third line of the proof
+        assert float(model.conditional_entropy(n)) == pytest.approx(total, abs=1e-9)
 
 
 @few
 @given(st.floats(0.1, 3), st.integers(1, 200), st.integers(0, 250))
-def test_lemma_3_6_is_the_sum(alpha: float, m: int, n: int) -> None:
-    model = SkillModel(alpha, m, 1.5, 6.0)
-    shares = model.degrees()
-    assert shares.sum() == pytest.approx(1)
-    np.testing.assert_allclose(shares[1:] / shares[:-1], (np.arange(2, m + 1) / np.arange(1, m)) ** -(1 + alpha))
-    expected = 1.5 * shares[:n].sum() + 6.0 * shares[n:].sum()
-    assert float(model.conditional_entropy(n)) == pytest.approx(expected, rel=1e-10)
-
-
-def test_lemma_3_6_is_the_conditional_entropy_of_a_distribution() -> None:
-    """p(x, y) built in full: a learned skill leaves two texts, another leaves eight, and no two skills share a text."""
-    model, n = SkillModel(0.7, 6, math.log(2), math.log(8)), 2
-    joint = np.zeros((6 * 8, 6))
-    for k, share in enumerate(model.degrees()):
-        left = 2 if k < n else 8
-        joint[8 * k : 8 * k + left, k] = share / left
-    assert conditional_entropy(joint, given=1) == pytest.approx(float(model.conditional_entropy(n)), rel=1e-12)
-    assert entropy(joint.sum(1)) == pytest.approx(float(model.entropy(n)), rel=1e-12)  # Lemma 3.17
-
-
-@pytest.mark.parametrize("alpha", alphas)
-def test_lemma_3_6_tends_to_its_limit(alpha: float) -> None:
-    """With an error that falls as 1/n, until n comes near M."""
-    model = SkillModel(alpha, 10**15, 1.5, 6.0)
-    for n in (100, 10_000):
-        excess = (float(model.conditional_entropy(n)) - 1.5) / (float(model.conditional_entropy_limit(n)) - 1.5)
-        finite = (n / model.M) ** alpha
-        assert excess == pytest.approx(1, abs=(1 + alpha) / n + 2 * finite)
-
-
-@pytest.mark.parametrize("alpha", alphas)
-@pytest.mark.parametrize("resource", ["parameters", "texts", "flops"])
-def test_fitted_exponents_are_those_of_the_theorems(alpha: float, resource: str) -> None:
-    model = large(alpha)
-    learned = getattr(model, f"learned_from_{resource}")
-    amounts = np.geomspace(1, 1e40, 2000)
-    within = (learned(amounts) >= skills[0]) & (learned(amounts) <= skills[-1])
-    amounts = amounts[within][:: max(1, int(within.sum()) // 20)]
-    assert len(amounts) >= 10
-    law = fit_power_law(amounts, model.conditional_entropy(learned(amounts)), resamples=10)
-    assert law.best == "power"
-    assert law.exponent == pytest.approx(model.exponents[resource], rel=0.02)
-    assert {"parameters": -alpha, "texts": -alpha / (1 + alpha), "flops": -alpha / (alpha + 2)}[resource] == model.exponents[
-        resource
-    ]
-    assert law.constant == pytest.approx(1.5, abs=0.05)
-
-
-@pytest.mark.parametrize("gamma", [0.6, 0.75, 1.0, 2.0])
-def test_the_exponent_in_data_is_1_minus_2_gamma(gamma: float) -> None:
-    law = fit_power_law(skills, untold_by_data(skills, gamma), resamples=10)
-    assert law.best == "power"
-    assert law.exponent == pytest.approx(1 - 2 * gamma, rel=0.02)
-    np.testing.assert_allclose(untold_by_data(skills, gamma), untold_by_data_limit(skills, gamma), rtol=0.02)
-    exact = untold_by_data(10, gamma) - untold_by_data(1000, gamma)
-    assert float(exact) == pytest.approx(sum(k ** (-2 * gamma) for k in range(11, 1001)), rel=1e-9)
+def test_skills_have_the_degree_law_and_its_area(alpha: float, m: int, n: int) -> None:
+    model, p = SkillModel(alpha, m, B=6.0, C=1.5), by_hand(alpha, m)
+    np.testing.assert_allclose(model.p_skill(), p, rtol=1e-12)
+    assert 1 / p[0] == pytest.approx(model.area, rel=1e-12)
+    assert float(model.conditional_entropy(n)) == pytest.approx(1.5 * p[:n].sum() + 6.0 * p[n:].sum(), rel=1e-10)
 
 
 @few
 @given(st.floats(0.1, 3), st.integers(1, 12), st.integers(1, 4), st.integers(1, 4), st.randoms(use_true_random=False))
-def test_lemmas_3_6_and_3_17_of_any_distribution_with_assumption_3_5(
-    alpha: float, m: int, left: int, more: int, draw: random.Random
+def test_lemma_3_6_of_any_distribution_with_assumption_3_5(
+    alpha: float, m: int, few_texts: int, more: int, draw: random.Random
 ) -> None:
-    """A skill that is learned leaves ``left`` texts, another ``left + more``: from a common stock, or each skill its own."""
-    model = SkillModel(alpha, m, math.log(left), math.log(left + more))
+    """A skill that is comprehended leaves ``few_texts`` equally likely texts, any other one ``few_texts + more``."""
+    model = SkillModel(alpha, m, B=math.log(few_texts + more), C=math.log(few_texts))
     for n in range(m + 1):
-        shared, apart = np.zeros((12, m)), np.zeros((8 * m, m))
-        for k, (share, nats) in enumerate(zip(model.degrees(), model.text_entropies(n), strict=True)):
-            texts = round(math.exp(nats))
-            shared[draw.sample(range(12), texts), k] = share / texts
-            apart[8 * k : 8 * k + texts, k] = share / texts
-        for joint in (shared, apart):
-            assert conditional_entropy(joint, given=1) == pytest.approx(float(model.conditional_entropy(n)), abs=1e-12)
-        assert entropy(apart.sum(1)) == pytest.approx(float(model.entropy(n)), abs=1e-12)
-        assert entropy(shared.sum(1)) <= float(model.entropy(n)) + 1e-12  # texts of several skills tell less of them
-
-
-@few
-@given(joints(4, 3))
-def test_lemma_3_17_of_any_joint_distribution(p: NDArray[np.float64]) -> None:
-    told = entropy(p.sum(1)) - conditional_entropy(p, given=1)
-    assert told == pytest.approx(entropy(p.sum(0)) - conditional_entropy(p, given=0), abs=1e-12)
-    assert -1e-12 <= told <= entropy(p.sum(0)) + 1e-12
-    tells = (p > 0).sum(1).max() == 1
-    assert (conditional_entropy(p, given=0) > 0) != tells
+        joint = np.zeros((12, m))
+        for k, share in enumerate(by_hand(alpha, m)):
+            texts = draw.sample(range(12), few_texts if k < n else few_texts + more)
+            joint[texts, k] = share / len(texts)
+        np.testing.assert_allclose(model.skill_entropies(n), entropies_given(joint), rtol=0, atol=1e-12)
+        assert conditional_entropy(joint) == pytest.approx(float(model.conditional_entropy(n)), abs=1e-12)
 
 
 @pytest.mark.parametrize("alpha", alphas)
-@pytest.mark.parametrize("m", [1, 7, 10_000, 10_001, 300_000])
-def test_the_entropy_of_skills_is_the_sum(alpha: float, m: int) -> None:
-    model = SkillModel(alpha, m, 0.0, 1.0)
-    assert model.skill_entropy == pytest.approx(scipy.stats.entropy(model.degrees()), rel=1e-12, abs=1e-12)
+@pytest.mark.parametrize("m", [100, 10**12, math.inf])
+def test_the_integral_of_lemma_3_6_exceeds_the_sum_by_less_than_a_skill(alpha: float, m: float) -> None:
+    model = SkillModel(alpha, m, B=6.0, C=1.5)
+    for n in (1, 10, 100):
+        tail = mpmath.quad(lambda y: y ** (-alpha - 1), [n, m])
+        integral = float(model.conditional_entropy_integral(n))
+        assert integral == pytest.approx(float(1.5 + 4.5 * tail / model.area), rel=1e-9)
+        assert -1e-12 <= integral - float(model.conditional_entropy(n)) <= 4.5 * n ** -(alpha + 1) / model.area
 
 
-@pytest.mark.parametrize("alpha", [1.0, 2.0])
-def test_the_entropy_of_endless_skills(alpha: float) -> None:
-    s = mpmath.mpf(1 + alpha)
-    endless = mpmath.log(mpmath.zeta(s)) - s * mpmath.zeta(s, derivative=1) / mpmath.zeta(s)
-    assert SkillModel(alpha, 10**15, 0.0, 1.0).skill_entropy == pytest.approx(float(endless), rel=1e-12)
+def test_infinitely_many_skills_are_the_limit_of_many() -> None:
+    many, endless = (SkillModel(1.0, m, B=5.0, C=1.0) for m in (10**15, math.inf))
+    np.testing.assert_allclose(many.conditional_entropy([0, 10, 1000]), endless.conditional_entropy([0, 10, 1000]), rtol=1e-12)
+    assert endless.area == pytest.approx(math.pi**2 / 6, rel=1e-15)
+    assert endless.learned_from_flops(endless.flops_to_learn([3, 10**7])).tolist() == [3, 10**7]
 
 
-def test_theorem_3_18_entropy_scales_as_conditional_entropy() -> None:
-    model = SkillModel(0.5, 10_000, 1.5, 6.0)
-    n = np.arange(0, 10_001, 500)
-    constant = model.entropy(n) - model.conditional_entropy(n)
-    np.testing.assert_allclose(constant, scipy.stats.entropy(model.degrees()))
-
-
-@pytest.mark.parametrize("alpha", alphas)
-def test_theorem_3_18_has_the_exponent_and_the_constant(alpha: float) -> None:
-    model = large(alpha)
-    law = fit_power_law(skills, model.entropy(skills), resamples=10)
-    assert law.exponent == pytest.approx(-alpha, rel=0.02)
-    assert law.constant == pytest.approx(model.B + model.skill_entropy, abs=0.05)
-    assert law(1e5) == pytest.approx(float(model.entropy_limit(1e5)), rel=0.01)
+# -- Theorems 3.7 and 3.8 ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("alpha", alphas)
-@pytest.mark.parametrize("resource", ["skills", "parameters", "texts", "flops"])
-def test_limits_in_resources_are_met(alpha: float, resource: str) -> None:
-    model = SkillModel(alpha, 10**15, 1.5, 6.0)
-    amount = np.array([1e12, 1e14]) if resource in ("texts", "flops") else np.array([1e3, 1e4])
-    learned = amount / 50 if resource == "skills" else getattr(model, f"learned_from_{resource}")(amount, per_skill=50)
-    exact, limit = (h - 1.5 for h in (model.conditional_entropy(learned), model.limit_from(resource, amount, per_skill=50)))
-    finite = 3 * (learned / model.M) ** alpha
-    assert (np.abs(exact / limit - 1) <= 2 * (1 + alpha) / learned + finite + 2 * model.M**-alpha).all()
+def test_exponents_of_theorems_3_7_and_3_8_are_within_2_percent(alpha: float) -> None:
+    """Of H − C, at M = 10¹² and 100 ≤ n ≤ 10,000, from amounts that no skill ends at."""
+    model = SkillModel(alpha, M=10**12, B=5, C=1)
+    neurons = np.geomspace(100, 10_000, 50) * 30
+    left = model.conditional_entropy(model.learned_from_parameters(neurons, r=30)) - 1
+    assert exponent(neurons, left) == pytest.approx(-alpha, rel=0.02)
+    flops = np.geomspace(*model.flops_to_learn([100, 10_000], delta=0.1), 50)
+    left = model.conditional_entropy(model.learned_from_flops(flops, delta=0.1)) - 1
+    assert exponent(flops, left) == pytest.approx(-alpha / (alpha + 2), rel=0.02)
 
 
-def test_an_unknown_resource_is_refused() -> None:
-    with pytest.raises(GeomprobeError, match=r"'gold'.*skills, parameters, texts, flops"):
-        large(1.0).limit_from("gold", 1.0)
+def test_every_r_neurons_comprehend_a_skill() -> None:
+    model = SkillModel(1.0, 10, B=1.0, C=0.0)
+    assert model.learned_from_parameters([0, 29, 30, 95, 1e9], r=30).tolist() == [0, 0, 1, 3, 10]
 
 
-# -- the law of degrees -----------------------------------------------------------------------------------------------------
+def test_flops_buy_the_skills_of_the_papers_sum() -> None:
+    """S summed here over the first 500 skills; one FLOP less is one skill less."""
+    model, p = SkillModel(alpha=0.5, M=10**5, B=5, C=1), by_hand(0.5, 10**5)
+    for delta in (1.0, 0.25):
+        S = sum((5 - 1) / (p_i * delta) for p_i in p[:500])
+        assert float(model.learned_from_flops(S, delta)) == 500
+        assert float(model.learned_from_flops(S - 1, delta)) == 499
+        assert float(model.flops_to_learn(500, delta)) == pytest.approx(S, rel=1e-12)
 
 
-def test_exact_degrees_give_alpha_back() -> None:
-    for alpha in alphas:
-        law = fit_degrees(1e6 * SkillModel(alpha, 500, 0.0, 1.0).degrees())
-        assert law.alpha == pytest.approx(alpha, abs=1e-9)
-        assert law.p_value == pytest.approx(1)
+@pytest.mark.parametrize("alpha", alphas)
+@pytest.mark.parametrize("m", [1, 2, 777, 10**5])
+def test_flops_of_every_skill_of_a_model(alpha: float, m: int) -> None:
+    model, sums = SkillModel(alpha, m, B=5, C=1), np.cumsum(4 / by_hand(alpha, m))
+    n = np.arange(1, m + 1)
+    assert np.array_equal(model.learned_from_flops(sums), n)
+    assert np.array_equal(model.learned_from_flops(sums * (1 - 1e-9)), n - 1)
+    assert float(model.learned_from_flops(sums[-1] * 10)) == m  # there are no more
+    np.testing.assert_allclose(model.flops_to_learn(n), sums, rtol=1e-11)
 
 
-def test_intervals_of_alpha_hold_as_often_as_they_say() -> None:
-    model = SkillModel(0.6, 200, 0.0, 1.0)
-    laws = [fit_degrees(np.bincount(model.sample_graph(2000, seed=i)[:, 1], minlength=200)) for i in range(300)]
-    held = sum(law.interval[0] <= 0.6 <= law.interval[1] for law in laws)
-    assert 0.95 * 300 - 15 <= held <= 0.95 * 300 + 12  # 3 to 4 of its standard deviations
-    assert scipy.stats.kstest([law.p_value for law in laws], "uniform").pvalue > 1e-3
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+@pytest.mark.parametrize("n", [100_001, 10**7, 10**12])
+def test_flops_of_more_skills_than_can_be_added(alpha: float, n: int) -> None:
+    """The sum of i^(α+1) by Faulhaber's formula, and where it has none, by mpmath's zeta functions in fifty digits."""
+    model = SkillModel(alpha, M=10**12, B=5, C=1)
+    if alpha == 1.0:
+        powers = float(Fraction(n * (n + 1) * (2 * n + 1), 6))
+    else:
+        with mpmath.workdps(50):
+            powers = float(mpmath.zeta(-1.5) - mpmath.zeta(-1.5, n + 1))
+    S = 4 * model.area * powers
+    assert float(model.flops_to_learn(n)) == pytest.approx(S, rel=1e-12)
+    assert float(model.learned_from_flops(S)) == pytest.approx(n, rel=1e-12)
 
 
-def test_degrees_of_another_law_are_told_apart() -> None:
-    exponential = np.random.default_rng(0).multinomial(
-        20_000, np.exp(-np.arange(100) / 20) / np.exp(-np.arange(100) / 20).sum()
-    )
-    assert fit_degrees(exponential).p_value < 1e-6
+@pytest.mark.parametrize("alpha", alphas)
+@pytest.mark.parametrize("resource", ["skills", "parameters", "flops"])
+def test_asymptotes_are_met(alpha: float, resource: str) -> None:
+    model, n = SkillModel(alpha, 10**15, B=6.0, C=1.5), np.array([1e3, 1e4])
+    amount = {"skills": n, "parameters": 50 * n, "flops": model.flops_to_learn(n, delta=0.1)}[resource]
+    coefficient, power = model.asymptote(resource, r=50, delta=0.1)
+    assert power == pytest.approx({"skills": -alpha, "parameters": -alpha, "flops": -alpha / (alpha + 2)}[resource])
+    finite = 2 * (n / model.M) ** alpha
+    off = np.abs((model.conditional_entropy(n) - 1.5) / (coefficient * amount**power) - 1)
+    assert (off <= 2 * (1 + alpha) / n + finite).all()
 
 
-def test_too_few_edges_leave_the_law_undecided() -> None:
-    assert math.isnan(fit_degrees([3, 1, 1]).p_value)
-
-
-@pytest.mark.parametrize("degrees", [[5], [5, 0, 0], [0, 0, 5], [1, -1, 2], [1, math.nan], [[1, 2], [3, 4]], []])
-def test_degrees_that_tell_no_exponent_are_refused(degrees: list[float]) -> None:
-    with pytest.raises(GeomprobeError, match="how often each skill is used"):
-        fit_degrees(degrees)
-
-
-def test_the_confidence_of_a_degree_law_lies_between_0_and_1() -> None:
-    with pytest.raises(GeomprobeError, match="between 0 and 1, got 1"):
-        fit_degrees([3, 2, 1], confidence=1.0)
-
-
-def test_resources_are_spent_on_whole_skills_that_exist() -> None:
-    model = SkillModel(1.0, 10, 0.0, 1.0)
-    assert model.learned_from_parameters([0, 29, 30, 95, 1e9], per_skill=30).tolist() == [0, 0, 1, 3, 10]
-    texts = 200.0
-    enough = int((texts * model.degrees() >= 5).sum())  # expected uses of each skill
-    assert float(model.learned_from_texts(texts, per_skill=5)) == enough
-    n = 4  # FLOPs that hold n skills and show each often enough
-    flops = n * 30 * 5 / model.degrees()[n - 1]
-    assert model.learned_from_flops([flops * 0.999, flops * 1.001], per_skill=150).tolist() == [n - 1, n]
+# -- the skill graph --------------------------------------------------------------------------------------------------------
 
 
 def test_a_sampled_graph_has_the_degrees_of_the_model() -> None:
-    model = SkillModel(0.8, 12, 0.0, 1.0)
+    model = SkillModel(0.8, 12, B=1.0, C=0.0)
     edges = model.sample_graph(20_000, seed=1)
     assert edges.shape == (20_000, 2)
     assert edges[:, 0].tolist() == list(range(20_000))
     degrees = np.bincount(edges[:, 1], minlength=12)
-    assert scipy.stats.chisquare(degrees, 20_000 * model.degrees()).pvalue > 1e-3
+    assert scipy.stats.chisquare(degrees, 20_000 * by_hand(0.8, 12)).pvalue > 1e-3
 
 
 def test_a_sampled_graph_has_every_edge_once_and_the_same_from_one_seed() -> None:
-    model = SkillModel(0.8, 12, 0.0, 1.0)
+    model = SkillModel(0.8, 12, B=1.0, C=0.0)
     edges = model.sample_graph(50, 4)
     assert len({tuple(edge) for edge in edges.tolist()}) == len(edges) <= 200
     assert set(edges[:, 0].tolist()) == set(range(50))
@@ -232,12 +176,47 @@ def test_a_sampled_graph_has_every_edge_once_and_the_same_from_one_seed() -> Non
     assert not np.array_equal(edges[:50], model.sample_graph(50, 4, seed=1)[:50])
 
 
-@pytest.mark.parametrize("wrong", [(0.0, 10, 1.0, 2.0), (1.0, 0, 1.0, 2.0), (1.0, 10, 2.0, 2.0), (1.0, 10, -1.0, 2.0)])
-def test_models_out_of_range_are_refused(wrong: tuple[float, int, float, float]) -> None:
-    with pytest.raises(GeomprobeError, match="alpha > 0, M ≥ 1 and 0 ≤ B < C"):
-        SkillModel(*wrong)
+# -- refusals ---------------------------------------------------------------------------------------------------------------
 
 
-def test_an_infinite_sum_is_refused() -> None:
-    with pytest.raises(GeomprobeError, match="gamma > 1/2"):
-        untold_by_data(3, 0.5)
+@pytest.mark.parametrize(("b", "c"), [(1.0, 5.0), (2.0, 2.0), (math.inf, 1.0), (math.nan, 1.0)])
+def test_a_skill_costs_less_once_it_is_comprehended(b: float, c: float) -> None:
+    with pytest.raises(GeomprobeError, match=r"B > C: H\(X \| y\) is B before skill y is comprehended and C after"):
+        SkillModel(1.0, 10, B=b, C=c)
+
+
+@pytest.mark.parametrize(("alpha", "m"), [(0.0, 10), (-1.0, 10), (math.inf, 10), (1.0, 0), (1.0, 2.5), (1.0, math.nan)])
+def test_models_out_of_range_are_refused(alpha: float, m: float) -> None:
+    with pytest.raises(GeomprobeError, match="alpha > 0 and a whole number of skills M ≥ 1"):
+        SkillModel(alpha, m, B=2.0, C=1.0)
+
+
+@pytest.mark.parametrize("amount", [-1.0, math.nan, math.inf])
+def test_amounts_that_nobody_can_spend_are_refused(amount: float) -> None:
+    model = SkillModel(1.0, 10, B=2.0, C=1.0)
+    for name, method in (
+        ("n", model.conditional_entropy),
+        ("n", model.flops_to_learn),
+        ("N", model.learned_from_parameters),
+        ("S", model.learned_from_flops),
+    ):
+        with pytest.raises(GeomprobeError, match=rf"^{name} must be finite and at least 0, got {amount:g}$"):
+            method([1.0, amount])
+
+
+def test_a_rate_of_0_is_refused() -> None:
+    model = SkillModel(1.0, 10, B=2.0, C=1.0)
+    with pytest.raises(GeomprobeError, match="delta must be positive and finite, got 0"):
+        model.learned_from_flops(1.0, delta=0.0)
+    with pytest.raises(GeomprobeError, match="r must be positive and finite, got -1"):
+        model.learned_from_parameters(1.0, r=-1.0)
+
+
+def test_skills_that_there_are_not_are_refused() -> None:
+    with pytest.raises(GeomprobeError, match="there are 10 skills, got n = 11"):
+        SkillModel(1.0, 10, B=2.0, C=1.0).flops_to_learn([3, 11])
+    with pytest.raises(GeomprobeError, match="expected skills, parameters or flops"):
+        SkillModel(1.0, 10, B=2.0, C=1.0).asymptote("gold")
+    for method in (SkillModel.p_skill, lambda model: model.skill_entropies(3), lambda model: model.sample_graph(5)):
+        with pytest.raises(GeomprobeError, match=r"at most 100,000,000 skills can be listed one by one, got M = 1e\+12"):
+            method(SkillModel(1.0, 10**12, B=2.0, C=1.0))

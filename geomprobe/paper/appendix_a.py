@@ -1,0 +1,126 @@
+"""Theorem A.1 (Appendix A): the JS distance for small γ, and the order of what remains beside its leading term.
+
+For covariances A and B and ``γ < 1/max(‖A‖, ‖B‖)`` the theorem says ``d_JS = √(γ²/8 ‖A − B‖²) + O(γ³)``. Its proof expands the
+*square* of the distance, ``d²_JS = γ²/8 ‖A − B‖² − γ³/8 tr((A + B)(A − B)²) + O(γ⁴)``: there O(γ³) remains. The root of it is
+``√(γ²/8 ‖A − B‖²) − γ² tr((A + B)(A − B)²) / (4√2 ‖A − B‖) + O(γ³)``. The trace is positive for all covariances ``A ≠ B``, as
+``A − B`` vanishes on every vector on which ``A + B`` does. So the remainder of the distance is O(γ²), and never O(γ³).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geomprobe.core.distance import covariance_distances, js_leading_term
+from geomprobe.paper.experiment import Table, Verdict, span
+
+__all__ = ["judge_theorem_a_1", "measure_theorem_a_1", "theorem_a_1_table"]
+
+_SHARES = (1e-1, 1e-2, 1e-3, 1e-4)
+"""γ as shares of ``1/max(‖A‖, ‖B‖)``. Orders are slopes over all but the first, where the next terms of the series count."""
+_ROUNDING = 1e-12
+"""Covariances nearer than this share of their norm are equal."""
+_TENDS = 1e-3
+"""How near to one the ratio has to be at the smallest γ."""
+_ORDER = 0.05
+"""How near to an integer a measured order has to be."""
+
+
+def measure_theorem_a_1(name: str, rows: Tensor) -> dict[str, Any]:
+    """The JS distance between the covariances of the first and of the second half of ``rows`` ``(n, d)``, at falling γ.
+
+    Returns:
+        ``name``; ``shares`` of the largest γ that the theorem allows; by share the ``ratio`` of the distance to its leading
+        term; the ``order`` in γ of what remains of the distance, and ``order_of_square``; the ``coefficient`` of γ² in it,
+        and the one ``predicted``. Without an order where the halves have the same covariance.
+    """
+    coordinates = torch.linalg.qr(rows.double().mT).R.mT  # of the rows in their span: distances are the same there
+    halves = coordinates.tensor_split(2)
+    sigmas = torch.stack([half.mT @ half / len(half) for half in halves])
+    difference = sigmas[0] - sigmas[1]
+    norm = float(torch.linalg.matrix_norm(difference))
+    largest = float(torch.linalg.matrix_norm(sigmas, ord=2).max())
+    if norm <= _ROUNDING * largest:
+        return {"name": name, "order": None}
+    gammas = np.array(_SHARES) / largest
+    js = np.array([float(covariance_distances(sigmas, "js", gamma=gamma)[0, 1]) for gamma in gammas.tolist()])
+    leading = np.array([float(js_leading_term(sigmas, gamma)[0, 1]) for gamma in gammas.tolist()])
+    return {
+        "name": name,
+        "shares": list(_SHARES),
+        "ratio": js / leading,
+        "order": _order(gammas, leading - js),
+        "order_of_square": _order(gammas, leading**2 - js**2),
+        "coefficient": (js - leading)[-1] / gammas[-1] ** 2,
+        "predicted": -float(torch.trace(sigmas.sum(0) @ difference @ difference)) / (32**0.5 * norm),
+    }
+
+
+def _order(gammas: Any, remainder: Any) -> float:
+    """The slope of a remainder along γ, both as logarithms."""
+    return float(np.polyfit(np.log(gammas[1:]), np.log(np.abs(remainder[1:])), 1)[0])
+
+
+def theorem_a_1_table(cases: Sequence[dict[str, Any]]) -> Table:
+    """One row for each of what :func:`measure_theorem_a_1` gave."""
+    columns = ("rows", "d/leading", f"at {_small(_SHARES[-1])}", "order of d", "of d²", "γ² term", "expected")
+    rows = [
+        (
+            case["name"],
+            f"{case['ratio'][0]:.4f}",
+            f"{case['ratio'][-1]:.6f}",
+            f"{case['order']:.2f}",
+            f"{case['order_of_square']:.2f}",
+            f"{case['coefficient']:z.4g}",
+            f"{case['predicted']:z.4g}",
+        )
+        for case in _told(cases)
+    ]
+    title = f"Theorem A.1: d_JS over √(γ²/8)‖A − B‖ at γ = {_SHARES[0]:g}/max(‖A‖, ‖B‖) and less, and what remains"
+    return Table(title, columns, rows)
+
+
+def judge_theorem_a_1(cases: Sequence[dict[str, Any]]) -> list[Verdict]:
+    """Whether the leading term is the paper's, and whether what remains is of the order that it prints."""
+    claims = (
+        "Theorem A.1: for small γ the JS distance is √(γ²/8)‖A − B‖_F",
+        "Theorem A.1 as printed: what remains of the distance is O(γ³)",
+        "Theorem A.1 with O(γ²) for the distance, O(γ³) for its square",
+    )
+    told = _told(cases)
+    if not told:
+        why = "needs two texts of different covariances"
+        return [Verdict(claims[0], None, why), *(Verdict(claim, None, why, "erratum") for claim in claims[1:])]
+    off = max(abs(case["ratio"][-1] - 1) for case in told)
+    orders, squares = [case["order"] for case in told], [case["order_of_square"] for case in told]
+    apart = max(abs(case["coefficient"] / case["predicted"] - 1) for case in told)
+    return [
+        Verdict(
+            claims[0],
+            off < _TENDS,
+            f"their ratio differs from one by {_small(off)} at γ = {_small(_SHARES[-1])}/max(‖A‖, ‖B‖)",
+        ),
+        Verdict(
+            claims[1],
+            min(orders) > 3 - _ORDER,
+            f"it falls as γ to the power of {span(orders, '.2f')}; the proof expands the square of the distance",
+            "erratum",
+        ),
+        Verdict(
+            claims[2],
+            all(abs(one - 2) < _ORDER for one in orders) and all(abs(one - 3) < _ORDER for one in squares),
+            f"powers of {span(orders, '.2f')} and {span(squares, '.2f')}; the γ² term is "
+            f"−tr((A + B)(A − B)²)/(4√2‖A − B‖) to {_small(apart)}, which is not zero unless A = B",
+            "erratum",
+        ),
+    ]
+
+
+def _told(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [case for case in cases if case["order"] is not None]
+
+
+def _small(number: float) -> str:
+    return f"{number:.0e}".replace("e-0", "e-")

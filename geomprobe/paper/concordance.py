@@ -1,0 +1,100 @@
+"""Every item of the paper in its order: which function computes it, which test checks that, and what came out.
+
+The items are in :data:`geomprobe.paper.items.ITEMS`; here they are printed, for a terminal, for the page of all figures, and
+for the ``README.md`` of this folder, which a test holds to it.
+"""
+
+import html
+import textwrap
+from collections.abc import Collection, Sequence
+
+from geomprobe.paper.items import ITEMS, Item
+
+__all__ = ["to_html", "to_markdown", "to_text"]
+
+_WIDTH = 80
+
+_INTRODUCTION = """\
+# The paper, item by item
+
+*The Information of Large Language Model Geometry* (Tan, Li and Huang, 2024) as things that run. `geomprobe paper fig1 … fig6`,
+`tokens`, `theory` and `errata` measure one figure, table or section each, and write a picture, a page and the numbers;
+`geomprobe paper all` runs them all, and `geomprobe paper concordance` prints the table below.
+
+A figure or table is one file with an `Experiment`: what it measures, how that is drawn, and what it says of the paper's claims.
+A claim of the paper, a control of ours and an erratum get separate verdicts. To add one, write such a file, name it in
+`geomprobe/cli/paper.py`, and give it a line in `items.py`. The folder may import `theory`, `sweeps`, `inspection`, `report`,
+`models`, `capture` and `core`.
+
+This file is written by `python -m tests.paper.test_concordance`, from `items.py`.
+"""
+
+
+def to_text() -> str:
+    """For a terminal of 80 columns."""
+    return "\n\n".join(map(_lines, ITEMS))
+
+
+def _lines(item: Item) -> str:
+    def wrapped(text: str, indent: str = "  ") -> list[str]:
+        return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent="  ")
+
+    path, test = item.test.split("::")
+    lines = [*wrapped(f"{item.name}: {item.subject}", ""), *wrapped(_verdict(item)), *(f"  {name}" for name in item.functions)]
+    lines += [f"  {item.test}"] if len(item.test) + 2 <= _WIDTH else [f"  {path}::", f"    {test}"]
+    return "\n".join([*lines, *([f"  geomprobe paper {item.command}"] if item.command else [])])
+
+
+def to_markdown() -> str:
+    """The ``README.md`` of this folder."""
+    rows = [
+        (item.name, item.subject, "<br>".join(map(_code, _shown(item))), _linked(item.test), item.verdict) for item in ITEMS
+    ]
+    errata = [(item.name, item.erratum, _code(f"geomprobe paper {item.command}")) for item in ITEMS if item.erratum]
+    parts = [
+        _INTRODUCTION,
+        "## Concordance\n",
+        _table(("item", "what it is", "computed by", "tested by", "verdict"), rows),
+        "## Errata\n\nWhat is wrong as printed, or needs a condition.\n",
+        _table(("item", "erratum", "in numbers"), errata),
+    ]
+    return "\n".join(parts)
+
+
+def to_html(on_page: Collection[str] = ()) -> str:
+    """A ``<table>``; commands whose sections are ``on_page`` are links to them."""
+    rows = []
+    for item in ITEMS:
+        computed = "<br>".join(f"<code>{html.escape(name)}</code>" for name in item.functions)
+        command = f"geomprobe paper {item.command}"
+        if item.command:
+            computed += f'<br><a href="#{item.command}">{command}</a>' if item.command in on_page else f"<br>{command}"
+        test = "<br>".join(f"<code>{html.escape(part)}</code>" for part in item.test.split("::"))
+        cells = (html.escape(item.subject), html.escape(_verdict(item)), computed, test)
+        rows.append(f"<tr><th>{html.escape(item.name)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    names = ("item", "what it is", "verdict", "computed by", "tested by")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="scroll"><table class="concordance">{body}</table></div>'
+
+
+def _verdict(item: Item) -> str:
+    return f"{item.verdict}: {item.erratum}" if item.erratum else item.verdict
+
+
+def _shown(item: Item) -> tuple[str, ...]:
+    return (*item.functions, f"geomprobe paper {item.command}") if item.command else item.functions
+
+
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [columns, tuple("---" for _ in columns), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"
+
+
+def _linked(test: str) -> str:
+    path, name = test.split("::")
+    return f"[`{name}`](../../{path})"

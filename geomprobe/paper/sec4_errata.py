@@ -1,0 +1,135 @@
+"""Section 4's errata in numbers: Theorem 4.1, what follows Def. 4.2, and the objective of the Lasso."""
+
+from decimal import Decimal, localcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from geomprobe.core import spectrum
+from geomprobe.core.cholesky import exact_increment, gains, posterior_variance, scaled_factor, theorem_4_1_as_printed
+from geomprobe.core.lasso import literal_penalty, sklearn_penalty, solve_lasso
+from geomprobe.models.loading import Loaded
+
+__all__ = ["ALPHA", "DIGITS", "PICKED", "RANKS", "SIGMA", "TOKEN", "case", "near_one_direction", "objectives"]
+
+SIGMA = 0.01
+DIGITS = 50
+_IN_DIGITS = 24
+"""Rows whose determinants are also worked out in fifty digits."""
+
+TOKEN = "China"
+ALPHA = 1e-4
+PICKED = 0.01
+
+RANKS = ("stable rank", "participation ratio", "effective rank", "rank")
+"""Each at most the next."""
+
+
+def case(name: str, rows: Tensor) -> dict[str, Any]:
+    """Information gain and ranks of one set of unit rows, each computed in every way the paper has for it."""
+    gram = rows @ rows.mT
+    factor = scaled_factor(gram, SIGMA)[0]
+    variance = posterior_variance(factor, SIGMA)
+    exact, printed = exact_increment(variance, SIGMA), theorem_4_1_as_printed(variance, gram.diagonal(), SIGMA)
+    by_determinant, by_form = _in_fifty_digits(rows[:_IN_DIGITS].numpy())
+    first = exact[: len(by_determinant)].tolist()
+    eigenvalues = torch.linalg.eigvalsh(rows.mT @ rows / len(rows)).clamp_min(0)
+    without_half = torch.log1p(torch.linalg.eigvalsh(gram).clamp_min(0) / SIGMA**2).sum()
+    ranks = [getattr(spectrum, name.replace(" ", "_"))(eigenvalues) for name in RANKS[:-1]]
+    rank = int(torch.linalg.matrix_rank(rows))
+    log = float(np.log1p(len(rows) / float(ranks[0]) / SIGMA**2))
+    return {
+        "name": name,
+        "rows": len(rows),
+        "width": rows.shape[1],
+        "determinant": _determinant_increments(gram),
+        "exact": exact,
+        "printed": printed,
+        "error": max(_apart(a, b) for a, b in zip(by_form, by_determinant, strict=True)),
+        "float64_error": max(_apart(Decimal(a), b) for a, b in zip(first, by_determinant, strict=True)),
+        "without_half": without_half,
+        "gain": gains(factor).sum(),
+        "ranks": [*map(float, ranks), rank],
+        "rank_bound": rank * log,
+        "stable_rank_term": float(ranks[0]) * log,
+    }
+
+
+def _determinant_increments(gram: Tensor) -> Tensor:
+    """``½ logdet(I + σ⁻²K_{t+1}) − ½ logdet(I + σ⁻²K_t)`` from the determinant of every leading block, in float64."""
+    whole = torch.eye(len(gram), dtype=gram.dtype) + gram / SIGMA**2
+    halves = torch.stack([torch.linalg.slogdet(whole[:t, :t]).logabsdet / 2 for t in range(1, len(gram) + 1)])
+    return torch.diff(halves, prepend=halves.new_zeros(1))
+
+
+def _in_fifty_digits(rows: NDArray[np.float64]) -> tuple[list[Decimal], list[Decimal]]:
+    """Increments as differences of determinants, and as ``½ log(1 + σ⁻²σ_T²)`` with the variance as it is defined, by solving
+    with ``K + σ²I``: two ways that share nothing but the rows. σ⁻² = 1e4 leaves float64 too few digits to tell 1e-12.
+    """
+    with localcontext(prec=DIGITS):
+        noise = Decimal(str(SIGMA)) ** 2
+        numbers = np.array([[Decimal(value) for value in row] for row in rows.tolist()], dtype=object)
+        gram = numbers @ numbers.T
+        identity = np.array([[Decimal(i == j) for j in range(len(rows))] for i in range(len(rows))], dtype=object)
+        determinants, by_form = [Decimal(1)], []
+        for t in range(len(rows)):
+            block = _eliminated(identity[: t + 1, : t + 1] + gram[: t + 1, : t + 1] / noise)
+            determinants.append(np.prod(block.diagonal()))
+            weights = _solved(gram[:t, :t] + noise * identity[:t, :t], gram[:t, t])
+            variance = gram[t, t] - sum(gram[t, j] * weights[j] for j in range(t))
+            by_form.append((1 + variance / noise).ln() / 2)
+        pairs = zip(determinants[1:], determinants[:-1], strict=True)
+        return [(after / before).ln() / 2 for after, before in pairs], by_form
+
+
+def _eliminated(matrix: NDArray[Any]) -> NDArray[Any]:
+    """A copy with zeros below the diagonal, by Gauss; the left square of it is positive definite, so pivots need no search."""
+    matrix = matrix.copy()
+    for i in range(len(matrix) - 1):
+        matrix[i + 1 :] -= np.outer(matrix[i + 1 :, i] / matrix[i, i], matrix[i])
+    return matrix
+
+
+def _solved(matrix: NDArray[Any], right: NDArray[Any]) -> list[Decimal]:
+    upper = _eliminated(np.column_stack([matrix, right]))
+    weights = [Decimal(0)] * len(upper)
+    for i in reversed(range(len(upper))):
+        known = sum(upper[i, j] * weights[j] for j in range(i + 1, len(upper)))
+        weights[i] = (upper[i, -1] - known) / upper[i, i]
+    return weights
+
+
+def near_one_direction(n: int, seed: int, apart: float = 1e-3) -> Tensor:
+    """``n`` unit rows in ``n`` dimensions that nearly agree: their rank is n and their stable rank nearly 1."""
+    noise = torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    rows: Tensor = torch.nn.functional.normalize(torch.eye(n, dtype=torch.float64)[:1] + apart * noise, dim=1)
+    return rows
+
+
+def _apart(value: Decimal, right: Decimal) -> float:
+    """How far ``value`` is from ``right``, as a share of it."""
+    with localcontext(prec=DIGITS):
+        return float(abs(value - right) / right) if right else float(abs(value))
+
+
+def objectives(loaded: Loaded, ids: list[int], rows: Tensor) -> dict[str, Any]:
+    """What the Lasso makes the token of under both conventions, weights above 0.01, the heaviest first; ``None`` where this
+    vocabulary does not have the token."""
+    tokens = [str(loaded.tokenizer.decode([token])) for token in ids]
+    places = [t for t, token in enumerate(tokens) if token.strip() == TOKEN]
+    if not places:
+        return {"scikit-learn": None, "literal": None}
+    t = places[-1]
+    which = torch.arange(len(rows)) == t
+    found: dict[str, Any] = {}
+    for convention, penalty in (
+        ("scikit-learn", sklearn_penalty(ALPHA, rows.shape[1])),
+        ("literal", literal_penalty(ALPHA)),
+    ):
+        weights = solve_lasso(rows @ rows.mT, penalty, tol=1e-9, which=which).coefficients[t]
+        heaviest = weights.argsort(descending=True).tolist()
+        found[convention] = [[tokens[j], j, float(weights[j])] for j in heaviest if weights[j] > PICKED]
+    return found

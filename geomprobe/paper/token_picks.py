@@ -1,0 +1,163 @@
+"""The picks of section 4.2: the paper's sentence, what it prints for three of its tokens, and what a model picks."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from geomprobe.errors import GeomprobeError
+from geomprobe.inspection.inspect import inspect_text, visible
+from geomprobe.models.loading import Loaded, tokenize
+from geomprobe.paper.context_texts import final_rows
+from geomprobe.paper.experiment import Numbers, Request
+from geomprobe.paper.models import load_readers
+
+__all__ = ["KINDS", "PRINTED", "READINGS", "SENTENCE", "WORDS", "matched", "measure", "numbered"]
+
+SENTENCE = (
+    "Is London the capital of UK? Yes. Is Moscow the capital of Russia? Yes. "
+    "Is Paris the capital of France? Yes. Is Beijing the capital of China? No"
+)
+
+PRINTED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "No": {"lasso": ("Yes", "Yes"), "attention": ("Is", ",", "?")},
+    "?": {"lasso": ("?", "?"), "attention": ("Is", ",", "?", ",", ",", "of", "?")},
+    "China": {
+        "lasso": ("Russia", "France", "Beijing", "of", "capital"),
+        "attention": ("Is", "of", "capital", ",", "Beijing"),
+    },
+}
+"""The picks that the paper prints for Pythia 1.4B, in its order: of each token the last one in the sentence."""
+
+KINDS = {"lasso": "Lasso", "attention": "attention"}
+"""The two ways of picking, and what tables call them."""
+
+WORDS = ("London", "UK", "Moscow", "Russia", "Paris", "France", "Beijing", "China", "capital")
+"""Our telling words: cities, countries and the word for what the ones are of the others."""
+
+READINGS = {"": {}, "without [,]": {",": ""}, "[,] read as [.]": {",": "."}}
+"""The ways in which a printed row with commas is compared: as printed, without them, and with full stops in their place."""
+
+
+def measure(request: Request) -> Numbers:
+    """The picks of every model, and how they agree with the paper's."""
+    return {"models": [{"name": name} | _of_model(name, loaded) for name, loaded in load_readers(request)]}
+
+
+def _of_model(name: str, loaded: Loaded) -> dict[str, Any]:
+    """For each of the three tokens its picks ``[number, weight]`` at ``final_norm``, and how they agree with the paper's."""
+    final_rows(name, loaded, [tokenize(loaded, SENTENCE)])  # refuses what cannot be read, such as NaN
+    inspection = inspect_text(loaded, SENTENCE, site="final_norm")
+    picks, tokens = inspection.picks[0], inspection.tokens
+    telling = _telling(tokens)
+    rows = {}
+    for word in PRINTED:
+        t = _last(word, tokens)
+        found = {
+            kind: None if of is None else [list(pick) for pick in of[t]] for kind, of in picks.kinds.items() if kind in KINDS
+        }
+        rows[word] = {
+            "position": t,
+            "whole": tokens[t].strip() == word,
+            "r2": picks.r2[t],
+            "picks": found,
+            "printed": {kind: None if row is None else _against(row, tokens[:t], word, kind) for kind, row in found.items()},
+            "telling": {kind: _share(row, telling) for kind, row in found.items()} | {"chance": float(np.mean(telling[:t]))},
+        }
+    return {"tokens": list(tokens), "rows": rows}
+
+
+def _against(picks: Sequence[Sequence[float]], earlier: Sequence[str], word: str, kind: str) -> dict[str, Any]:
+    """How picks agree with what the paper prints, in every reading of it; and of attention's, with what the Lasso's row has."""
+    readings = {
+        label: tuple(filter(None, (changed.get(token, token) for token in PRINTED[word][kind])))
+        for label, changed in READINGS.items()
+        if not label or "," in PRINTED[word][kind]
+    }
+    found = {label: matched(picks, earlier, printed) for label, printed in readings.items()}
+    return found | {"lasso": matched(picks, earlier, PRINTED[word]["lasso"])}
+
+
+def matched(picks: Sequence[Sequence[float]], earlier: Sequence[str], printed: Sequence[str]) -> dict[str, Any]:
+    """How picks agree with a printed row, which tells tokens but not which of several equal ones: as multisets of tokens.
+
+    Of several equal tokens the heaviest picks match. By chance means: as many picks with the same weights, but on tokens drawn
+    at random without replacement from all earlier ones. Its numbers are exact expectations.
+
+    Args:
+        picks: ``(number, weight)`` of earlier tokens, the heaviest first.
+        earlier: the tokens that could be picked.
+        printed: the row.
+
+    Returns:
+        ``which`` of the picks match, by number of the token; ``overlap``, the number of matches over that of all tokens that
+        are in either multiset; ``share``, the weight of the matches over that of all picks, ``None`` without picks; ``chance``
+        and ``chance_matches``, the expected share and number of matches of random tokens.
+    """
+    texts, weights = [token.strip() for token in earlier], np.array([weight for _, weight in picks])
+    left, which = Counter(printed), []
+    for j, _ in picks:
+        if left[texts[int(j)]] > 0:
+            left[texts[int(j)]] -= 1
+            which.append(int(j))
+    hits = np.isin([j for j, _ in picks], which)
+    chances = _chances(len(picks), texts, Counter(printed))
+    total = float(weights.sum())
+    return {
+        "printed": len(printed),
+        "which": which,
+        "overlap": len(which) / max(1, len(picks) + len(printed) - len(which)),
+        "share": float(weights[hits].sum()) / total if total else None,
+        "chance": float(weights @ chances) / total if total else None,
+        "chance_matches": float(chances.sum()),
+    }
+
+
+def _chances(picks: int, texts: Sequence[str], printed: Mapping[str, int]) -> Any:
+    """For each of the picks, heaviest first, the probability that it matches where tokens are drawn at random: that it is a
+    printed token of which heavier picks have left one over."""
+    from scipy.stats import hypergeom
+
+    number, chances = np.arange(picks), np.zeros(picks)
+    for token, most in printed.items():
+        if there := texts.count(token):
+            chances += there / len(texts) * hypergeom.cdf(most - 1, len(texts) - 1, there - 1, number)
+    return chances
+
+
+def _telling(tokens: Sequence[str]) -> list[bool]:
+    """Whether each token is one of :data:`WORDS`, or a part of one."""
+    text, ends = "".join(tokens), list(accumulate(map(len, tokens)))
+    inside = np.zeros(len(text), bool)
+    for word in WORDS:
+        start = text.find(word)
+        while start >= 0:
+            inside[start : start + len(word)] = True
+            start = text.find(word, start + 1)
+    return [bool(inside[end - len(token) : end].any()) for token, end in zip(tokens, ends, strict=True)]
+
+
+def _share(picks: Sequence[Sequence[float]] | None, telling: Sequence[bool]) -> float | None:
+    """How much of the weight of picks is on telling tokens."""
+    total = sum(weight for _, weight in picks or ())
+    return sum(weight for j, weight in picks or () if telling[int(j)]) / total if total else None
+
+
+def _last(word: str, tokens: Sequence[str]) -> int:
+    """The token with which the last ``word`` of the text ends: the word itself, or in other vocabularies a part of it."""
+    end = "".join(tokens).rfind(word) + len(word)
+    ends = list(accumulate(map(len, tokens)))
+    if end < len(word):
+        raise GeomprobeError(f"the tokenizer gives {''.join(tokens)!r} for the paper's sentence: expected {word!r} in it")
+    return next(t for t, reached in enumerate(ends) if reached >= end)
+
+
+def numbered(token: str, number: int) -> str:
+    """A token with its number in the text as a subscript, which tells equal tokens apart.
+
+    >>> numbered(" London", 1)
+    'London₁'
+    """
+    return visible(token) + str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
