@@ -152,7 +152,7 @@ def test_a_schedule_takes_texts_whole(model: Any) -> None:
 
 
 def test_on_gain_needs_information_gain() -> None:
-    with pytest.raises(GeomprobeError, match="on_gain follows InformationGain"):
+    with pytest.raises(GeomprobeError, match="on_gain needs the metric InformationGain"):
         Probe(tiny(), [RepresentationEntropy()], on_gain=print)
 
 
