@@ -208,11 +208,15 @@ def test_a_saved_state_is_a_copy() -> None:
 @pytest.mark.parametrize(
     ("saved", "loading", "message"),
     [
-        ([InformationGain()], [InformationGain(sigma=0.1)], r"this state holds 'eval/embed/InformationGainSum\(sigma=0.01\)"),
+        (
+            [InformationGain()],
+            [InformationGain(sigma=0.1)],
+            r"this state contains 'eval/embed/InformationGainSum\(sigma=0.01\)",
+        ),
         (
             [InformationGain()],
             [InformationGain(), RepresentationEntropy()],
-            r"this state holds no 'eval/embed/Covariance.*'",
+            r"this state does not contain 'eval/embed/Covariance.*'",
         ),
     ],
 )
@@ -227,5 +231,7 @@ def test_a_state_of_another_probe_is_refused(saved: list[Metric], loading: list[
     "key", ["eval/layer_09/TokenCount()/tokens", "test/embed/TokenCount()/tokens", "embed/TokenCount()/tokens", "x"]
 )
 def test_a_state_that_no_probe_wrote_is_refused(key: str) -> None:
-    with pytest.raises(GeomprobeError, match=r"this state holds .* make the probe with the arguments of the one that saved it"):
+    with pytest.raises(
+        GeomprobeError, match=r"this state contains .* make the probe with the arguments of the probe that saved"
+    ):
         Probe(tiny()).load_state_dict({key: torch.zeros(())})

@@ -101,7 +101,7 @@ def test_several_stacks() -> None:
 
 @pytest.mark.parametrize("thing", ["gpt2", None, {"model": 1}])
 def test_not_a_module(thing: Any) -> None:
-    with pytest.raises(GeomprobeError, match=rf"needs a torch.nn.Module, and got {type(thing).__name__}"):
+    with pytest.raises(GeomprobeError, match=rf"expected a model that is a torch.nn.Module, and got {type(thing).__name__}"):
         Probe(thing)
 
 
@@ -133,7 +133,7 @@ def test_unknown_layer(layer: Any) -> None:
 
 
 def test_no_layer() -> None:
-    with pytest.raises(GeomprobeError, match="watches nothing"):
+    with pytest.raises(GeomprobeError, match="measures nothing"):
         Probe(tiny(), sites=[])
 
 

@@ -134,8 +134,8 @@ def test_a_rank_that_fails_leaves_the_others_with_what_they_saw(tmp_path: Path) 
     assert ranks[0].returncode == 0, stderr
     report = json.loads((tmp_path / "report.json").read_text())
     for failure in report["failures"]:
-        assert failure.startswith("rank 0 could not sum over 2 ranks: another has ended, or does not call read() (")
-        assert "state_dict() holds it" in failure
+        assert failure.startswith("rank 0 could not sum over 2 ranks: another rank has ended, or does not call read() (")
+        assert "state_dict() returns them" in failure
     assert max(report["seconds"]) < 60
     alone = Reading.from_dict(report["reading"])
     assert alone.values == pytest.approx(read([token_batch()]).values, rel=1e-6)
