@@ -193,7 +193,7 @@ def _supported(loaded: Loaded, metrics: Sequence[Metric]) -> tuple[Sequence[Metr
     except GeomprobeError as error:
         if not any(map(_reads_attention, metrics)):
             raise
-        return _without_attention(metrics), [f"no attention: {error}"]
+        return _without_attention(metrics), [f"attention was not measured: {error}"]
     finally:
         probe.close()
     return metrics, []

@@ -179,7 +179,7 @@ def test_a_checkpoint_that_fails_is_recorded_and_tried_again(
         "weights": "cannot load",
         "NaN": "not one finite row at embed",
         "config": "config.json",
-        "tokenizer": "no tokenizer there",
+        "tokenizer": "there is no tokenizer",
     }
     if damage == "weights":
         (broken / "model.safetensors").write_bytes(b"\0" * 100)
@@ -320,7 +320,7 @@ def test_a_model_without_attention_is_read_without(begin: Callable[..., Run], tm
     assert run.failed == []
     reading = run.checkpoints[0].reading
     assert reading is not None
-    assert any(note.startswith("no attention:") for note in reading.notes)
+    assert any(note.startswith("attention was not measured:") for note in reading.notes)
     assert "lasso_r2/final_norm" in reading
     assert "attention_entropy/final_norm" not in reading
 
