@@ -83,7 +83,7 @@ def test_inspect_writes_a_page_and_shows_chosen_tokens(stories_model: Path, tmp_
         (["inspect", "{model}", ""], "the text is empty"),
         (["inspect", "{model}", "--file", "{tmp}/missing.txt"], "cannot read"),
         (["inspect", "{model}", "--file", "{tmp}/binary"], "expected a text file in UTF-8"),
-        (["inspect", "{model}", "a dog " * 600], "this model reads 512: give a shorter text"),
+        (["inspect", "{model}", "a dog " * 600], "this model accepts at most 512: give a shorter text"),
         (["inspect", "{tmp}", "text"], "this directory has no config.json"),
         (["inspect", "{broken}", "text"], "cannot load"),
         (["inspect", "{model}", "text", "--dtype", "int8"], "expected float32, bfloat16, float16 or auto"),

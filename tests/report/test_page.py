@@ -524,7 +524,7 @@ def test_the_command_writes_the_page_into_the_run(tmp_path: Path) -> None:
     assert f"wrote {path / 'report.html'}" in done.stderr
     assert (path / "report.html").read_text("utf-8").startswith("<!DOCTYPE html>")
     for arguments, message in (
-        ([str(tmp_path)], "no run of a sweep"),
+        ([str(tmp_path)], "is not a run of a sweep"),
         ([str(path), "--out", str(tmp_path / "no" / "page.html")], "in a folder that exists"),
     ):
         done = geomprobe("report", *arguments)
