@@ -70,7 +70,7 @@ def test_inspect_writes_a_page_and_shows_chosen_tokens(stories_model: Path, tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["inspect", "{model}", "a dog", "--token", "dog"], "give --site SITE with it"),
+        (["inspect", "{model}", "a dog", "--token", "dog"], "give --site SITE too"),
         (["inspect", "{model}", "a dog", "--site", "final_norm", "--token", "cat"], "no token 'cat' in this text"),
         (["inspect", "{model}", "a dog", "--site", "final_norm", "--token=--5"], "no token '--5' in this text"),
         (["inspect", "{model}", "a dog", "--html", "{tmp}/missing/page.html"], "in a folder that exists"),
@@ -78,8 +78,8 @@ def test_inspect_writes_a_page_and_shows_chosen_tokens(stories_model: Path, tmp_
         (["inspect", "{model}", "a dog", "--html", "{tmp}/" + "x" * 300], "cannot write"),
         (["inspect", "{model}", "\udcff"], "the text is not valid Unicode"),
         (["inspect", "no/such/model/here", "text"], "cannot load 'no/such/model/here'"),
-        (["inspect", "{model}"], "give either a TEXT or --file F"),
-        (["inspect", "{model}", "text", "--file", "x"], "give either a TEXT or --file F"),
+        (["inspect", "{model}"], "give either TEXT or --file FILE"),
+        (["inspect", "{model}", "text", "--file", "x"], "give either TEXT or --file FILE"),
         (["inspect", "{model}", ""], "the text is empty"),
         (["inspect", "{model}", "--file", "{tmp}/missing.txt"], "cannot read"),
         (["inspect", "{model}", "--file", "{tmp}/binary"], "expected a text file in UTF-8"),

@@ -35,7 +35,7 @@ def test_everything_at_once(tmp_path: Path) -> None:
     arguments += [word for model in models for word in ("--models", str(model))]
     result = CliRunner().invoke(app, arguments, terminal_width=80)
     assert result.exit_code == 0, result.output
-    assert f"open this:  {out}/index.html" in result.output
+    assert f"open the results:  {out}/index.html" in result.output
     for name in EXPERIMENTS:
         assert {(out / f"{name}.{form}").exists() for form in ("png", "html", "json")} == {True}
         assert json.loads((out / f"{name}.json").read_text("utf-8"))["verdicts"]
