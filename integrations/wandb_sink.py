@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import wandb
     from plotly.graph_objects import Figure
 
-__all__ = ["StepAxis", "WandbSink", "active_run", "how_to_look", "offline_without_login"]
+__all__ = ["StepAxis", "WandbSink", "active_run", "offline_without_login", "viewing_hint"]
 
 
 class WandbSink:
@@ -86,7 +86,7 @@ class WandbSink:
             switched = offline_without_login()
             talkative = not wandb.setup().settings.silent
             run = wandb.init(**self._init, settings=wandb.Settings(silent=True) if switched else None)
-            self._goodbye = how_to_look(run) if switched and talkative else ""
+            self._goodbye = viewing_hint(run) if switched and talkative else ""
         elif run.id != self._init.get("id", run.id):
             raise GeomprobeError(
                 f"WandbSink(run_id={self._init['id']!r}): another W&B run, {run.id!r}, is active: finish that one first"
@@ -209,7 +209,7 @@ def offline_without_login() -> bool:
     return True
 
 
-def how_to_look(run: "wandb.Run") -> str:
+def viewing_hint(run: "wandb.Run") -> str:
     """Return one line that tells how to view an offline run in the terminal and how to upload it; empty for other runs."""
     if not run.offline:
         return ""

@@ -12,6 +12,9 @@ import pytest
 
 from tests.tiny_models import smollm2
 
+_SLOW = {"browser", "built", "demo_run", "smollm2_model"}
+"""Fixtures that take seconds: a browser, the built distributions, a training, a model of 135 million parameters."""
+
 _SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
@@ -69,3 +72,10 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
 def demo_model(demo_run: DemoRun) -> Path:
     """The byte-level GPT-NeoX that the demo trained."""
     return demo_run.out / f"checkpoint-{demo_run.steps}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need what takes seconds to make are slow: ``python -m tests.check --quick`` leaves them out."""
+    for item in items:
+        if not _SLOW.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)

@@ -1,15 +1,29 @@
 """What a probe should read, computed again: float64 NumPy on ``output_hidden_states``, by formulas the package does not use."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
+import scipy.linalg
 import scipy.stats
 import torch
 from torch import Tensor, nn
 
+from geomprobe import Reading
+
 Array = npt.NDArray[np.float64]
+
+EPS32 = 2.0**-23
+
+ROUNDED = 8 * EPS32
+"""How far apart, relative to its length, two float32 forwards of the tiny models may put one row.
+
+Every number of a row is a sum of at most 64 products (the width of the MLP). Summed in any order, and rounded independently, it
+is off by about √64 units in the last place, 4 eps; two runs are off by 4 eps each. (Measured: up to 1.7 eps in all.)
+"""
 
 FLOOR = 8 * 2.0**-23  # the share of the largest eigenvalue that float32 products may leave in empty directions
 
@@ -102,3 +116,72 @@ def gains(rows: Array, sigma: float = 0.01) -> Array:
     """Information gain of every token in nats, from a QR factorisation (which never squares the condition number)."""
     stacked = np.vstack([rows.T / sigma, np.eye(len(rows))])
     return np.asarray(np.log(np.abs(np.diagonal(np.linalg.qr(stacked, mode="r")))))
+
+
+def gain_condition(rows: Array, sigma: float = 0.01) -> Array:
+    """How far the gain of every token moves, in nats, when all unit rows move by independent errors of length one.
+
+    The gain is ``½ log(1 + v/σ²)``, and the posterior variance v the least value of ``‖Zᵀw‖² + σ²‖w‖²`` over weights w of the
+    earlier tokens and 1 for the token itself. Errors E of the rows move v by ``2 (Zᵀw)ᵀ(Eᵀw)`` to first order, since w is
+    optimal, and the gain by ``(Zᵀw)ᵀ(Eᵀw) / (v + σ²)``. Independent errors of length δ add up to one of length ``δ‖w‖``. If
+    that pointed along Zᵀw, the gain would move by ``δ‖w‖‖Zᵀw‖ / (v + σ²)``, at most ``δ‖w‖/(2σ)``: 50 times ``δ‖w‖`` at
+    σ = 0.01. Errors have no direction of their own, so that in d dimensions this bound is √d standard deviations.
+    """
+    factor = np.linalg.cholesky(rows @ rows.T + sigma**2 * np.eye(len(rows)))
+    pivots = np.diagonal(factor)
+    weights = pivots[:, None] * scipy.linalg.solve_triangular(factor, np.eye(len(rows)), lower=True)
+    return np.asarray(np.linalg.norm(weights @ rows, axis=1) * np.linalg.norm(weights, axis=1) / pivots**2)
+
+
+def by_position(curves: Sequence[Array]) -> Array:
+    """The mean of curves at every position, over those that are long enough."""
+    return np.array([np.mean([curve[t] for curve in curves if len(curve) > t]) for t in range(max(map(len, curves)))])
+
+
+def hold_to_twin(reading: Reading, texts: Sequence[Mapping[str, Array]]) -> None:
+    """Hold a default reading to float64 on the very hidden states ``(length, width)`` it was taken of, by text and site.
+
+    Only our own arithmetic may differ. Unit rows are rounded to float32: by half an eps in the quotient, and by 1.4 eps in the
+    norm, the root (which halves an error) of a sum of 32 squares, √32 units in the last place. So are the products of a
+    covariance, sums as long as those of the model. The gain's products and factors are float64.
+    """
+    for site in reading.sites:
+        rows = [unit(text[site]) for text in texts]
+        curves = [gains(each) for each in rows]
+        spectral = entropies(np.concatenate(rows)) | text_entropies(rows)
+        spectral = {name: value for name, value in spectral.items() if f"{name}/{site}" in reading}
+        assert {name: reading[f"{name}/{site}"] for name in spectral} == pytest.approx(spectral, rel=ROUNDED, abs=ROUNDED), site
+        assert len(spectral) == 14
+        near = [2 * EPS32 * gain_condition(each) for each in rows]
+        total, tokens = sum(curve.sum() for curve in curves), sum(map(len, curves))
+        allowed = sum(each.sum() for each in near)
+        assert reading[f"information_gain/{site}"] == pytest.approx(total / len(texts), abs=allowed / len(texts)), site
+        assert reading[f"gain_per_token/{site}"] == pytest.approx(total / tokens, abs=allowed / tokens), site
+        hold_curve(reading.curve("gain", site).mean, by_position(curves), by_position(near))
+        assert reading[f"tokens/{site}"] == tokens
+
+
+def hold_to_run(reading: Reading, expected: Reading, texts: Sequence[Mapping[str, Array]]) -> None:
+    """Hold a default reading to that of another run, whose hidden states differ by how float32 rounds a forward.
+
+    The spectral numbers are well conditioned where there are more rows than dimensions: none moves by more than the rows do.
+    """
+    assert reading.sites == expected.sites
+    assert reading.values.keys() == expected.values.keys()
+    for site in expected.sites:
+        near = [ROUNDED * gain_condition(unit(text[site])) for text in texts]
+        allowed, tokens = sum(each.sum() for each in near), sum(map(len, near))
+        bounds = {"information_gain": allowed / len(texts), "gain_per_token": allowed / tokens}
+        bounds["information_gain_per_dim"] = allowed / len(texts) / texts[0][site].shape[1]
+        for key in (key for key in expected.values if key.endswith(f"/{site}")):
+            bound = bounds.get(key.split("/")[0], ROUNDED * max(1, abs(expected[key])))
+            assert reading[key] == pytest.approx(expected[key], rel=0, abs=bound, nan_ok=True), key
+        ours, plain = reading.curve("gain", site), expected.curve("gain", site)
+        assert ours.count == plain.count
+        hold_curve(ours.mean, plain.mean, by_position(near))
+
+
+def hold_curve(actual: Sequence[float], expected: Sequence[float] | Array, allowed: Array) -> None:
+    """Hold every number of a curve to its own bound."""
+    assert len(actual) == len(expected) == len(allowed)
+    assert (np.array(actual) - np.array(expected)) / allowed == pytest.approx(0, abs=1)

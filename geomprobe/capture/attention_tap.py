@@ -20,7 +20,7 @@ from geomprobe.capture.attention_mask import attention_mask_of
 from geomprobe.core.attention_summary import AttentionRows, Layout, from_scores, from_weights
 from geomprobe.errors import GeomprobeError
 
-__all__ = ["AttentionCall", "Look", "crosses", "install", "install_on_output", "own_attention", "remove"]
+__all__ = ["AttentionCall", "Observer", "custom_attention", "install", "install_on_output", "is_cross_attention", "remove"]
 
 _MARK = "_geomprobe_attention"
 """Name of the attribute that holds the observer on each module of an observed layer."""
@@ -155,14 +155,14 @@ def _whole(mean: Tensor, layout: Layout) -> Tensor:
     return torch.nn.functional.pad(mean, (columns - mean.shape[-1], 0)) if mean.shape[-1] < columns else mean[..., :columns]
 
 
-Look = Callable[[Callable[[], AttentionCall]], None]
+Observer = Callable[[Callable[[], AttentionCall]], None]
 """An observer of attention calls. It receives a function that makes the call, so that it can handle errors in making it."""
 
 
-def install_on_output(look: Look, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+def install_on_output(observe: Observer, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """A forward hook for attention modules that do not use the registry, and return their weights."""
     if (weights := _weights(output)) is not None:  # only the shapes of query and key are needed
-        look(partial(AttentionCall, "own", weights, weights.mT, weights=weights))
+        observe(partial(AttentionCall, "own", weights, weights.mT, weights=weights))
 
 
 def _interface(original: Callable[..., Any], name: str, *default: Any, **named: Any) -> Callable[..., Any]:
@@ -172,9 +172,9 @@ def _interface(original: Callable[..., Any], name: str, *default: Any, **named: 
 
 def _attend(name: str, function: Callable[..., Any], module: nn.Module, *given: Any, **options: Any) -> Any:
     result = function(module, *given, **options)
-    look: Look | None = module.__dict__.get(_MARK)
-    if look is not None:
-        look(partial(AttentionCall.of, module, name, result, given, options))
+    observe: Observer | None = module.__dict__.get(_MARK)
+    if observe is not None:
+        observe(partial(AttentionCall.of, module, name, result, given, options))
     return result
 
 
@@ -182,7 +182,7 @@ _watching: "weakref.WeakSet[Any]" = weakref.WeakSet()
 _shadowed: list[Any] = []
 
 
-def install(who: Any, modules: Mapping[nn.Module, Look]) -> None:
+def install(who: Any, modules: Mapping[nn.Module, Observer]) -> None:
     """Report every attention call of each module to its observer, until :func:`remove` is called or ``who`` is garbage
     collected.
 
@@ -194,8 +194,8 @@ def install(who: Any, modules: Mapping[nn.Module, Look]) -> None:
             "another probe already observes the attention of layers that this model shares with another model: close that "
             "probe first"
         )
-    for module, look in modules.items():
-        module.__dict__[_MARK] = look
+    for module, observe in modules.items():
+        module.__dict__[_MARK] = observe
     for registry in _registries_of(modules):
         if _GET not in vars(registry):
             setattr(registry, _GET, partial(_interface, getattr(registry, _GET)))
@@ -229,12 +229,12 @@ def _registries_of(modules: Iterable[nn.Module]) -> list[Any]:
     return list({id(registry): registry for registry in found if hasattr(registry, _GET)}.values())
 
 
-def crosses(module: nn.Module) -> bool:
+def is_cross_attention(module: nn.Module) -> bool:
     """Return whether ``module`` is cross-attention, which attends to another text such as an encoder's."""
     return "CrossAttention" in type(module).__name__ or bool(getattr(module, "is_cross_attention", False))
 
 
-def own_attention(base: nn.Module, layers: Sequence[nn.Module]) -> list[list[nn.Module]]:
+def custom_attention(base: nn.Module, layers: Sequence[nn.Module]) -> list[list[nn.Module]]:
     """Return the attention modules of each layer, for a decoder whose attention does not use the registry but may return its
     weights. Return an empty list for a decoder that uses the registry.
 
@@ -245,7 +245,7 @@ def own_attention(base: nn.Module, layers: Sequence[nn.Module]) -> list[list[nn.
         return []
     name = type(base).__name__
     found = [
-        [module for module in layer.modules() if "Attention" in type(module).__name__ and not crosses(module)]
+        [module for module in layer.modules() if "Attention" in type(module).__name__ and not is_cross_attention(module)]
         for layer in layers
     ]
     if not any(found):

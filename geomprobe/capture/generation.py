@@ -142,7 +142,7 @@ class CachedSequence:
         self._mask = _append(self._mask, mask)
         self._before, self.columns = past, past + mask.shape[1]
 
-    def sign(self) -> None:
+    def remember_keys(self) -> None:
         """Remember the newest key of each row after a forward, so that the next one can check whether rows were moved."""
         self._signature = self._keys(self.columns)
 

@@ -106,7 +106,7 @@ class Capture:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of the model (``copy.deepcopy``, ``torch.save``) gets hooks that do nothing, because it is not measured."""
-        return _deaf_capture, ()
+        return _inert_capture, ()
 
     @property
     def is_open(self) -> bool:
@@ -143,31 +143,31 @@ class Capture:
 
     def _attach_attention(self) -> None:
         base, layers = self._decoder.base, self._decoder.layers
-        if not self._looked_at:
+        if not self._attention_layers:
             raise GeomprobeError(
                 "the site 'embed' comes before any attention: measure a layer too, or leave AttentionProfile and "
                 "ContextLasso(attention=True) out"
             )
-        if own := attention_tap.own_attention(base, layers):
+        if own := attention_tap.custom_attention(base, layers):
             for i, modules in enumerate(own):
-                hook = partial(attention_tap.install_on_output, partial(self._look, torch.tensor([i])))
+                hook = partial(attention_tap.install_on_output, partial(self._observe, torch.tensor([i])))
                 self._handles += [module.register_forward_hook(hook) for module in modules]
             return
         places: dict[nn.Module, list[int]] = {}
         for i, layer in enumerate(layers):
             for module in layer.modules():
-                if not attention_tap.crosses(module):
+                if not attention_tap.is_cross_attention(module):
                     places.setdefault(module, []).append(i)  # several layers may share one module
-        attention_tap.install(self, {module: partial(self._look, torch.tensor(indices)) for module, indices in places.items()})
+        attention_tap.install(self, {module: partial(self._observe, torch.tensor(indices)) for module, indices in places.items()})
 
     @cached_property
-    def _looked_at(self) -> set[int]:
+    def _attention_layers(self) -> set[int]:
         """The layers whose attention is reported with a site."""
         last = len(self._decoder.layers) - 1
         places = [self._decoder.sites.index(site) - 1 for site in self._sites]
         return {min(place, last) for place in places if place >= 0}
 
-    def _look(self, layers: Tensor, make: Callable[[], attention_tap.AttentionCall]) -> None:
+    def _observe(self, layers: Tensor, make: Callable[[], attention_tap.AttentionCall]) -> None:
         """``layers`` is a tensor on the CPU, because Dynamo would compile a graph for every value of an integer."""
         if torch.compiler.is_compiling():
             dynamo_ops.attended(self._order, self._id, layers, make())
@@ -185,7 +185,7 @@ class Capture:
             if (call.batch, call.length) != self._shape:
                 return
             self._attended[layer] = None
-            if layer in self._looked_at:
+            if layer in self._attention_layers:
                 with full_precision(call.device.type):
                     layout = context.layout(call.batch, call.length, call.device)
                     self._attended[layer] = call.rows(layout, context.starts, keep=self._attention == "maps")
@@ -363,7 +363,7 @@ class Capture:
         if context is not None and not completed:
             self._abandon(context)
         elif context is not None and context.sequence is not None:
-            context.sequence.sign()
+            context.sequence.remember_keys()
         self._listener.closed(context, completed)
 
     def end_dead_sequences(self) -> None:
@@ -390,7 +390,7 @@ def _grew(before: Tensor, now: Tensor) -> bool:
     return now.shape == (before.shape[0], before.shape[1] + 1) and torch.equal(now[:, :-1], before.to(now.device))
 
 
-class _Deaf:
+class _NoListener:
     """A listener that captures nothing."""
 
     def wants(self, continues: bool) -> bool:
@@ -405,5 +405,5 @@ class _Deaf:
     def failed(self, error: Exception) -> None: ...
 
 
-def _deaf_capture() -> Capture:
-    return Capture(nothing := nn.Identity(), Decoder(nothing, ()), (), _Deaf(), StopTokens())
+def _inert_capture() -> Capture:
+    return Capture(nothing := nn.Identity(), Decoder(nothing, ()), (), _NoListener(), StopTokens())

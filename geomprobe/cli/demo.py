@@ -158,7 +158,7 @@ def summary(demo: Demo) -> str:
         _table(demo, "entropy", "representation entropy, as a share of its maximum (Def. 3.1)", "{:.3f}"),
         _table(demo, "effective_rank", "effective rank, at most 128", "{:.1f}"),
         _table(demo, "gain_per_token", "information gain, nats per token (section 4.1)", "{:.2f}"),
-        _moral(demo),
+        _finding(demo),
     ]
     return "\n\n".join(parts)
 
@@ -171,21 +171,21 @@ def _table(demo: Demo, metric: str, title: str, form: str) -> str:
     for step in steps:
         values = "".join(f"{form.format(demo.readings[step][f'{metric}/{site}']):>11}" for site in sites)
         lines.append(f"{step:>5} {demo.held_out[step]:>6.2f}{values}")
-    courses = [_course([demo.readings[step][f"{metric}/{site}"] for step in steps]) for site in sites]
+    courses = [_trajectory([demo.readings[step][f"{metric}/{site}"] for step in steps]) for site in sites]
     return "\n".join([*lines, " " * 12 + "".join(f"{course[-10:]:>11}" for course in courses)])
 
 
-def _course(values: list[float]) -> str:
+def _trajectory(values: list[float]) -> str:
     """Values as a sparkline of blocks from the lowest to the highest.
 
-    >>> _course([1.0, 2.0, 3.0])
+    >>> _trajectory([1.0, 2.0, 3.0])
     '▁▅█'
     """
     least, span = min(values), max(values) - min(values)
     return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * (value - least) / span)) if span else 0] for value in values)
 
 
-def _moral(demo: Demo) -> str:
+def _finding(demo: Demo) -> str:
     """One sentence about the last column, with the numbers of this run."""
     first, *_, last = sorted(demo.readings)
     rank = {step: reading["effective_rank/final_norm"] for step, reading in demo.readings.items()}

@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
-__all__ = ["COMPACT", "Words", "words"]
+__all__ = ["COMPACT", "Description", "describe"]
 
 
-class Words(NamedTuple):
+class Description(NamedTuple):
     """The description of one metric.
 
     Attributes:
@@ -24,125 +24,125 @@ class Words(NamedTuple):
 
 
 _WORDS = {
-    "loss": Words("Loss", "nats per token"),
-    "entropy": Words("Representation entropy", "share of its maximum"),
-    "entropy_nats": Words("Representation entropy", "nats"),
-    "matrix_entropy": Words("Matrix entropy", "nats"),
-    "matrix_entropy_log_d": Words("Matrix entropy over log d", "H / log d"),
-    "matrix_entropy_log_n": Words("Matrix entropy over log min(n, d)", "H / log min(n, d)"),
-    "effective_rank": Words("Effective rank", "directions"),
-    "rank_ratio": Words("Effective rank over d", "share of d"),
-    "stable_rank": Words("Stable rank", "directions"),
-    "participation_ratio": Words("Participation ratio", "directions"),
-    "information_gain": Words("Information gain", "nats per text"),
-    "information_gain_per_dim": Words("Information gain per dimension", "nats per text and dimension"),
-    "gain_per_token": Words("Gain per token", "nats"),
-    "lasso_picks": Words(
+    "loss": Description("Loss", "nats per token"),
+    "entropy": Description("Representation entropy", "share of its maximum"),
+    "entropy_nats": Description("Representation entropy", "nats"),
+    "matrix_entropy": Description("Matrix entropy", "nats"),
+    "matrix_entropy_log_d": Description("Matrix entropy over log d", "H / log d"),
+    "matrix_entropy_log_n": Description("Matrix entropy over log min(n, d)", "H / log min(n, d)"),
+    "effective_rank": Description("Effective rank", "directions"),
+    "rank_ratio": Description("Effective rank over d", "share of d"),
+    "stable_rank": Description("Stable rank", "directions"),
+    "participation_ratio": Description("Participation ratio", "directions"),
+    "information_gain": Description("Information gain", "nats per text"),
+    "information_gain_per_dim": Description("Information gain per dimension", "nats per text and dimension"),
+    "gain_per_token": Description("Gain per token", "nats"),
+    "lasso_picks": Description(
         "Lasso picks",
         "earlier tokens",
         "The number of earlier tokens from which the Lasso reproduces a token’s row: fewer means sparser structure.",
         "The rows by which a row can be reproduced are not those from which the model computed it.",
     ),
-    "lasso_r2": Words(
+    "lasso_r2": Description(
         "Lasso R²",
         "share of the row",
         "How much of a token’s row the Lasso reproduces from earlier rows: 1 is all of it, 0 is nothing.",
         "It is not the quality of a prediction: a row that earlier rows reproduce well can still belong to a surprising token.",
     ),
-    "lasso_attention_rank": Words(
+    "lasso_attention_rank": Description(
         "Rank correlation of Lasso and attention",
         "Spearman’s ρ",
         "Rank correlation of Lasso weights and attention weights over all earlier tokens: 1 is the same order, 0 no relation.",
         "It does not only depend on the largest weights: the many small ones contribute as much.",
     ),
-    "eq5_r2": Words(
+    "eq5_r2": Description(
         "R² of Eq. 5",
         "R²",
         "How well the coefficients that Eq. 5 derives from attention reproduce a row, without the equation’s first term (the "
         "token’s own value vector): 1 is exactly.",
         "A value below 0 is not an error: tokens that hardly attend to themselves imply very large coefficients.",
     ),
-    "attention_entropy": Words(
+    "attention_entropy": Description(
         "Attention entropy",
         "nats",
         "How widely heads spread their attention: 0 is on one token, log n is evenly on n tokens.",
         "It is not comparable between texts of different length: it grows with the number of visible tokens.",
     ),
-    "attention_sink": Words(
+    "attention_sink": Description(
         "Attention sink",
         "weight on the first token",
         "The share of attention on the first token of a text.",
         "A high value does not mean that the first token matters: heads often attend to it when they contribute nothing.",
     ),
-    "text_entropy": Words(
+    "text_entropy": Description(
         "Entropy of single texts",
         "share of its maximum",
         "The representation entropy of each text’s own rows, averaged over texts: how widely the rows of one text spread.",
         "It is not comparable between texts of different length, because few rows cannot fill many directions.",
     ),
-    "text_matrix_entropy": Words(
+    "text_matrix_entropy": Description(
         "Prompt entropy",
         "nats",
         "The matrix entropy of each text’s own rows, averaged over texts: a low value means that the rows of a text lie in few "
         "directions.",
         "It is not the uncertainty of the model about the prompt.",
     ),
-    "centered_text_matrix_entropy": Words(
+    "centered_text_matrix_entropy": Description(
         "Prompt entropy, centred",
         "nats",
         "The same after the mean row of each text was subtracted, as in Wei et al. (2024).",
         "It is not comparable with the entropy of rows that were not centred.",
     ),
-    "diff_erank": Words(
+    "diff_erank": Description(
         "Diff-eRank",
         "directions",
         "By how much training reduced the effective rank: that of the untrained model minus that of this checkpoint.",
         "It is not a score of the model: it depends on the texts, on their number and on the width.",
     ),
-    "cka_first": Words(
+    "cka_first": Description(
         "CKA with the first checkpoint",
         "linear CKA",
         "How similar a layer is to itself at the first checkpoint, up to rotation and scale: 1 is the same geometry.",
         "It is not sensitive to directions of small variance: a few large ones dominate it.",
     ),
-    "cka_previous": Words(
+    "cka_previous": Description(
         "CKA with the previous checkpoint",
         "linear CKA",
         "How similar a layer is to itself at the previous checkpoint: low values show when the geometry changed.",
         "It is not a rate of change: the intervals between checkpoints differ.",
     ),
-    "rankme": Words(
+    "rankme": Description(
         "RankMe",
         "directions",
         "The exponential of the entropy of the normalised singular values: a smooth count of directions (Garrido et al. 2023).",
         "It is not the effective rank above, which is computed from squared singular values.",
     ),
-    "alpha_req": Words(
+    "alpha_req": Description(
         "α-ReQ",
         "exponent α",
         "How fast the eigenvalues decay, as k<sup>−α</sup>: for values far above 1 few directions dominate.",
         "It does not test whether the spectrum is a power law: any spectrum has an α.",
     ),
-    "anisotropy": Words(
+    "anisotropy": Description(
         "Anisotropy",
         "mean cosine",
         "The mean cosine of two different rows: 0 for rows spread evenly, 1 for rows that all point in the same direction.",
         "A high value does not mean collapse: an offset that all rows share is enough.",
     ),
-    "curvature": Words(
+    "curvature": Description(
         "Curvature",
         "angle",
         "The mean angle between successive steps from token to token: a lower value means a straighter path.",
         "It depends on the scale of single dimensions: one very large dimension makes every path straighter.",
     ),
-    "activation_ratio": Words(
+    "activation_ratio": Description(
         "Largest activation",
         "times the median",
         "The largest activation divided by the median one: high if a few activations are massive.",
         "It is not a defect of the model: massive activations act as biases for attention sinks.",
         log=True,
     ),
-    "massive_activations": Words(
+    "massive_activations": Description(
         "Massive activations",
         "count",
         "The number of massive activations as defined by Sun et al. (2024): very large, and far above the median.",
@@ -153,6 +153,6 @@ COMPACT = tuple(name for name, about in _WORDS.items() if about.read)
 """The metrics that have a small figure in the last section of the report."""
 
 
-def words(metric: str) -> Words:
+def describe(metric: str) -> Description:
     """Return the description of a metric. A metric without one is described by its name."""
-    return _WORDS.get(metric, Words(metric.replace("_", " "), ""))
+    return _WORDS.get(metric, Description(metric.replace("_", " "), ""))

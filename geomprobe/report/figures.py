@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from geomprobe.errors import GeomprobeError
 from geomprobe.metrics.base import Curve
-from geomprobe.report.descriptions import words
+from geomprobe.report.descriptions import describe
 from geomprobe.report.theme import BASELINES, Ink, categorical, escape_label, sequence, si_format, template
 from geomprobe.sweeps.records import Record, Run
 
@@ -61,7 +61,7 @@ def heatmap(run: Run, metric: str) -> "Figure | None":
         ),
         "yaxis": {"showgrid": False} | _ticked("layer", [rows[i] for i in layers["tickvals"]], layers["ticktext"]),
     }
-    return _figure([body], f"{words(metric).title}, {words(metric).axis}", **layout)
+    return _figure([body], f"{describe(metric).title}, {describe(metric).axis}", **layout)
 
 
 def across_depth(run: Run, metric: str) -> "Figure | None":
@@ -135,7 +135,7 @@ def over_checkpoints(runs: Sequence[Run], metric: str, *, most: int = _SITES) ->
             layer = escape_label(places[0]) if len({*places}) == 1 else f"{depth:.0%} of the depth"
             name = layer if by_layer else escape_label(run.name)
             y = [_value(record, metric, site) for record, site in zip(records, places, strict=True)]
-            lines.append(_course(axis, records, y, run, name=name, colour=shade if single else colour))
+            lines.append(_trajectory(axis, records, y, run, name=name, colour=shade if single else colour))
         for kind, (label, dash, own_colour) in BASELINES.items():
             found = [run.baseline(record, kind) for record in records]
             y = [_value(null, metric, own[-1]) for null, own in zip(found, owns, strict=True)]
@@ -146,14 +146,14 @@ def over_checkpoints(runs: Sequence[Run], metric: str, *, most: int = _SITES) ->
                 "markers": False,
             }
             nulls.append(
-                _course(axis, records, y, run, colour=own_colour if single else colour, legend=run is runs[0], **style)
+                _trajectory(axis, records, y, run, colour=own_colour if single else colour, legend=run is runs[0], **style)
             )
     if not any(sum(y is not None for y in line["y"]) > 1 for line in lines):
         return None
     return _plot([*lines, *nulls], metric, axis.layout)
 
 
-def _course(axis: "_Axis", records: Sequence[Record], y: list[float | None], run: Run, **style: Any) -> dict[str, Any]:
+def _trajectory(axis: "_Axis", records: Sequence[Record], y: list[float | None], run: Run, **style: Any) -> dict[str, Any]:
     labels = {id(record): label for record, label in zip(run.checkpoints, _labels(run), strict=True)}
     return _line([axis.place(r) for r in records], y, [labels[id(r)] for r in records], **{"markers": True} | style)
 
@@ -301,7 +301,9 @@ def agreement_over_checkpoints(run: Run) -> "Figure | None":
     axis, sites = _Axis.of([run]), _sites(run, "lasso_attention_precision")
     records = [record for record in run.checkpoints if axis.knows(record)]
     lines = [
-        _course(axis, records, [_mean(record, metric, sites) for record in records], run, name=name, dash=dash, colour=colour)
+        _trajectory(
+            axis, records, [_mean(record, metric, sites) for record in records], run, name=name, dash=dash, colour=colour
+        )
         for metric, name, dash, colour in _AGREEMENT
     ]
     if len(records) < 2 or not _drawn(lines):
@@ -333,11 +335,11 @@ def scaling(run: Run, metric: str) -> "Figure | None":
     sizes = [size for size, _ in known]
     if len({*sizes}) < 2:
         return None
-    lines = [_course(axis, records, y, run, name="models", colour=categorical(0), line=False)]
+    lines = [_trajectory(axis, records, y, run, name="models", colour=categorical(0), line=False)]
     for kind, (label, dash, colour) in BASELINES.items():
         nulls = [run.baseline(record, kind) for record in records]
         y = [_value(null, metric, site) for null, site in zip(nulls, ends, strict=True)]
-        lines.append(_course(axis, records, y, run, name=label, dash=dash, colour=colour, markers=False))
+        lines.append(_trajectory(axis, records, y, run, name=label, dash=dash, colour=colour, markers=False))
     try:
         law = fit_power_law(sizes, [value for _, value in known])
     except GeomprobeError as error:
@@ -499,7 +501,7 @@ def _ticked(title: str, places: Sequence[float], labels: Sequence[str]) -> dict[
 
 
 def _plot(lines: Iterable[dict[str, Any]], metric: str, xaxis: dict[str, Any]) -> "Figure":
-    about = words(metric)
+    about = describe(metric)
     return _figure(_drawn(lines), about.title, xaxis=xaxis, yaxis=_titled(about.axis) | ({"type": "log"} if about.log else {}))
 
 

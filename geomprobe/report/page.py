@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from geomprobe.errors import GeomprobeError
 from geomprobe.report import figures
-from geomprobe.report.descriptions import COMPACT, words
+from geomprobe.report.descriptions import COMPACT, describe
 from geomprobe.report.theme import escape_label, si_format, template
 from geomprobe.sweeps.records import Record, Run
 
@@ -209,7 +209,7 @@ def _sections(runs: Sequence[Run]) -> list[tuple[str, list[FigureGroup]]]:
         },
     )
     others = [
-        FigureGroup(words(metric).title, words(metric).read, words(metric).caveat, views)
+        FigureGroup(describe(metric).title, describe(metric).read, describe(metric).caveat, views)
         for metric in COMPACT
         if (views := _compact(runs, metric))
     ]
@@ -286,14 +286,14 @@ def _section(title: str, plates: Sequence[FigureGroup], drawn: list[dict[str, An
     if title == _OTHERS:
         figures = [figure for plate in plates for view in plate.views.values() for figure in view]
         shared = max((_legend(figure.to_plotly_json()["data"]) for figure in figures), key=len)
-    inner = "".join(_plate(plate, drawn, shared, alone=len(plates) == 1) for plate in plates)
+    inner = "".join(_figure_group(plate, drawn, shared, alone=len(plates) == 1) for plate in plates)
     return (
         f"<section{' class=small' * (title == _OTHERS)}><h2>{title if len(plates) > 1 else plates[0].title}</h2>"
         f'{_listed(shared)}<div class="plates">{inner}</div></section>'
     )
 
 
-def _plate(plate: FigureGroup, drawn: list[dict[str, Any]], shared: Sequence[str], *, alone: bool) -> str:
+def _figure_group(plate: FigureGroup, drawn: list[dict[str, Any]], shared: Sequence[str], *, alone: bool) -> str:
     keys = list(plate.views)
     choices = [list(dict.fromkeys(values)) for values in zip(*keys, strict=True)]
     number = len(drawn)

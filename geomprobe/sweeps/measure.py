@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from geomprobe.accumulators.state import Accumulator, ReadsAttention, State, TokenCount, zeros
+from geomprobe.capture.decoder import Decoder, find_decoder
 from geomprobe.core.rows import Rows, full_precision
 from geomprobe.errors import GeomprobeError
 from geomprobe.metrics.activations import MassiveActivations
@@ -70,20 +71,21 @@ def measure(
     sample: Sequence[Batch],
     rest: Sequence[Batch],
     *,
-    close: Sequence[Metric],
-    wide: Sequence[Metric],
+    sample_metrics: Sequence[Metric],
+    token_metrics: Sequence[Metric],
     team: Team,
     advance: Callable[[int], object],
 ) -> Measured:
-    """Run every batch through the model once, with the metrics ``close`` on ``sample`` and the metrics ``wide`` on all batches.
-    This is a collective operation.
+    """Run every batch through the model once, with ``sample_metrics`` on the sample and ``token_metrics`` on all batches. This is
+    a collective operation.
 
     Args:
         loaded: the model and its tokenizer.
         sample: the batches of the sample. The Gram matrices of the first one are kept.
         rest: all other batches.
-        close: metrics of the sample.
-        wide: metrics of all batches. The accumulators of ``close`` include theirs, so that the sums of both parts can be added.
+        sample_metrics: metrics of the sample.
+        token_metrics: metrics of all batches. The accumulators of ``sample_metrics`` include theirs, so that the sums of both
+            parts can be added.
         team: the processes that share the batches.
         advance: a function that is called with the number of tokens that were read.
 
@@ -92,13 +94,14 @@ def measure(
     """
 
     def run() -> tuple[Probe, Probe, Tensor, dict[str, Tensor], list[str]]:
-        metrics, notes = _supported(loaded, close)
+        decoder = find_decoder(loaded.model)
+        metrics, notes = _supported(loaded, decoder, sample_metrics)
         mine = team.share(sample)
         first = mine[: int(team.main)]  # the first batch of all, which belongs to the main process
-        anchored, loss = _run(loaded, [*metrics, _Anchor()], first, {}, advance)
+        anchored, loss = _run(loaded, decoder, [*metrics, _Anchor()], first, {}, advance)
         state = anchored.state_dict()
-        near, more = _run(loaded, metrics, mine[len(first) :], state, advance)
-        far, rest_loss = _run(loaded, wide, team.share(rest), near.state_dict(), advance)
+        near, more = _run(loaded, decoder, metrics, mine[len(first) :], state, advance)
+        far, rest_loss = _run(loaded, decoder, token_metrics, team.share(rest), near.state_dict(), advance)
         return near, far, loss + more + rest_loss, _grams(state, first), notes
 
     near, whole, loss, grams, notes = team.all_do(run)
@@ -114,16 +117,22 @@ def measure(
 
 
 def gaussian(
-    width: int, sample: Sequence[Batch], rest: Sequence[Batch], *, close: Sequence[Metric], wide: Sequence[Metric], seed: int
+    width: int,
+    sample: Sequence[Batch],
+    rest: Sequence[Batch],
+    *,
+    sample_metrics: Sequence[Metric],
+    token_metrics: Sequence[Metric],
+    seed: int,
 ) -> Reading:
     """Return the reading of rows drawn from a Gaussian, of the same number and width, in texts of the same lengths. It has the
     single site ``"gaussian"``."""
     generator = torch.Generator().manual_seed(seed)
     readings = []
-    alone = _without_attention(close)
-    for metrics, batches in ((wide, [*sample, *rest]), (alone, sample)):
-        needs = dict.fromkeys([TokenCount(), *(need for metric in metrics for need in metric.accumulators)])
-        store = StateStore(tuple(needs), ("gaussian",))
+    alone = _without_attention(sample_metrics)
+    for metrics, batches in ((token_metrics, [*sample, *rest]), (alone, sample)):
+        accumulators = dict.fromkeys([TokenCount(), *(need for metric in metrics for need in metric.accumulators)])
+        store = StateStore(tuple(accumulators), ("gaussian",))
         for batch in batches:
             with full_precision("cpu"):
                 rows = torch.randn(1, *batch.ids.shape, width, generator=generator)
@@ -136,6 +145,7 @@ def gaussian(
 
 def _run(
     loaded: Loaded,
+    decoder: Decoder,
     metrics: Sequence[Metric],
     batches: Sequence[Batch],
     before: Mapping[str, Tensor],
@@ -145,10 +155,10 @@ def _run(
 
     The probe continues from the sums ``before`` of another probe, of which it takes those that its metrics need.
     """
-    needs = {repr(TokenCount()), *(repr(need) for metric in metrics for need in metric.accumulators)}
+    kept = {repr(TokenCount()), *(repr(need) for metric in metrics for need in metric.accumulators)}
     loss = torch.zeros(2, dtype=torch.float64)
-    with Probe(loaded.model, metrics, on_error="raise") as probe:
-        probe.load_state_dict({name: value for name, value in before.items() if name.split("/")[2] in needs})
+    with Probe(loaded.model, metrics, decoder=decoder, on_error="raise") as probe:
+        probe.load_state_dict({name: value for name, value in before.items() if name.split("/")[2] in kept})
         for batch in batches:
             loss += _forward(loaded, batch)
             advance(batch.tokens)
@@ -188,9 +198,9 @@ def _joined(whole: Reading, sample: Reading) -> Reading:
     return joined
 
 
-def _supported(loaded: Loaded, metrics: Sequence[Metric]) -> tuple[Sequence[Metric], list[str]]:
+def _supported(loaded: Loaded, decoder: Decoder, metrics: Sequence[Metric]) -> tuple[Sequence[Metric], list[str]]:
     """``metrics`` without those of attention if the attention of the model cannot be read, and a note that says so."""
-    probe = Probe(loaded.model, metrics, on_error="raise")
+    probe = Probe(loaded.model, metrics, decoder=decoder, on_error="raise")
     try:
         probe.attach()
     except GeomprobeError as error:

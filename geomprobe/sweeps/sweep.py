@@ -159,7 +159,7 @@ def sweep(
         bar = stack.enter_context(_bar(plan.tokens, shown=progress and team.main))
         records = {(record.kind, record.name): record for record in run.records} if run is not None else {}
         work = _Sweep(plan, team, folder, documents, device or team.device, team.told(records), on_record, bar)
-        work.through(checkpoints)
+        work.run(checkpoints)
     team.all_do(lambda: None)
     return Run.open(folder)
 
@@ -182,7 +182,7 @@ class _Sweep:
         self.documents, self.device, self.records, self.on_record, self.bar = documents, device, records, on_record, bar
         self.wanted: set[Path] = set()
 
-    def through(self, checkpoints: Sequence[Checkpoint]) -> None:
+    def run(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Measure the checkpoints that have no record yet."""
         self.team.all_do(lambda: self._check_weights(checkpoints))
         for record in self.records.values():
@@ -261,8 +261,8 @@ class _Sweep:
             loaded,
             sample,
             rest,
-            close=sample_metrics(sketch),
-            wide=token_metrics(sketch),
+            sample_metrics=sample_metrics(sketch),
+            token_metrics=token_metrics(sketch),
             team=self.team,
             advance=self.bar.advance,
         )
@@ -285,7 +285,12 @@ class _Sweep:
             sample, rest = self._batches(texts)
             reading = self.team.all_do(
                 lambda: gaussian(
-                    width, sample, rest, close=sample_metrics(sketch), wide=token_metrics(sketch), seed=self.plan.seed
+                    width,
+                    sample,
+                    rest,
+                    sample_metrics=sample_metrics(sketch),
+                    token_metrics=token_metrics(sketch),
+                    seed=self.plan.seed,
                 )
             )
             record = replace(of, name=name, kind="gaussian", parameters=None, reading=reading)

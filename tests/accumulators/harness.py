@@ -35,7 +35,7 @@ class Case:
     """An accumulator and what is known about it.
 
     ``float64`` is the error, relative and absolute, that another order of the same float64 sums may make; ``float32`` the error
-    of float32 rows against float64 rows of the same values.
+    of float32 rows against float64 rows of the same values, but for sums that are left ``open`` where rows are equal.
     """
 
     accumulator: Accumulator
@@ -43,6 +43,7 @@ class Case:
     bounds: Callable[[State], list[Chain]] = field(default=lambda state: [])
     float64: float = 1e-12
     float32: float = 1e-6
+    open: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return repr(self.accumulator)
@@ -160,14 +161,16 @@ def activation_bounds(state: State) -> list[Chain]:
     return [*chains, (0, state["ratio_texts"], state["ratio"]), (state["ratio_texts"], state["texts"])]
 
 
+_SHARED = ("first", "weight")
+
 CASES = (
     Case(ActivationSum(), lambda state: {"texts": state["texts"]}, activation_bounds),  # every other number is by coordinate
     Case(CurvatureSum(), bounds=curvature_bounds),
     Case(AttentionSum(), bounds=attention_bounds, float32=1e-4),
-    Case(ContextLassoSum(penalty=0.01, compare=True), bounds=compared_bounds, float64=1e-6, float32=1e-3),
-    # How weight is shared between rows that are nearly equal, or many more than d, hangs on rounding; the objective does not.
-    Case(ContextLassoSum(penalty=0.01), bounds=context_bounds, float64=1e-6, float32=1e-3),
-    Case(ContextLassoSum(penalty=0.05, convention="literal"), bounds=context_bounds, float64=1e-6, float32=1e-3),
+    # How weight is shared between equal rows, the objective leaves open: rounding decides.
+    Case(ContextLassoSum(penalty=0.01, compare=True), bounds=compared_bounds, float64=1e-6, float32=1e-5, open=_SHARED),
+    Case(ContextLassoSum(penalty=0.01), bounds=context_bounds, float64=1e-6, float32=1e-5, open=_SHARED),
+    Case(ContextLassoSum(penalty=0.05, convention="literal"), bounds=context_bounds, float64=1e-6, float32=1e-5, open=_SHARED),
     Case(TokenCount(), bounds=lambda state: [(0, state["texts"], state["tokens"])], float32=0),
     Case(Covariance(), covariance_readings, covariance_bounds),
     Case(Covariance(exact=True), covariance_readings, covariance_bounds),

@@ -141,6 +141,8 @@ def test_low_precision_input_agrees_with_float64(case: Case, dtype: torch.dtype,
     once, again = stream[2][:1], stream[4][:1].expand(6, -1)  # one row, and one row six times
     for low in (stream, [once], [again], [*stream, once, again]):
         low_state, twin = case.one_by_one(low), case.one_by_one([text.double() for text in low])
+        for name in case.open if low is not stream else ():
+            del low_state[name], twin[name]
         assert_same(low_state, twin, case.float32)
 
 

@@ -17,6 +17,8 @@ from geomprobe.bench.timing import Ratio, table
 from geomprobe.probe import Probe
 from tests.tiny_models import snapshot, tiny
 
+pytestmark = pytest.mark.slow  # it runs benchmarks
+
 
 def test_overhead_gives_every_variant_and_leaves_nothing() -> None:
     model = tiny()

@@ -11,6 +11,8 @@ from torch._dynamo.utils import counters
 from geomprobe import AttentionProfile, ContextLasso, GeomprobeError, InformationGain, Probe, every
 from tests.tiny_models import hooks, padded, tiny, token_batch
 
+pytestmark = pytest.mark.slow  # it compiles graphs
+
 WAYS: dict[str, Callable[[Any], Any]] = {
     "torch.compile": lambda model: torch.compile(model, backend="eager"),
     "module.compile": lambda model: model.compile(backend="eager") or model,

@@ -9,6 +9,8 @@ import pytest
 
 from tests.conftest import DemoRun
 
+pytestmark = pytest.mark.slow  # it starts processes
+
 TEXT = "def probe(model):\n    return <script>model</script>  # 🙂"
 
 

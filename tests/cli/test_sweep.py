@@ -16,6 +16,8 @@ from geomprobe.sweeps.records import Run
 from tests.recording.test_all_reduce import torchrun
 from tests.sweeps.test_sweep import OPTIONS
 
+pytestmark = pytest.mark.slow  # it starts processes
+
 
 @pytest.fixture(scope="module")
 def run(training: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # it starts processes
+
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.py"))
 RUNS = [(example, "offline") for example in EXAMPLES]
 RUNS += [(example, "disabled") for example in EXAMPLES if "log_with" in example.read_text()]

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "recording": {"accumulators", "capture", "core"},
     "probe": {"accumulators", "capture", "metrics", "reading", "recording"},
     "inspection": {"accumulators", "capture", "core", "metrics", "models", "probe", "reading", "report"},
-    "sweeps": {"accumulators", "core", "metrics", "models", "probe", "reading", "recording"},
+    "sweeps": {"accumulators", "capture", "core", "metrics", "models", "probe", "reading", "recording"},
     "report": {"metrics", "sweeps", "theory"},
     "integrations": {""},  # public names only, and files
     "tracking": {"inspection", "integrations", "metrics", "models", "probe", "reading", "report", "sweeps"},

@@ -1,7 +1,9 @@
 """What is installed is what is in the tree."""
 
+import os
 import subprocess
 import sys
+import textwrap
 import tomllib
 import zipfile
 from importlib import metadata
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 import geomprobe
+from tests.tiny_models import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,13 +40,32 @@ def test_every_package_of_the_tree_is_listed(project: dict[str, Any]) -> None:
     assert folders == packages, "a folder of modules has no __init__.py"
 
 
-def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
-    copy = tmp_path / "source"  # setuptools builds beside the sources
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The source distribution of a copy of the tree, and the wheel of that: without a network, by torch's own setuptools."""
+    folder = tmp_path_factory.mktemp("built")
+    copy = folder / "source"  # setuptools builds beside the sources
     for source in [*modules().values(), *(ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE"))]:
         target = copy / source.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source.read_bytes())
-    with zipfile.ZipFile(build_wheel(copy, tmp_path)) as wheel:
+    command = f"from setuptools.build_meta import build_sdist; build_sdist({str(folder)!r})"
+    run(sys.executable, "-c", command, cwd=copy)
+    sdist = next(folder.glob("geomprobe-*.tar.gz"))
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(sdist))
+    return {"sdist": sdist, "wheel": next(folder.glob("geomprobe-*.whl"))}
+
+
+def run(*command: str, cwd: Path | None = None, path: Path | None = None) -> str:
+    """What a command prints; with ``path`` as the first place that Python imports from."""
+    environment = os.environ | ({} if path is None else {"PYTHONPATH": str(path), "PYTHONSAFEPATH": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_wheel_holds_every_module(built: dict[str, Path]) -> None:
+    with zipfile.ZipFile(built["wheel"]) as wheel:
         held = {member for member in wheel.namelist() if ".dist-info/" not in member}
         records = {member.rpartition("/")[2] for member in wheel.namelist() if ".dist-info/" in member}
         assert held == set(modules())
@@ -52,12 +74,34 @@ def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
             assert wheel.read(place) == path.read_bytes()
 
 
-def build_wheel(source: Path, target: Path) -> Path:
-    """The wheel, built without a network by the setuptools that torch requires."""
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    done = subprocess.run([*command, "--wheel-dir", str(target), str(source)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return next(target.glob("geomprobe-*.whl"))
+def test_the_wheel_works_outside_the_tree(built: dict[str, Path], tmp_path: Path) -> None:
+    """Installed by itself, away from the sources: the modules import, a probe measures, a page has its template."""
+    installed, out = tmp_path / "installed", tmp_path / "out"
+    run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(installed), str(built["wheel"]))
+    tiny().save_pretrained(tmp_path / "model")
+    code = """
+        import importlib, pkgutil, sys
+        import geomprobe, geomprobe.integrations
+        for package in (geomprobe, geomprobe.integrations):
+            assert package.__file__.startswith(sys.argv[1]), package.__file__
+        names = [info.name for info in pkgutil.walk_packages(geomprobe.__path__, "geomprobe.")]
+        for name in names:
+            if name != "geomprobe.__main__":
+                importlib.import_module(name)
+        print(len(names))
+        import torch, transformers
+        model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[2])
+        with torch.no_grad(), geomprobe.Probe(model) as probe:
+            model(torch.arange(4, 20).unsqueeze(0))
+        print(probe.read()["tokens/final_norm"])
+    """
+    printed = run(
+        sys.executable, "-c", textwrap.dedent(code), str(installed), str(tmp_path / "model"), cwd=tmp_path, path=installed
+    )
+    found = [place for place in modules() if place.endswith(".py")]
+    assert printed.split() == [str(len(found) - 1), "16.0"]  # the package itself is not among those that it holds
+    run(sys.executable, "-m", "geomprobe", "paper", "fig2", "--out", str(out), cwd=tmp_path, path=installed)
+    assert "<svg" in (out / "fig2.html").read_text("utf-8")
 
 
 def test_the_version_is_one(project: dict[str, Any]) -> None:

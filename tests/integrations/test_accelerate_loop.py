@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import wandb
 from accelerate import Accelerator
 
@@ -10,6 +11,8 @@ from geomprobe import Probe, Reading
 from geomprobe.integrations import log_reading
 from tests.integrations.wandb_file import read_run
 from tests.tiny_models import tiny, token_batch
+
+pytestmark = pytest.mark.slow  # it trains
 
 
 def test_readings_share_the_rows_of_the_loss(wandb_directory: Path) -> None:

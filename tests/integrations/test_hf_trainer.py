@@ -16,6 +16,8 @@ from tests.integrations.training import ACCUMULATION, BATCH, LENGTH, losses, tra
 from tests.integrations.wandb_file import read_run
 from tests.tiny_models import hooks, snapshot, tiny, token_batch
 
+pytestmark = pytest.mark.slow  # it trains
+
 EVALUATION = {"eval_strategy": "steps", "eval_steps": 3}
 
 

@@ -12,12 +12,14 @@ import wandb
 
 from geomprobe import GeomprobeError, Reading
 from geomprobe.integrations import WandbSink
-from geomprobe.integrations.wandb_sink import how_to_look, offline_without_login
+from geomprobe.integrations.wandb_sink import offline_without_login, viewing_hint
 from tests.integrations.wandb_file import read_run
 
 SCRIPT = """
 from geomprobe import Reading
 from geomprobe.integrations import WandbSink
+
+pytestmark = pytest.mark.slow  # it starts W&B
 with WandbSink("p", name="n", config={"a": 1}) as sink:
     for step in (1, 2):
         sink.log(Reading(mode="train", sites=("embed",), values={"entropy/embed": step / 2}), step=step)
@@ -179,5 +181,5 @@ def test_without_a_login_this_process_goes_offline(
     assert offline_without_login()
     run = wandb.init(project="p")
     assert run.offline
-    assert "wandb leet" in how_to_look(run)
+    assert "wandb leet" in viewing_hint(run)
     assert not offline_without_login()

@@ -20,6 +20,8 @@ from geomprobe.models.loading import load, tokenize
 from tests import reference
 from tests.tiny_models import padded, prose
 
+pytestmark = pytest.mark.slow  # it reads trained models
+
 LENGTHS = (256, 61, 180, 7, 128, 33)
 ENTROPIES: tuple[Metric, ...] = (
     RepresentationEntropy(text_spectrum=True),

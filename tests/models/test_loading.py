@@ -14,7 +14,10 @@ from tests import reference
 from tests.tiny_models import padded, snapshot, tiny, token_batch
 
 # PEFT asks Transformers for what Transformers has renamed.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,  # it builds adapted and quantized models
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
 
 LENGTHS = (12, 7, 19)
 TEXTS = [token_batch(1, length, seed=length)[0] for length in LENGTHS]

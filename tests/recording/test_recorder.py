@@ -21,7 +21,8 @@ from geomprobe.recording.recorder import _Group
 from tests.accumulators.harness import attended
 from tests.tiny_models import padded, tiny, token_batch
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_GPU)]
 
 
 class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -1,13 +1,14 @@
 """Models that are sharded, replicated or offloaded give the numbers of the plain model, and compute what they did without."""
 
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import accelerate
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -16,43 +17,82 @@ from torch import Tensor, nn
 from transformers.distributed import DistributedConfig
 
 from geomprobe import AttentionProfile, GeomprobeError, Probe, Reading
+from tests import reference
 from tests.recording.test_all_reduce import RANKS, torchrun
 from tests.tiny_models import HandMade, snapshot, tiny, token_batch
+
+pytestmark = pytest.mark.slow  # it starts processes
 
 TEXTS = [token_batch(1, length, seed=length) for length in (9, 30, 14, 50)]  # longer than d = 32, too; uneven over ranks
 
 
-def measure(model: nn.Module, texts: Sequence[Tensor]) -> Reading:
-    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+Hidden = dict[str, Tensor]
+"""Hidden states ``(length, width)`` of one text, by site."""
+
+
+class Run(NamedTuple):
+    """What a probe read, and the hidden states of those very forwards, text by text, from hooks that are not geomprobe's."""
+
+    reading: Reading
+    texts: list[Hidden]
+
+
+@contextmanager
+def hidden_states(model: Any) -> Iterator[list[Hidden]]:
+    """Collect the hidden states of every forward of a Llama."""
+    forwards: list[Hidden] = []
+    base = getattr(model, "module", model)
+    base = getattr(base, "model", base)
+    modules = {"embed": base.embed_tokens} | {f"layer_{i:02d}": layer for i, layer in enumerate(base.layers)}
+
+    def keep(site: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: object, output: Tensor) -> None:
+            if site == "embed":
+                forwards.append({})
+            forwards[-1][site] = output.detach()[0].clone()
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(site)) for site, module in (modules | {"final_norm": base.norm}).items()]
+    try:
+        yield forwards
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def measure(model: nn.Module, texts: Sequence[Tensor]) -> Run:
+    with torch.no_grad(), Probe(model, on_error="raise") as probe, hidden_states(model) as hidden:
         for text in texts:
             model(input_ids=text, use_cache=False)
-    return probe.read()
+    return Run(probe.read(), hidden)
 
 
-def train(model: nn.Module, texts: Sequence[Tensor], probe: Probe | None = None) -> tuple[list[float], list[Reading]]:
+def train(model: nn.Module, texts: Sequence[Tensor], probe: Probe | None = None) -> tuple[list[float], list[Run]]:
     """Two optimizer steps over all ``texts`` each: the losses, and what the probe read after each."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    losses, readings = [], []
+    losses, runs = [], []
     for _ in range(2):
-        for text in texts:
-            loss = model(input_ids=text, labels=text, use_cache=False).loss
-            (loss / len(texts)).backward()
-            losses.append(loss.item())
+        with hidden_states(model) as hidden:
+            for text in texts:
+                loss = model(input_ids=text, labels=text, use_cache=False).loss
+                (loss / len(texts)).backward()
+                losses.append(loss.item())
         optimizer.step()
         optimizer.zero_grad()
         if probe is not None:
-            readings.append(probe.read("train", reset=True))
-    return losses, readings
+            runs.append(Run(probe.read("train", reset=True), hidden))
+    return losses, runs
 
 
-def train_watched(make: Callable[[], Any], texts: Sequence[Tensor]) -> dict[str, Reading]:
+def train_watched(make: Callable[[], Any], texts: Sequence[Tensor]) -> dict[str, Run]:
     """What the probe read after each step of a training that gives the losses of the same one without a probe."""
     plain, _ = train(make().train(), texts)
     model = make().train()
     with Probe(model, on_error="raise") as probe:
-        losses, readings = train(model, texts, probe)
+        losses, runs = train(model, texts, probe)
     assert losses == plain
-    return {f"train/{step}": reading for step, reading in enumerate(readings)}
+    return {f"train/{step}": run for step, run in enumerate(runs)}
 
 
 # -- what each rank runs ----------------------------------------------------------------------------------------------------
@@ -63,7 +103,7 @@ def mine() -> list[Tensor]:
     return TEXTS[dist.get_rank() :: RANKS]
 
 
-def fsdp2(path: str) -> dict[str, Reading]:
+def fsdp2(path: str) -> dict[str, Run]:
     from torch.distributed.fsdp import fully_shard
 
     def shard(model: Any) -> Any:
@@ -75,17 +115,18 @@ def fsdp2(path: str) -> dict[str, Reading]:
     with torch.no_grad():
         plain = [model(text).logits for text in mine()]  # FSDP sets itself up in the first forward
     before = snapshot(model)
-    readings = {"eval": measure(model, mine())}
+    runs = {"eval": measure(model, mine())}
     assert snapshot(model) == before
 
     model = tiny()
     with torch.no_grad(), Probe(model, on_error="raise") as probe:
         shard(model)
-        assert all(torch.equal(model(text).logits, logits) for text, logits in zip(mine(), plain, strict=True))
-    return readings | {"eval/attached before": probe.read()} | train_watched(lambda: shard(tiny()), mine())
+        with hidden_states(model) as hidden:
+            assert all(torch.equal(model(text).logits, logits) for text, logits in zip(mine(), plain, strict=True))
+    return runs | {"eval/attached before": Run(probe.read(), hidden)} | train_watched(lambda: shard(tiny()), mine())
 
 
-def accelerate_fsdp2(path: str) -> dict[str, Reading]:
+def accelerate_fsdp2(path: str) -> dict[str, Run]:
     """As accelerate's FSDP2 plugin shards. ``Accelerator`` itself applies the plugin on GPUs only, so it is called by hand."""
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
@@ -104,7 +145,7 @@ def accelerate_fsdp2(path: str) -> dict[str, Reading]:
     return {"eval": measure(shard(), mine())} | train_watched(shard, mine())
 
 
-def transformers_fsdp2(path: str) -> dict[str, Reading]:
+def transformers_fsdp2(path: str) -> dict[str, Run]:
     def load() -> Any:
         config = DistributedConfig(fsdp_size=RANKS)
         return transformers.AutoModelForCausalLM.from_pretrained(path, distributed_config=config)
@@ -112,37 +153,38 @@ def transformers_fsdp2(path: str) -> dict[str, Reading]:
     return {"eval": measure(load(), mine())} | train_watched(load, mine())
 
 
-def accelerate_ddp(path: str) -> dict[str, Reading]:
+def accelerate_ddp(path: str) -> dict[str, Run]:
     prepared = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=len(mine()))
 
-    def run(watch: bool) -> tuple[list[float], list[Reading]]:
+    def run(watch: bool) -> tuple[list[float], list[Run]]:
         bare = tiny().train()
         model, optimizer = prepared.prepare(bare, torch.optim.SGD(bare.parameters(), lr=0.1))
         assert type(model).__name__ == "DistributedDataParallel"
         probe = Probe(model, on_error="raise")
         if watch:
             probe.attach()
-        losses, readings = [], []
+        losses, runs = [], []
         for _ in range(2):
-            for text in mine():
-                with prepared.accumulate(model):
-                    loss = model(input_ids=text, labels=text, use_cache=False).loss
-                    prepared.backward(loss)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                losses.append(loss.item())
+            with hidden_states(model) as hidden:
+                for text in mine():
+                    with prepared.accumulate(model):
+                        loss = model(input_ids=text, labels=text, use_cache=False).loss
+                        prepared.backward(loss)
+                        optimizer.step()
+                        optimizer.zero_grad()
+                    losses.append(loss.item())
             if watch:
-                readings.append(probe.read("train", reset=True))
+                runs.append(Run(probe.read("train", reset=True), hidden))
         probe.close()
-        return losses, readings
+        return losses, runs
 
     plain, _ = run(watch=False)
-    losses, readings = run(watch=True)
+    losses, runs = run(watch=True)
     assert losses == plain
-    return {f"train/{step}": reading for step, reading in enumerate(readings)}
+    return {f"train/{step}": run for step, run in enumerate(runs)}
 
 
-def transformers_tp(path: str) -> dict[str, Reading]:
+def transformers_tp(path: str) -> dict[str, Run]:
     def load() -> Any:
         model = transformers.AutoModelForCausalLM.from_pretrained(path, distributed_config=DistributedConfig(tp_size=RANKS))
         assert model.model.layers[0].mlp.up_proj.weight.to_local().shape == (64 // RANKS, 32)
@@ -151,10 +193,10 @@ def transformers_tp(path: str) -> dict[str, Reading]:
     model = load()
     with torch.no_grad():
         plain = [model(text).logits for text in TEXTS]
-        with Probe(model, on_error="raise") as probe:
+        with Probe(model, on_error="raise") as probe, hidden_states(model) as hidden:
             assert all(torch.equal(model(text).logits, logits) for text, logits in zip(TEXTS, plain, strict=True))
     refuses_attention(model)
-    return {"eval": probe.read(), "eval/base": measure(model.model, TEXTS)} | train_watched(load, TEXTS)
+    return {"eval": Run(probe.read(), hidden), "eval/base": measure(model.model, TEXTS)} | train_watched(load, TEXTS)
 
 
 def refuses_attention(model: Any) -> None:
@@ -164,7 +206,7 @@ def refuses_attention(model: Any) -> None:
         model(TEXTS[0])
 
 
-def torch_tp(path: str) -> dict[str, Reading]:
+def torch_tp(path: str) -> dict[str, Run]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
@@ -182,12 +224,13 @@ def torch_tp(path: str) -> dict[str, Reading]:
     model = tiny()
     with torch.no_grad(), Probe(model, on_error="raise") as probe:
         parallelize(model)
-        for text in TEXTS:
-            model(text)
-    return {"eval": measure(parallelize(tiny()), TEXTS), "eval/attached before": probe.read()}
+        with hidden_states(model) as hidden:
+            for text in TEXTS:
+                model(text)
+    return {"eval": measure(parallelize(tiny()), TEXTS), "eval/attached before": Run(probe.read(), hidden)}
 
 
-def sequence_parallel(path: str) -> dict[str, Reading]:
+def sequence_parallel(path: str) -> dict[str, Run]:
     """A residual stream cut along the text is refused, as DTensors and as each rank's own part."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, distribute_module
@@ -213,7 +256,7 @@ def sequence_parallel(path: str) -> dict[str, Reading]:
     return {}
 
 
-def pipeline_parallel(path: str) -> dict[str, Reading]:
+def pipeline_parallel(path: str) -> dict[str, Run]:
     """A model whose layers are spread over ranks is refused: stand-ins for the absent ones would be counted."""
     config = DistributedConfig(pp_size=RANKS)
     model = transformers.AutoModelForCausalLM.from_pretrained(path, distributed_config=config)
@@ -237,8 +280,8 @@ def worker(path: str, *names: str) -> None:
         if names and check.__name__ not in names:
             continue
         torch.manual_seed(0)
-        readings = {name: reading.to_dict() for name, reading in check(path).items()}
-        Path(path, f"{check.__name__}.{dist.get_rank()}.json").write_text(json.dumps(readings))
+        runs = {name: (run.reading.to_dict(), run.texts) for name, run in check(path).items()}
+        torch.save(runs, Path(path, f"{check.__name__}.{dist.get_rank()}.pt"))
     dist.destroy_process_group()
 
 
@@ -254,27 +297,41 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one() -> dict[str, Reading]:
+def one() -> dict[str, Run]:
     """What one process reads of the same texts."""
     return {"eval": measure(tiny(), TEXTS)} | train_watched(tiny, TEXTS)
 
 
+def arrays(texts: list[Hidden]) -> list[dict[str, reference.Array]]:
+    return [{site: hidden.double().numpy() for site, hidden in text.items()} for text in texts]
+
+
 @pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
-def test_two_ranks_give_the_numbers_of_one(check: str, results: Path, one: dict[str, Reading]) -> None:
-    for rank in range(RANKS):
-        for name, values in json.loads((results / f"{check}.{rank}.json").read_text()).items():
-            reading, expected = Reading.from_dict(values), one[name if name in one else "eval"]
-            assert reading.sites == expected.sites
-            assert reading.values == pytest.approx(expected.values, rel=1e-6, nan_ok=True), (rank, name)
-            for site in expected.sites:
-                ours, plain = reading.curve("gain", site), expected.curve("gain", site)
-                assert ours.count == plain.count
-                rel = 1e-5 if check.endswith("_tp") else 1e-6  # tensor parallelism adds up in another order, in float32
-                assert ours.mean == pytest.approx(plain.mean, rel=rel, abs=1e-9)
+def test_two_ranks_give_the_numbers_of_one(check: str, results: Path, one: dict[str, Run]) -> None:
+    """The hidden states are those of one process but for rounding, and every number is that of the run's own hidden states.
+
+    Rounding of a forward differs where a product is spread over ranks, and after an optimizer step: FSDP sums the gradients of
+    every backward pass over ranks, ``(g₀ + g₁)/2 + (g₂ + g₃)/2``, where one process adds them up in turn.
+    """
+    ranks = [torch.load(results / f"{check}.{rank}.pt") for rank in range(RANKS)]
+    for name in ranks[0]:
+        expected = one[name if name in one else "eval"]
+        plain = arrays(expected.texts)
+        hidden = [arrays(rank[name][1]) for rank in ranks]
+        for rank in range(RANKS):
+            whole = hidden[rank] if check.endswith("_tp") else [hidden[i % RANKS][i // RANKS] for i in range(len(TEXTS))]
+            assert len(whole) == len(plain)
+            for text, other in zip(whole, plain, strict=True):
+                for site, rows in other.items():
+                    apart = np.linalg.norm(text[site] - rows, axis=1) / np.linalg.norm(rows, axis=1)
+                    assert apart == pytest.approx(0, abs=reference.ROUNDED), (rank, name, site)
+            reading = Reading.from_dict(ranks[rank][name][0])
+            reference.hold_to_twin(reading, whole)
+            reference.hold_to_run(reading, expected.reading, plain)
 
 
 def test_hidden_states_or_layers_in_parts_are_refused_on_every_rank(results: Path) -> None:
-    assert all((results / f"{check.__name__}.{rank}.json").exists() for check in REFUSALS for rank in range(RANKS))
+    assert all((results / f"{check.__name__}.{rank}.pt").exists() for check in REFUSALS for rank in range(RANKS))
 
 
 # -- offloading, in one process ---------------------------------------------------------------------------------------------
@@ -297,7 +354,7 @@ def dispatched(model: Any, path: Path) -> Any:
 @pytest.mark.parametrize("offload", [on_disk, on_cpu, dispatched])
 @pytest.mark.parametrize("attached", ["before", "after"])
 def test_offloading_changes_nothing(offload: Callable[[Any, Path], Any], attached: str, tmp_path: Path) -> None:
-    plain, expected = tiny(), measure(tiny(), TEXTS)
+    plain, expected = tiny(), measure(tiny(), TEXTS).reading
     model = tiny()
     if attached == "after":
         model = offload(model, tmp_path)
@@ -323,12 +380,12 @@ def test_a_model_loaded_partly_onto_disk(tmp_path: Path) -> None:
     load = transformers.AutoModelForCausalLM.from_pretrained
     model = load(tmp_path / "model", device_map=places, offload_folder=str(tmp_path / "offloaded"))
     assert model.model.layers[1].mlp.up_proj.weight.device.type == "meta"
-    assert measure(model, TEXTS).values == measure(tiny(), TEXTS).values
-    prompt = token_batch(1, 6)
-    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+    assert measure(model, TEXTS).reading.values == measure(tiny(), TEXTS).reading.values
+    prompt, plain = token_batch(1, 6), tiny()
+    with torch.no_grad(), Probe(model, on_error="raise") as probe, Probe(plain, on_error="raise") as expected:
         text = model.generate(prompt, max_new_tokens=5, do_sample=False)
-    assert torch.equal(text, tiny().generate(prompt, max_new_tokens=5, do_sample=False))
-    assert probe.read().values == pytest.approx(measure(tiny(), [text[:, :-1]]).values, rel=1e-6)
+        assert torch.equal(text, plain.generate(prompt, max_new_tokens=5, do_sample=False))
+    assert probe.read().values == expected.read().values
 
 
 if __name__ == "__main__":

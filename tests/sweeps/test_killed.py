@@ -11,12 +11,15 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
 import torch
 
 from geomprobe.sweeps.records import MANIFEST, READINGS, Run
 from geomprobe.sweeps.sweep import sweep
 from tests.sweeps.conftest import save_checkpoint
 from tests.sweeps.test_sweep import OPTIONS, lines
+
+pytestmark = pytest.mark.slow  # it starts processes
 
 STEPS = range(1, 15)
 AT_ONCE, OPENED, RECORDED = "at once", "opened", "recorded"

@@ -23,6 +23,8 @@ from geomprobe.sweeps.records import READINGS, Record, Run
 from tests.reference import hidden_states, unit
 from tests.sweeps.conftest import STEPS, save_checkpoint
 
+pytestmark = pytest.mark.slow  # it sweeps checkpoints
+
 OPTIONS: dict[str, Any] = {"field": "prose", "tokens": 700, "sample": 200, "length": 50, "batch_tokens": 200}
 
 

@@ -18,6 +18,8 @@ from geomprobe.sweeps.records import Kind, Record
 from geomprobe.tracking.sweep_run import STATE, SweepTracker
 from tests.integrations.wandb_file import RunFile, read_run, run_files
 
+pytestmark = pytest.mark.slow  # it sweeps checkpoints
+
 SITES = ("embed", "layer_00")
 
 
