@@ -158,7 +158,9 @@ class Capture:
             for module in layer.modules():
                 if not attention_tap.is_cross_attention(module):
                     places.setdefault(module, []).append(i)  # several layers may share one module
-        attention_tap.install(self, {module: partial(self._observe, torch.tensor(indices)) for module, indices in places.items()})
+        attention_tap.install(
+            self, {module: partial(self._observe, torch.tensor(indices)) for module, indices in places.items()}
+        )
 
     @cached_property
     def _attention_layers(self) -> set[int]:

@@ -76,8 +76,8 @@ def measure(
     team: Team,
     advance: Callable[[int], object],
 ) -> Measured:
-    """Run every batch through the model once, with ``sample_metrics`` on the sample and ``token_metrics`` on all batches. This is
-    a collective operation.
+    """Run every batch through the model once, with ``sample_metrics`` on the sample and ``token_metrics`` on all batches. This
+    is a collective operation.
 
     Args:
         loaded: the model and its tokenizer.

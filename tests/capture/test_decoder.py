@@ -87,7 +87,9 @@ def test_a_model_unknown_to_transformers_is_found_by_counting() -> None:
     ],
 )
 def test_a_model_without_decoder_layers(model: nn.Module, found: str) -> None:
-    with pytest.raises(GeomprobeError, match=rf"found no decoder layers in {type(model).__name__}.*_can_record_outputs.*{found}"):
+    with pytest.raises(
+        GeomprobeError, match=rf"found no decoder layers in {type(model).__name__}.*_can_record_outputs.*{found}"
+    ):
         Probe(model)
 
 

@@ -333,7 +333,10 @@ def test_metrics_that_are_missing_have_no_figure(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([Record(name="step1", error="OSError: <gone>"), Record(name="step2", error="no room")], "2 failed, the last one with: no room"),
+        (
+            [Record(name="step1", error="OSError: <gone>"), Record(name="step2", error="no room")],
+            "2 failed, the last one with: no room",
+        ),
         ([], "it has no records yet"),
     ],
 )
