@@ -35,9 +35,9 @@ else:
         "attention_mask": torch.nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in tokens], batch_first=True),
     }
 
-with torch.no_grad(), Probe(model) as probe:  # hooks on; every layer
+with torch.no_grad(), Probe(model) as probe:  # registers hooks on every layer
     model(**batch)
-reading = probe.read()  # hooks off; numbers stay
+reading = probe.read()  # the hooks are removed, the numbers stay
 
 print(reading)
 print()

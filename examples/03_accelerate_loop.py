@@ -1,6 +1,6 @@
 """Watch a model's geometry in a training loop of your own, under accelerate.
 
-Run it as it is: without a W&B login the run stays offline, and W&B says how to look at it.
+Run it as it is: without a W&B login the run stays offline, and W&B prints how to view it.
 """
 
 from pydoc_data.topics import topics

@@ -1,4 +1,7 @@
-"""A metric of your own: name the sums you need, and read numbers off them. Here, how much of a site is one direction."""
+"""A metric of your own: name the accumulators that it needs, and compute numbers from their sums.
+
+Here it is the share of the largest eigenvalue of the covariance at every site.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from geomprobe.accumulators.state import Accumulator, State
 class TopShare(Metric):
     """Share of the largest eigenvalue of Σ: 1/d for evenly spread rows, 1 when all rows point one way."""
 
-    needs = (Covariance(),)  # RepresentationEntropy reads the same sums: they are kept once
+    accumulators = (Covariance(),)  # RepresentationEntropy needs the same sums, which are computed only once
 
     def scalars(self, states: Mapping[Accumulator, State]) -> Mapping[str, float]:
         values = eigenvalues(states[Covariance()])

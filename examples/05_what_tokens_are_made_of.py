@@ -1,9 +1,9 @@
-"""Which earlier tokens a token is made of, and which it attends to: at every layer, on the attention the model runs on.
+"""From which earlier tokens each token can be reproduced, and to which it attends, at every layer.
 
     python examples/05_what_tokens_are_made_of.py [MODEL]
 
 MODEL is a hub id or a directory; without one, a small Llama with random weights, so that this runs anywhere. For a single text,
-``geomprobe inspect MODEL "text" --html page.html`` shows the tokens themselves.
+``geomprobe inspect MODEL "text" --html page.html`` shows the weights of every token.
 """
 
 import sys

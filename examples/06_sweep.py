@@ -1,9 +1,10 @@
-"""Sweep the checkpoints of a training: the same tokens through each, into a folder that a crash does not harm.
+"""Sweep over the checkpoints of a training: measure each on the same tokens, and write a folder that can be resumed.
 
     python examples/06_sweep.py [FOLDER_OF_CHECKPOINTS DATA]
 
 The folder holds ``checkpoint-*`` as Trainer writes them, and DATA is a text file; without them, a small GPT-NeoX is trained
-for a few steps, so that this runs anywhere. Run it again: what is recorded is not read again. On the command line the same is
+for a few steps, so that this runs anywhere. If you run it again, recorded checkpoints are not measured again. On the command
+line the same is
 ``geomprobe sweep FOLDER --data DATA --out run``, and ``geomprobe report run`` makes a page of it.
 """
 

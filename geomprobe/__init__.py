@@ -1,6 +1,6 @@
 """Watch the geometry of a language model's representations from inside the forward pass.
 
-Public names are loaded when first used, so that ``import geomprobe`` and ``geomprobe --help`` do not wait for torch.
+Public names are loaded when they are first used, so that ``import geomprobe`` and ``geomprobe --help`` do not wait for torch.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
-"""The one exception type of geomprobe."""
+"""The one exception type that geomprobe raises."""
 
 __all__ = ["GeomprobeError"]
 
 
 class GeomprobeError(Exception):
-    """Something a user can act on: the message names the thing, what was expected, and what to do."""
+    """An error that the user can act on. Its message names what is wrong, what was expected, and what to do."""

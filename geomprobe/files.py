@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and files of lines that outlive a crash."""
+"""Atomic file writes, and files of JSON lines that survive a crash."""
 
 import json
 import os
@@ -13,10 +13,10 @@ __all__ = ["StepFile", "append_line", "check_writable", "mend_lines", "read_line
 
 
 def check_writable(path: Path | None) -> None:
-    """Whether a file can be written at ``path``: before the work, not after it.
+    """Check that a file can be written at ``path``, so that a long computation does not fail at its end.
 
     Raises:
-        GeomprobeError: it cannot.
+        GeomprobeError: if no file can be written there.
     """
     try:
         fits = path is None or (not path.is_dir() and path.absolute().parent.is_dir())
@@ -27,10 +27,10 @@ def check_writable(path: Path | None) -> None:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: whoever reads it meanwhile finds the old one.
+    """Write a file atomically: a reader finds either the old content or all of the new content.
 
     Raises:
-        GeomprobeError: it cannot be written.
+        GeomprobeError: if the file cannot be written.
     """
     scratch = path.with_name(f".{path.name[:100]}.{os.getpid()}.part")
     data = content.encode() if isinstance(content, str) else content
@@ -44,15 +44,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
         raise GeomprobeError(
-            f"cannot write {path}: {error}; give a file in a folder that can be written and has room"
+            f"cannot write {path}: {error}; give a file in a writable folder with enough free space"
         ) from error
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line of JSON, on the disk before this returns. NaN and infinities must be gone from ``record``.
+    """Append ``record`` as one line of JSON and flushes it to the disk. ``record`` must not contain NaN or infinities.
 
     Raises:
-        GeomprobeError: it cannot be written; the lines before it stay.
+        GeomprobeError: if the line cannot be written. The earlier lines are kept.
     """
     line = json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
     try:
@@ -64,46 +64,46 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
                 os.fsync(file.fileno())
             except OSError:
                 with suppress(OSError):
-                    os.truncate(path, start)  # what a full disk took of the line
+                    os.truncate(path, start)  # a full disk may have taken a part of the line
                 raise
     except OSError as error:
         raise GeomprobeError(
-            f"cannot add to {path}: {error}; what it holds already is safe: make room and run again"
+            f"cannot append to {path}: {error}; its earlier lines are safe: free some disk space and run again"
         ) from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON lines; none where there is no file. A last line that a crash cut off is left out.
+    """Return the records of a file of JSON lines, or an empty list if there is no file.
+
+    A last line that a crash left incomplete is skipped.
 
     Raises:
-        GeomprobeError: it cannot be read, or another line than the last is damaged.
+        GeomprobeError: if the file cannot be read, or if any other line is damaged.
     """
     records = []
     for number, line in enumerate(_whole_lines(path), 1):
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise GeomprobeError(
-                f"{path}, line {number}: not JSON ({error}); restore the file, or take that line out"
-            ) from error
+            raise GeomprobeError(f"{path}, line {number}: not JSON ({error}); restore the file, or remove that line") from error
         if not isinstance(record, dict):
-            raise GeomprobeError(f"{path}, line {number}: expected a JSON object; restore the file, or take that line out")
+            raise GeomprobeError(f"{path}, line {number}: expected a JSON object; restore the file, or remove that line")
         records.append(record)
     return records
 
 
 def mend_lines(path: Path) -> None:
-    """Cut off a last line that a crash left without its end, so that the next one stands alone.
+    """Remove a last line that a crash left incomplete, so that the next line is not appended to it.
 
     Raises:
-        GeomprobeError: the file cannot be written.
+        GeomprobeError: if the file cannot be written.
     """
     try:
         whole = sum(len(line) + 1 for line in _whole_lines(path))
         if path.exists() and path.stat().st_size != whole:
             os.truncate(path, whole)
     except OSError as error:
-        raise GeomprobeError(f"cannot mend {path}: {error}") from error
+        raise GeomprobeError(f"cannot remove the incomplete last line of {path}: {error}") from error
 
 
 def _whole_lines(path: Path) -> list[bytes]:
@@ -114,34 +114,34 @@ def _whole_lines(path: Path) -> list[bytes]:
 
 
 class StepFile:
-    """Records ``{"step": …}`` appended to a file that outlives crashes and resumed trainings.
+    """A file of records ``{"step": …}`` that stays readable after a crash and after training is resumed.
 
-    Each is written as one line at once, so that a crash leaves the lines before it whole.
+    Each record is written as one line in a single call, so that a crash leaves the earlier lines intact.
 
     Raises:
-        OSError: the file cannot be written; from every method.
+        OSError: from every method, if the file cannot be read or written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
     def append(self, step: int, record: dict[str, Any]) -> None:
-        """Add a line. NaN and infinities must be gone from ``record``: they are not JSON."""
+        """Append a line. ``record`` must not contain NaN or infinities, which JSON does not have."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **record}, allow_nan=False) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Drop the lines after ``step``, all of them for 0, and one that a crash cut off."""
+        """Remove the lines after ``step`` (all lines if ``step`` is 0) and an incomplete last line."""
         if self.path.exists():
             self._replace([line for line in self._lines() if step and 0 <= _step(line) <= step])
 
     def records(self) -> list[dict[str, Any]]:
-        """Every whole line; none where there is no file."""
+        """Return the records of all complete lines, or an empty list if there is no file."""
         return [json.loads(line) for line in self._lines() if _step(line) >= 0] if self.path.exists() else []
 
     def replace(self, records: Iterable[dict[str, Any]]) -> None:
-        """These records, each with its ``step``, in place of what is there."""
+        """Replace the content of the file with ``records``, each of which has a ``step``."""
         self._replace([json.dumps(record, allow_nan=False) for record in records])
 
     def _lines(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The probe: hooks on a model, states that add, a reading at the end."""
+"""The probe: it attaches hooks to a model, accumulates sums during forward passes, and returns a reading."""
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -25,32 +25,34 @@ from geomprobe.schedule import Schedule
 
 __all__ = ["Mode", "Probe"]
 
-_attached: "weakref.WeakSet[Probe]" = weakref.WeakSet()  # weak: a model dropped with its probe on is freed with it
+_attached: "weakref.WeakSet[Probe]" = weakref.WeakSet()  # weak, so that a model that is dropped with its probe is freed
 
 
 class Probe:
-    """Watch the geometry of a model's representations while it runs.
+    """Measure the geometry of a model's representations while the model runs.
 
     Hidden states are reduced to sums inside the forward pass. No activations are stored, except for texts that are still being
-    generated, and nothing the model computes changes. Training and evaluation are kept apart.
+    generated, and the results of the model do not change. Training and evaluation are measured separately.
 
         with Probe(model) as probe:
             model(**batch)
         print(probe.read())
 
     Args:
-        model: any model that holds one Hugging Face decoder, wrapped or not.
-        metrics: what to measure; ``RepresentationEntropy()`` and ``InformationGain()`` by default.
-        sites: which sites: indices of layers, ``"layer_05"``, ``"embed"``, ``"final_norm"``; all by default.
-        decoder: the decoder and its layers, where they cannot be found: ``Decoder(base=model, layers=model.blocks)``.
-        when: which forwards to measure, as a function of how many came before (``every(20)``); all by default.
-        on_error: ``"warn"``: a fault inside the probe warns once, takes the probe off the model, and lets the model go on, what
-            was measured being kept. ``"raise"``: it raises, for tests and research.
-        on_gain: called after every forward on a KV cache with the information gain of the new tokens at every site, while
-            ``generate`` runs. What it raises goes to the caller of ``generate``.
+        model: any model that contains one Hugging Face decoder, wrapped or not.
+        metrics: the metrics to compute. Default: ``RepresentationEntropy()`` and ``InformationGain()``.
+        sites: the sites to measure, as indices of layers or as names (``"layer_05"``, ``"embed"``, ``"final_norm"``). Default:
+            all.
+        decoder: the decoder and its layers, for a model in which they cannot be found automatically, such as
+            ``Decoder(base=model, layers=model.blocks)``.
+        when: which forwards to measure, as a function of the number of forwards before (such as ``every(20)``). Default: all.
+        on_error: ``"warn"``: an error inside the probe issues one warning and removes the probe from the model. The model
+            continues, and the numbers measured so far are kept. ``"raise"``: the error is raised, for tests and research.
+        on_gain: a function that is called after every forward on a KV cache, while ``generate`` runs, with the information gain
+            of the new tokens at every site. Exceptions that it raises reach the caller of ``generate``.
 
     Raises:
-        GeomprobeError: no decoder found, an unknown site, or something that is not a metric.
+        GeomprobeError: if no decoder is found, a site is unknown, or ``metrics`` contains something that is not a metric.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Probe:
         self._model = model
         self._decoder = decoder
         self._status: Literal["new", "attached", "closed"] = "new"
-        # dict.fromkeys keeps order and drops equal ones: that is all the sharing there is.
+        # Metrics share equal accumulators: dict.fromkeys keeps the order and drops duplicates.
         accumulators = dict.fromkeys([TokenCount(), *(need for metric in self.metrics for need in metric.accumulators)])
         reads = {need.attention for need in accumulators if isinstance(need, ReadsAttention)}
         attention: Literal["rows", "maps"] | None = "maps" if "maps" in reads else "rows" if "rows" in reads else None
@@ -94,7 +96,7 @@ class Probe:
 
     @property
     def paused(self) -> bool:
-        """Whether forwards pass unmeasured; set it to True and back. They do not count for ``when``."""
+        """Whether forwards are not measured. It can be set; forwards that run meanwhile do not count for ``when``."""
         return self._recorder.paused
 
     @paused.setter
@@ -103,28 +105,28 @@ class Probe:
 
     @property
     def fault(self) -> Exception | None:
-        """The exception that took this probe off its model, or ``None``."""
+        """The exception that removed this probe from its model, or ``None``."""
         return self._recorder.fault
 
-    # -- life ---------------------------------------------------------------------------------------------------------------
+    # -- attach and close ---------------------------------------------------------------------------------------------------
 
     def attach(self) -> Self:
-        """Put the hooks on. ``with Probe(model)`` does this. A probe that was closed goes on from its numbers.
+        """Register the hooks, as ``with Probe(model)`` does. A probe that was closed continues from its numbers.
 
         Raises:
-            GeomprobeError: this probe is attached, or another is on the model; it stopped at a fault.
+            GeomprobeError: if a probe is already attached to the model, or if this probe stopped at an error.
         """
         if self.fault is not None:
             raise GeomprobeError(
-                f"this probe stopped at {type(self.fault).__name__}: {self.fault}. What it measured stays readable; to watch "
-                "again make a new Probe(model)"
+                f"this probe stopped at {type(self.fault).__name__}: {self.fault}. The numbers measured before stay readable; "
+                "to measure again, make a new Probe(model)"
             )
         base = self._decoder.base
         if (other := _on(base)) is not None:
             who = "this probe" if other is self else "another probe"
             raise GeomprobeError(
-                f"{who} is already attached to this {type(base).__name__}. Give one probe all the metrics; "
-                "to remove a probe you lost hold of: Probe.on(model).close()"
+                f"{who} is already attached to this {type(base).__name__}. Pass all metrics to one probe, or remove the "
+                "attached one with Probe.on(model).close()"
             )
         self._capture.attach()
         _attached.add(self)
@@ -132,7 +134,7 @@ class Probe:
         return self
 
     def close(self) -> None:
-        """Take every hook off; numbers stay readable. Safe to call twice."""
+        """Remove all hooks. The numbers stay readable. Calling this twice is safe."""
         self._capture.detach()
         self._recorder.drop()
         _attached.discard(self)
@@ -140,7 +142,7 @@ class Probe:
 
     @staticmethod
     def on(model: nn.Module) -> "Probe | None":
-        """The probe attached to ``model``, if any."""
+        """Return the probe that is attached to ``model``, or ``None``."""
         return _on(find_decoder(model).base)
 
     def __enter__(self) -> Self:
@@ -150,32 +152,36 @@ class Probe:
         self.close()
 
     def _sigma(self) -> float:
-        """The noise of the metric that ``on_gain`` follows."""
+        """The noise σ of the :class:`InformationGain` metric whose gains are passed to ``on_gain``."""
         sigmas = [metric.sigma for metric in self.metrics if isinstance(metric, InformationGain)]
         if not sigmas:
-            raise GeomprobeError("on_gain follows InformationGain, and it is not among the metrics of this probe: add it")
+            raise GeomprobeError("on_gain needs the metric InformationGain: add it to the metrics of this probe")
         return sigmas[0]
 
     # -- numbers ------------------------------------------------------------------------------------------------------------
 
     def read(self, mode: Mode | None = None, *, reset: bool = False) -> Reading:
-        """The numbers so far, as plain floats. Measuring goes on.
+        """Return the numbers measured so far, as plain floats. The probe continues to measure.
 
-        With several processes (``accelerate launch``, ``torchrun``) the numbers are those of all together, and this is a
-        collective: call it on every rank, also on one that saw nothing; each gets the same reading.
+        With several processes (``accelerate launch``, ``torchrun``) the numbers are those of all processes together. This is a
+        collective operation: call it on every rank, including ranks that measured nothing. All ranks get the same reading.
 
         Args:
-            mode: what was seen while the model was in training or in evaluation mode. Not needed when only one was seen.
-            reset: forget what was seen in this mode afterwards, so that the next reading starts anew.
+            mode: ``"train"`` or ``"eval"``: the mode of the model in which the numbers were measured. Can be omitted if the
+                model ran in one mode only.
+            reset: whether to discard the sums of this mode afterwards, so that the next reading starts from zero.
 
         Raises:
-            GeomprobeError: nothing was seen, or both modes were and ``mode`` does not say which; two metrics claim one name.
+            GeomprobeError: if nothing was measured, if both modes were measured and ``mode`` is not given, or if two metrics
+                have a number of the same name.
         """
         self._capture.end_dead_sequences()
         banks = self._recorder.with_sequences(self._capture.sequences).over_ranks(replicas(self._model)).banks
         seen = [name for name, sites in banks.items() if sites]
         if mode is None and len(seen) == 2:
-            raise GeomprobeError("this probe saw the model in training and in evaluation: read('train') or read('eval')")
+            raise GeomprobeError(
+                "this probe measured the model both in training and in evaluation mode: call read('train') or read('eval')"
+            )
         mode = mode or (seen[0] if seen else "eval")
         if mode not in banks:
             raise GeomprobeError(f"read({mode!r}): expected 'train' or 'eval'")
@@ -190,48 +196,48 @@ class Probe:
         return reading
 
     def reset(self, mode: Mode | None = None) -> None:
-        """Forget what was seen in ``mode``, or in both."""
+        """Discard the sums of ``mode``, or of both modes if it is ``None``."""
         self._recorder.store.reset(mode)
         for sequence in self._capture.sequences:
             if mode in (None, sequence.mode):
                 sequence.mark_counted()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything seen, as flat named tensors on the CPU: ``mode/site/accumulator/sum``. Two of them add.
+        """Return all sums as tensors on the CPU, named ``mode/site/accumulator/sum``. Two such dicts can be added.
 
         >>> # safetensors.torch.save_file(probe.state_dict(), "probe.safetensors")
         """
         return self._recorder.with_sequences(self._capture.sequences).to_tensors()
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from :meth:`state_dict`, in place of what was seen so far.
+        """Replace all sums with those that :meth:`state_dict` returned, to continue from them.
 
         Raises:
-            GeomprobeError: it comes from a probe with other metrics or sites.
+            GeomprobeError: if ``tensors`` comes from a probe with other metrics or sites.
         """
         self._recorder.store.load_tensors(tensors)
-        for sequence in self._capture.sequences:  # what they hold so far is in the saved state, or belongs to no one
+        for sequence in self._capture.sequences:  # their tokens so far are in the loaded state, or are to be left out
             sequence.mark_counted()
 
     def _why_empty(self, seen: list[Mode]) -> str:
         if self.fault is not None:
-            return f"the probe met {type(self.fault).__name__}: {self.fault}"
+            return f"the probe stopped at {type(self.fault).__name__}: {self.fault}"
         if seen:
             return f"the model ran in {seen[0]} mode only"
         if self._status == "new":
-            return "the probe was never attached; use it as 'with Probe(model) as probe:' around the forward"
+            return "the probe was never attached; run the model inside 'with Probe(model) as probe:'"
         if self.paused:
             return "the probe is paused"
         if self._recorder.forwards and self._recorder.when is None:
-            return f"none of {self._recorder.forwards} forwards reached a watched layer with a token"
+            return f"in none of {self._recorder.forwards} forwards did a token reach a measured site"
         if self._recorder.forwards:
-            return f"the schedule measured none of {self._recorder.forwards} forwards"
+            return f"the schedule 'when' selected none of {self._recorder.forwards} forwards"
         return (
-            "the model has not run since the probe was attached; call the model inside 'with Probe(model) as probe:' (and if "
-            "it runs inside a compiled function, call that for the first time there)"
+            "the model has not run since the probe was attached; call the model inside 'with Probe(model) as probe:' (if it "
+            "runs inside a compiled function, the first call of that function must be there too)"
         )
 
 
 def _on(base: nn.Module) -> Probe | None:
-    """The probe attached to a decoder, if any."""
+    """The probe that is attached to a decoder, or ``None``."""
     return next((probe for probe in _attached if probe._decoder.base is base), None)

@@ -1,4 +1,4 @@
-"""A reading: what a probe measured, as plain numbers that print, plot, save and load."""
+"""A reading: the numbers that a probe measured, which can be printed, saved, loaded and converted to pandas."""
 
 import html
 import json
@@ -19,7 +19,7 @@ __all__ = ["Reading"]
 
 T = TypeVar("T")
 
-# The columns of a printed table, in order, as far as the terminal is wide; everything else is in the reading by name.
+# The columns of the printed table, in order. All other numbers are listed by name under it.
 _COLUMNS = {
     "entropy": ("entropy", "{:.3f}"),
     "effective_rank": ("eff.rank", "{:.1f}"),
@@ -39,13 +39,14 @@ _BAR = 10
 
 @dataclass
 class Reading:
-    """Scalars ``metric/site`` and curves over positions, with the counts behind them.
+    """Scalars named ``metric/site``, and curves over positions in the text, with the number of tokens and texts behind them.
 
     Attributes:
-        mode: ``"train"`` or ``"eval"``; an evaluation set of Trainer's by its name, ``"eval_<name>"``.
-        sites: the sites measured, from ``embed`` to ``final_norm``.
-        values: scalars by ``"metric/site"``; ``tokens/<site>`` and ``texts/<site>`` say how many rows and texts they rest on.
-        notes: what a reader must know: rows left out, a probe that stopped early.
+        mode: ``"train"`` or ``"eval"``; for one of several evaluation sets of Trainer ``"eval_<name>"``.
+        sites: the measured sites, in order from ``embed`` to ``final_norm``.
+        values: the scalars by ``"metric/site"``. ``tokens/<site>`` and ``texts/<site>`` are the numbers of rows and texts that
+            the other numbers were computed from.
+        notes: remarks that a reader must know, such as rows that were left out or a probe that stopped early.
     """
 
     mode: str
@@ -55,37 +56,37 @@ class Reading:
     _curves: dict[str, Curve] = field(default_factory=dict)
 
     def add(self, site: str, metric: str, value: float) -> None:
-        """Set one scalar.
+        """Add one scalar.
 
         Raises:
-            GeomprobeError: two metrics gave the same name.
+            GeomprobeError: if there is a scalar of this name already.
         """
         if (key := f"{metric}/{site}") in self.values:
-            raise GeomprobeError(f"two metrics of this probe both give {metric!r}: use one of them, or rename yours")
+            raise GeomprobeError(f"two metrics of this probe have a number named {metric!r}: use one of them, or rename yours")
         self.values[key] = value
 
     def add_curve(self, site: str, metric: str, curve: Curve) -> None:
-        """Set one curve.
+        """Add one curve.
 
         Raises:
-            GeomprobeError: two metrics gave the same name.
+            GeomprobeError: if there is a curve of this name already.
         """
         if (key := f"{metric}/{site}") in self._curves:
-            raise GeomprobeError(f"two metrics of this probe both give the curve {metric!r}: use one of them, or rename yours")
+            raise GeomprobeError(f"two metrics of this probe have a curve named {metric!r}: use one of them, or rename yours")
         self._curves[key] = curve
 
     def measure(self, site: str, metrics: Sequence[Metric], states: Mapping[Accumulator, State]) -> None:
-        """Set what ``metrics`` make of the states of one site, and the counts behind it.
+        """Compute ``metrics`` from the states of one site, and adds their scalars and curves with the token counts.
 
         Raises:
-            GeomprobeError: two metrics gave the same name.
+            GeomprobeError: if two metrics have a number of the same name.
         """
         tally = {name: float(value) for name, value in states[TokenCount()].items()}
         self.add(site, "tokens", tally["tokens"])
         self.add(site, "texts", tally["texts"])
         if tally["nonfinite"]:
             self.add(site, "nonfinite", tally["nonfinite"])
-            self.notes.append(f"{site}: {tally['nonfinite']:.0f} rows held NaN or Inf and were left out of every number")
+            self.notes.append(f"{site}: {tally['nonfinite']:.0f} rows contained NaN or Inf and were left out of every number")
         if not tally["tokens"]:
             return
         for metric in metrics:
@@ -97,10 +98,10 @@ class Reading:
     # -- look up ------------------------------------------------------------------------------------------------------------
 
     def __getitem__(self, key: str) -> float:
-        """``reading["entropy/layer_05"]``.
+        """Return one scalar by name: ``reading["entropy/layer_05"]``.
 
         Raises:
-            GeomprobeError: not measured; the message lists what was.
+            GeomprobeError: if there is no such scalar. The message lists the names that exist.
         """
         return _lookup(self.values, key, "value")
 
@@ -114,24 +115,25 @@ class Reading:
         return len(self.values)
 
     def curve(self, metric: str, site: str) -> Curve:
-        """``reading.curve("information_gain", "final_norm")``: mean, std and count by position.
+        """Return one curve, ``reading.curve("information_gain", "final_norm")``: mean, std and count by position.
 
         Raises:
-            GeomprobeError: not measured; the message lists what was.
+            GeomprobeError: if there is no such curve. The message lists the names that exist.
         """
         return _lookup(self._curves, f"{metric}/{site}", "curve")
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the scalars, in the order the metrics give them."""
+        """The names of the scalars without their sites, in the order in which the metrics return them."""
         return tuple(dict.fromkeys(key.split("/")[0] for key in self.values))
 
     def site(self, site: str) -> dict[str, float]:
-        """All scalars of one site by metric name."""
+        """Return all scalars of one site by metric name."""
         return {key.split("/")[0]: value for key, value in self.values.items() if key.split("/")[1] == site}
 
     def merge_missing(self, other: "Reading") -> "Reading":
-        """This reading and what only ``other`` has: numbers, curves, notes. Of a name that both have, this one's is kept."""
+        """Return this reading with the numbers, curves and notes that only ``other`` has. Where both have a name, this one's
+        number is kept."""
         return Reading(
             mode=self.mode,
             sites=self.sites,
@@ -140,10 +142,11 @@ class Reading:
             _curves=other._curves | self._curves,
         )
 
-    # -- out and in ---------------------------------------------------------------------------------------------------------
+    # -- save and load ------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: ``{"mode", "sites": {site: {metric: value}}, "curves": {site: {metric: …}}, "notes"}``; NaN is None."""
+        """Return a dict that can be written as JSON, with NaN as ``None``:
+        ``{"mode": …, "sites": {site: {metric: value}}, "curves": {site: {metric: …}}, "notes": […]}``."""
         curves: dict[str, dict[str, Any]] = {}
         for key, curve in self._curves.items():
             metric, site = key.split("/")
@@ -155,10 +158,10 @@ class Reading:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The reading that :meth:`to_dict` wrote.
+        """Return the reading from the dict that :meth:`to_dict` returned.
 
         Raises:
-            GeomprobeError: it is not one.
+            GeomprobeError: if ``data`` is not such a dict.
         """
         try:
             reading = cls(mode=data["mode"], sites=tuple(data["sites"]), notes=list(data["notes"]))
@@ -171,20 +174,20 @@ class Reading:
                     reading.add_curve(site, metric, Curve(tuple(map(_number, c["mean"])), std, tuple(c["count"])))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise GeomprobeError(
-                f"this is not a reading: {type(error).__name__}: {error}; expected what to_dict() gives"
+                f"this is not a reading: {type(error).__name__}: {error}; expected a dict that Reading.to_dict() returned"
             ) from error
         return reading
 
     def to_json(self) -> str:
-        """:meth:`to_dict` as a JSON text."""
+        """Return :meth:`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The reading that :meth:`to_json` wrote.
+        """Return the reading from the text that :meth:`to_json` returned.
 
         Raises:
-            GeomprobeError: it is not one.
+            GeomprobeError: if ``text`` is not such a text.
         """
         try:
             data = json.loads(text)
@@ -193,10 +196,10 @@ class Reading:
         return cls.from_dict(data)
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """One row per site, one column per metric.
+        """Return a pandas ``DataFrame`` with one row per site and one column per metric.
 
         Raises:
-            GeomprobeError: pandas is not installed.
+            GeomprobeError: if pandas is not installed.
         """
         try:
             import pandas
@@ -204,10 +207,10 @@ class Reading:
             raise GeomprobeError("Reading.to_pandas() needs pandas: pip install pandas") from error
         return pandas.DataFrame.from_dict({site: self.site(site) for site in self.sites}, orient="index")
 
-    # -- to look at ---------------------------------------------------------------------------------------------------------
+    # -- print --------------------------------------------------------------------------------------------------------------
 
     def __str__(self) -> str:
-        """A table for 80 columns: one line per site, the entropy also as a bar (full at the highest), what else there is."""
+        """Return a table for 80 columns with one line per site. A bar shows each entropy as a fraction of the largest one."""
         shown = [name for name in _COLUMNS if name in self.metrics] or [
             m for m in self.metrics if m not in ("tokens", "texts")
         ][:5]
@@ -231,7 +234,7 @@ class Reading:
         return "\n".join(lines + [line for note in self.notes for line in _wrap("! " + note)])
 
     def _repr_html_(self) -> str:
-        """The same table for notebooks, every metric a column."""
+        """Return an HTML table for notebooks, with one column per metric."""
         names = [name for name in self.metrics if name not in ("tokens", "texts")]
         head = "".join(f"<th>{html.escape(name)}</th>" for name in ["site", *names])
         body = "".join(
@@ -266,7 +269,7 @@ def _lookup(table: dict[str, T], key: str, what: str) -> T:
 
 
 def _bar(value: float) -> str:
-    """A bar of ten places for a value from 0 to 1, in eighths."""
+    """A bar of ten characters for a value from 0 to 1, in steps of an eighth of a character."""
     eighths = 0 if math.isnan(value) else round(min(max(value, 0.0), 1.0) * _BAR * 8)
     return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()).ljust(_BAR)
 

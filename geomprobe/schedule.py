@@ -1,4 +1,4 @@
-"""When to measure. A schedule is any function from a step to yes or no."""
+"""Schedules decide when to measure. A schedule is any function that takes a step number and returns a bool."""
 
 from collections.abc import Callable
 
@@ -10,15 +10,16 @@ Schedule = Callable[[int], bool]
 
 
 def every(n: int) -> Schedule:
-    """Steps that n divides: forwards 0, n, 2n … of a :class:`~geomprobe.Probe`, optimizer steps n, 2n … of a Trainer.
+    """Return a schedule that selects every step divisible by ``n``.
 
-    Any function will do in its place: ``when={1, 10, 100}.__contains__``.
+    For a :class:`~geomprobe.Probe` these are the forwards 0, n, 2n and so on; for a Trainer they are the optimizer steps n, 2n
+    and so on. Any function from an int to a bool can be used instead, such as ``when={1, 10, 100}.__contains__``.
 
     >>> [step for step in range(7) if every(3)(step)]
     [0, 3, 6]
 
     Raises:
-        GeomprobeError: n is not a positive whole number.
+        GeomprobeError: if ``n`` is not a positive whole number.
     """
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise GeomprobeError(f"every({n!r}): expected a whole number of steps, 1 or more")

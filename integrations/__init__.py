@@ -1,6 +1,6 @@
-"""geomprobe beside other tools: Hugging Face Trainer, accelerate loops, Weights & Biases.
+"""Integrations of geomprobe with Hugging Face Trainer, accelerate and Weights & Biases.
 
-Public names are loaded when first used, so that importing one integration does not need the packages of the others.
+Public names are loaded when they are first used, so that one integration can be imported without the packages of the others.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Readings in a training loop of your own, beside the loss that the loop logs."""
+"""Logs readings from a training loop that uses accelerate, together with the loss that the loop logs."""
 
 from typing import Any, Protocol
 
@@ -9,29 +9,27 @@ __all__ = ["log_reading"]
 
 
 class _Log(Protocol):
-    """``accelerate.Accelerator``, one of its trackers, a ``wandb.Run``: whatever takes a dict of numbers and a step."""
+    """An object that logs a dict of numbers at a step: ``accelerate.Accelerator``, one of its trackers, or a ``wandb.Run``."""
 
     def log(self, values: dict[str, Any], /, step: int | None = None) -> object: ...
 
 
 def log_reading(reading: Reading, to: _Log, *, step: int | None = None) -> None:
-    """Log the scalars of ``reading`` to every tracker of an accelerate loop, in the row of the loss.
+    """Log the scalars of ``reading`` to every tracker of an accelerate loop, at the same step as the loss.
 
         accelerator.log({"train/loss": loss.item()}, step=step)
         log_reading(probe.read("train", reset=True), accelerator, step=step)
 
-    This is ``accelerator.log(flat(reading), step=step)``: the main process writes, the others pass, and no tracker is started
-    or chosen here. It defines no step axis of its own: ``step`` is the one the loop's other numbers stand at, and must be given
-    in the same way. (W&B ignores, with a warning, a ``step=`` smaller than one it has seen; a loop that logs without ``step=``
-    logs readings without it, too.)
+    This is ``accelerator.log(flat(reading), step=step)``: only the main process writes, and no tracker is started. It does not
+    define a step axis of its own, so pass ``step`` in the same way as for the other numbers of the loop. (W&B ignores, with a
+    warning, a ``step=`` smaller than an earlier one. In a loop that logs without ``step=``, log readings without it too.)
 
     Args:
-        reading: what ``probe.read(...)`` returned. With several processes each reads its own shard; what the main one read is
-            written.
+        reading: the reading that ``probe.read(...)`` returned, on every process.
         to: the ``Accelerator`` after ``init_trackers``, one of its trackers, or a ``wandb.Run``.
-        step: what the loop gives ``accelerator.log``.
+        step: the step that the loop passes to ``accelerator.log``.
 
     Raises:
-        Nothing of its own; what a tracker raises passes through.
+        Exception: only exceptions that a tracker raises.
     """
     to.log(flat(reading), step=step)

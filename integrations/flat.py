@@ -1,4 +1,4 @@
-"""The names that the numbers of a reading have outside geomprobe."""
+"""The names under which the numbers of a reading are logged to trackers."""
 
 import math
 
@@ -8,10 +8,11 @@ __all__ = ["flat"]
 
 
 def flat(reading: Reading) -> dict[str, float]:
-    """The scalars under the names they have in W&B: ``geomprobe/<metric>/<site>``, or ``geomprobe/eval/<metric>/<site>``.
+    """Return the scalars of a reading by the names that trackers get: ``geomprobe/<metric>/<site>`` for training, and
+    ``geomprobe/eval/<metric>/<site>`` for evaluation.
 
-    Numbers that are not finite (a metric undefined on what was seen) are left out: a gap in a chart, not a zero. Curves are not
-    in it: they change in two dimensions, and a tracker that draws lines has no place for them.
+    Numbers that are not finite, such as those of a metric that is undefined for the measured texts, are left out, which gives a
+    gap in a chart. Curves are left out too, because they have one more dimension than a chart over training steps can show.
 
     >>> flat(Reading(mode="eval", sites=("embed",), values={"entropy/embed": 0.5, "anisotropy/embed": float("nan")}))
     {'geomprobe/eval/entropy/embed': 0.5}

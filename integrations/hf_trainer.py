@@ -1,4 +1,4 @@
-"""A probe inside Hugging Face Trainer, its readings beside the loss."""
+"""A callback that runs a probe inside Hugging Face Trainer, and logs its readings together with the loss."""
 
 import dataclasses
 import os
@@ -20,13 +20,14 @@ from geomprobe.integrations.wandb_sink import StepAxis, active_run
 
 __all__ = ["ProbeCallback"]
 
-_probes: "weakref.WeakSet[Probe]" = weakref.WeakSet()  # those that callbacks put on models
+_probes: "weakref.WeakSet[Probe]" = weakref.WeakSet()  # the probes that callbacks attached
 
 
 class _Gate:
-    """Which forwards a probe measures: those of a wanted step, and those of an evaluation.
+    """The schedule of the probe, which selects the forwards of a chosen optimizer step and those of an evaluation.
 
-    Trainer says that it will evaluate, in ``control``, but callbacks may say so after ours was asked: look when it matters.
+    Trainer announces an evaluation in ``control``. Other callbacks can request one after this callback was called, so
+    ``control`` is checked when the next forward runs.
     """
 
     def __init__(self) -> None:
@@ -41,39 +42,42 @@ class _Gate:
 
 
 class ProbeCallback(TrainerCallback):  # type: ignore[misc]
-    """Measure a model's geometry while Trainer trains it, and log it to the run that holds the loss.
+    """Measure the geometry of a model while Trainer trains it, and log it to the run of the loss.
 
         Trainer(model, args, train_dataset=data, callbacks=[ProbeCallback(when=every(50))]).train()
 
-    A measured step is a whole optimizer step: every micro-batch of its gradient accumulation counts, and nothing before it. Its
-    numbers stand at the ``global_step`` at which Trainer logs its loss, as ``geomprobe/<metric>/<site>``. Evaluations that
-    Trainer starts during training are measured whole, as ``geomprobe/eval/<metric>/<site>`` (``geomprobe/eval_<name>/…`` for
-    each of several evaluation sets). What training computes does not change: losses are bit-identical. After
-    ``train(resume_from_checkpoint=…)`` with the same ``output_dir`` the series goes on as if never stopped: readings lie in
-    each checkpoint as ``geomprobe.jsonl``, and no sum crosses an optimizer step, so there is no other state to save.
+    A measured step is one whole optimizer step, including all micro-batches of gradient accumulation. Its numbers are logged as
+    ``geomprobe/<metric>/<site>`` at the ``global_step`` at which Trainer logs the loss. Evaluations that Trainer runs during
+    training are measured completely, and logged as ``geomprobe/eval/<metric>/<site>`` (``geomprobe/eval_<name>/…`` for each of
+    several evaluation sets). The results of training do not change: losses are bit-identical. After
+    ``train(resume_from_checkpoint=…)`` with the same ``output_dir`` the series continues as if training had not been stopped:
+    the readings are saved in each checkpoint as ``geomprobe.jsonl``, and there is no other state to save, because every reading
+    belongs to one optimizer step.
 
-    Where readings go: into the active W&B run (Trainer's own with ``report_to="wandb"``), over ``train/global_step``; as whole
-    readings with curves into ``jsonl``; and always into ``history``. With several processes each measures what it runs, and the
-    main one writes. For another reporter, override :meth:`write`. No W&B run is started and no login asked for here.
+    Readings are logged to the active W&B run (that of Trainer with ``report_to="wandb"``) over ``train/global_step``, written
+    with their curves to ``jsonl``, and kept in ``history``. With several processes a reading covers the texts of all processes,
+    and the main process writes it. To log to another tracker, override :meth:`write`. This callback does not start a W&B run
+    and does not ask for a login.
 
-    Not measured: evaluation outside training (use a ``Probe``), ``predict``, and what other callbacks run on the model.
+    Evaluation outside training (use a ``Probe``), ``predict``, and forwards that other callbacks run are not measured.
 
     Args:
-        metrics: what to measure; ``RepresentationEntropy()`` and ``InformationGain()`` by default.
-        sites: which sites, as for ``Probe``; all by default.
-        when: which optimizer steps to measure, counted from 1; by default those at which Trainer logs.
+        metrics: the metrics to compute. Default: ``RepresentationEntropy()`` and ``InformationGain()``.
+        sites: the sites to measure, as for ``Probe``. Default: all.
+        when: which optimizer steps to measure, counted from 1. Default: those at which Trainer logs.
         evaluate: whether to measure evaluations.
-        jsonl: file to which each reading is appended as one line: ``to_dict()`` and its ``step``.
-        on_error: ``"warn"``: a fault in measuring or logging warns once, takes the probe off, logs ``geomprobe/stopped`` = 1,
-            drops the unfinished reading and lets training go on. ``"raise"``: it raises.
+        jsonl: a file to which each reading is appended as one line of JSON: ``to_dict()`` and its ``step``.
+        on_error: ``"warn"``: an error in measuring or logging issues one warning, removes the probe, logs ``geomprobe/stopped``
+            = 1 and discards the unfinished reading. Training continues. ``"raise"``: the error is raised.
 
     Attributes:
-        history: ``(step, reading)`` in order. Of each mode only the latest reading keeps its curves: they are large.
-        probe: the probe while training runs, else None.
-        fault: the exception that stopped the measuring, or None.
+        history: the readings as ``(step, reading)`` in order. Only the latest reading of each mode keeps its curves, which are
+            large.
+        probe: the probe while training runs, else ``None``.
+        fault: the exception that ended the measurement, or ``None``.
 
     Raises:
-        GeomprobeError: when training begins: no decoder found, an unknown site, or a probe of yours on the model.
+        GeomprobeError: when training starts, if no decoder is found, a site is unknown, or another probe is on the model.
     """
 
     def __init__(
@@ -97,28 +101,28 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self.probe: Probe | None = None
         self.fault: Exception | None = None
         self._gate = _Gate()
-        self._stopped = False  # on all ranks, and all know
+        self._stopped = False  # whether measuring has stopped on all ranks
         self._writes = True
         self._file = None if jsonl is None else StepFile(jsonl)
         self._axis: StepAxis | None = None
         self._finalizer: Callable[[], object] = lambda: None
 
     def close(self) -> None:
-        """Take the probe off the model; ``history`` stays. Safe to call twice.
+        """Remove the probe from the model. ``history`` is kept. Calling this twice is safe.
 
-        Trainer does this at the end of training. It tells callbacks nothing of an exception: after one, the probe stays until
-        the next training with a ``ProbeCallback``, the end of this object, or this call.
+        Trainer calls it at the end of training. It does not notify callbacks of an exception: after one, the probe stays on the
+        model until the next training with a ``ProbeCallback``, until this object is garbage collected, or until this call.
         """
         self._finalizer()
         self.probe = None
 
     def write(self, step: int, values: Mapping[str, float], *, commit: bool = True) -> None:
-        """Log numbers by name at an optimizer step. Override it to send them elsewhere; only the main process calls it.
+        """Log numbers by name at an optimizer step. Override it to log to another tracker. Only the main process calls it.
 
         Args:
-            step: ``global_step``.
-            values: ``geomprobe/entropy/layer_00`` and the like.
-            commit: False when Trainer is about to log its loss at this step, so that both can share one row.
+            step: the ``global_step``.
+            values: the numbers by names such as ``geomprobe/entropy/layer_00``.
+            commit: ``False`` if Trainer logs its loss at this step next, so that both can be in one row.
         """
         run = active_run()
         if run is None:
@@ -127,28 +131,28 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             self._axis = StepAxis(run, "train/global_step")
         self._axis.log(values, step, commit=commit)
 
-    # -- what Trainer calls -------------------------------------------------------------------------------------------------
+    # -- called by Trainer --------------------------------------------------------------------------------------------------
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module | None = None, **_: Any
     ) -> None:
         """:meta private:"""
         if model is None:
-            raise GeomprobeError("ProbeCallback was told of no model by its Trainer")
+            raise GeomprobeError("ProbeCallback.on_train_begin() got no model: pass the callback to a Trainer (callbacks=[…])")
         self.close()
         self.fault, self._stopped = None, False
         self._writes = bool(state.is_world_process_zero)
-        if (left := Probe.on(model)) is not None and left in _probes:  # by a training that an exception ended
+        if (left := Probe.on(model)) is not None and left in _probes:  # left by a training that ended with an exception
             left.close()
         self._gate = _Gate()
         self._gate.evaluating = self.evaluate and bool(args.eval_on_start)
         probe = Probe(model, self.metrics, sites=self.sites, when=self._gate, on_error=self.on_error).attach()
         _probes.add(probe)
-        # Closes once: here, or when this callback is gone.
+        # Close the probe once: in close(), or when this callback is garbage collected.
         self._finalizer = weakref.finalize(self, probe.close)
         self.probe = probe
         self._rewind(state.global_step)
-        if state.global_step and not self.history:  # another process measured them
+        if state.global_step and not self.history:  # the earlier steps were measured by another process
             self.history = self._earlier(_saved(args, state))
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -159,13 +163,13 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             self._gate.control, self._gate.evaluating = None, False
             self._gate.in_step = self._wanted(state.global_step + 1, args, state)
             if self.probe is not None:
-                self.probe.reset("train")  # nothing but this step
+                self.probe.reset("train")  # measure only this step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
         measured, self._gate.in_step = self._gate.in_step, False
         if measured:
-            # Trainer logs the loss next, if it does: then its W&B row can hold both.
+            # If Trainer logs the loss next, both can be in one W&B row.
             self._report("train", "train", state, commit=not (control.should_log and "wandb" in (args.report_to or ())))
         self._await_evaluation(control)
 
@@ -176,7 +180,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
         if self.fault is not None:
-            self._gate(0)  # no probe asks it any more, and the other ranks count on a report
+            self._gate(0)  # no probe calls it any more, and the other ranks wait for this rank in the next report
 
     def on_evaluate(
         self,
@@ -191,7 +195,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             return
         name = _evaluated(metrics or {})
         self._report("eval", name, state)
-        self._gate.evaluating = name != "eval"  # of several evaluation sets, the next one follows
+        self._gate.evaluating = name != "eval"  # if there are several evaluation sets, the next one follows
 
     def on_predict(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
@@ -206,17 +210,17 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         if self._writes and self.fault is None:
             saved = _saved(args, state)
             with self._guarded(state):
-                if saved.path.parent.is_dir():  # not where a hyperparameter search keeps its checkpoints
+                if saved.path.parent.is_dir():  # a hyperparameter search saves its checkpoints elsewhere
                     saved.replace({"step": step, **reading.to_dict()} for step, reading in self.history)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
         self.close()
 
-    # -- how ----------------------------------------------------------------------------------------------------------------
+    # -- implementation -----------------------------------------------------------------------------------------------------
 
     def _takes_part(self) -> bool:
-        """Whether this rank comes to the next report: also after a fault of its own, which it tells the others there."""
+        """Whether this rank takes part in the next report. After an error it still does, to notify the other ranks."""
         return not self._stopped and (self.probe is not None or self.fault is not None)
 
     def _wanted(self, step: int, args: TrainingArguments, state: TrainerState) -> bool:
@@ -228,12 +232,12 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         if self._takes_part() and self.evaluate:
             self._gate.control = control
             if self.probe is not None:
-                self.probe.reset("eval")  # what a training step ran in evaluation mode is none
+                self.probe.reset("eval")  # discard forwards that a training step ran in evaluation mode
 
     def _report(self, mode: Literal["train", "eval"], name: str, state: TrainerState, *, commit: bool = True) -> None:
-        """Read what was measured, keep it, write it. Reading is for every process, writing for the main one.
+        """Read the numbers on every process, keep them, and write them on the main process.
 
-        Reading is a collective: a rank on which measuring stopped must not leave the others waiting, so all stop together.
+        Reading is a collective operation. If measuring has stopped on one rank, it stops on all, so that none of them waits.
         """
         if not self._takes_part():
             return
@@ -243,7 +247,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             if self.probe is None:
                 return
             if self._stopped:
-                raise fault or GeomprobeError("measuring stopped on another rank, which says why")
+                raise fault or GeomprobeError("measuring stopped on another rank, see the warning there for the cause")
             reading = dataclasses.replace(self.probe.read(mode, reset=True), mode=name)
             self._keep(state.global_step, reading)
             if self._writes:
@@ -260,11 +264,11 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self.history.append((step, reading))
 
     def _earlier(self, saved: StepFile) -> list[tuple[int, Reading]]:
-        """The readings of a checkpoint. Without them the series begins here, and says so."""
+        """The readings that are saved in a checkpoint. If there are none, a warning says that the history starts here."""
         try:
             records = saved.records()
             if not records:
-                warnings.warn(f"geomprobe: no earlier readings in {saved.path}: the history begins at this step", stacklevel=2)
+                warnings.warn(f"geomprobe: no earlier readings in {saved.path}: the history starts at this step", stacklevel=2)
             return [(record["step"], Reading.from_dict(record)) for record in records]
         except (OSError, ValueError, GeomprobeError) as error:
             if self.on_error == "raise":
@@ -274,13 +278,13 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
 
     @contextmanager
     def _guarded(self, state: TrainerState) -> Iterator[None]:
-        """What goes wrong inside ends the measuring, not the training."""
+        """A context in which an error ends the measurement and not the training."""
         try:
             yield
         except Exception as error:
             if self.on_error == "raise":
                 raise
-            if self.fault is not None:  # said before
+            if self.fault is not None:  # reported before
                 return
             warned = self.probe is not None and self.probe.fault is error
             self.fault = error.with_traceback(None)  # its frames hold tensors
@@ -288,8 +292,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             what = f"{type(error).__name__}: {error}"
             if not warned:
                 warnings.warn(
-                    f"geomprobe stopped watching at step {state.global_step}, training goes on: {what}. "
-                    "Use ProbeCallback(on_error='raise') to see where it happened",
+                    f"geomprobe stopped measuring at step {state.global_step}, and training continues: {what}. "
+                    "Use ProbeCallback(on_error='raise') to get a traceback",
                     RuntimeWarning,
                     stacklevel=2,
                 )
@@ -301,29 +305,29 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             if self._file is not None:
                 self._file.append(step, {"stopped": what})
             self.write(step, {"geomprobe/stopped": 1})
-        except Exception as error:  # likely the one that stopped it
+        except Exception as error:  # probably the same error that stopped the measurement
             warnings.warn(f"geomprobe could not log that it stopped: {type(error).__name__}: {error}", stacklevel=2)
 
     def _rewind(self, step: int) -> None:
-        """Forget what an earlier training measured after ``step``, from which this one starts: it will be measured again."""
+        """Discard readings after ``step``, at which this training starts, because these steps will be measured again."""
         self.history = [(at, reading) for at, reading in self.history if step and at <= step]
         if self._file is not None and self._writes:
             self._file.rewind(step)
 
 
 def _saved(args: TrainingArguments, state: TrainerState) -> StepFile:
-    """Where the readings lie in a checkpoint."""
+    """The file of readings in a checkpoint."""
     return StepFile(os.path.join(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", "geomprobe.jsonl"))
 
 
 def _evaluated(metrics: dict[str, float]) -> str:
-    """``eval``, or ``eval_<name>`` of several sets: the prefix of what Trainer measured, which ends with the runtime."""
+    """``eval``, or ``eval_<name>`` for one of several evaluation sets: the prefix of the names of Trainer's metrics."""
     prefix = next((key.removesuffix("_runtime") for key in reversed(metrics) if key.endswith("_runtime")), "eval")
     return prefix if prefix.startswith("eval") else f"eval_{prefix}"
 
 
 def _on_any_rank(flag: bool) -> bool:
-    """Whether ``flag`` is true in some process, a collective."""
+    """Whether ``flag`` is true in any process. This is a collective operation."""
     if not (dist.is_available() and dist.is_initialized()):
         return flag
     flags = [flag] * dist.get_world_size()

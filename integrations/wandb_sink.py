@@ -1,4 +1,4 @@
-"""Readings in a W&B run, at the right place on the right axis, with or without a login."""
+"""Logs readings to a W&B run, over a step axis of their own, with or without a login."""
 
 import os
 import shlex
@@ -19,32 +19,32 @@ __all__ = ["StepAxis", "WandbSink", "active_run", "offline_without_login", "view
 
 
 class WandbSink:
-    """Readings in Weights & Biases, from any code at all.
+    """Log readings to Weights & Biases from any program.
 
         with WandbSink(project="geometry") as sink:
             sink.log(probe.read(), step=step)
 
-    Joins the W&B run that is active, and leaves it open; starts one if there is none, and finishes that at the end. Without a
-    W&B login its run is offline: nothing is asked and nothing sent, and one line at the end says how to look at the run and how
-    to upload it. ``WANDB_MODE`` is obeyed where it is set; ``disabled`` is silent.
+    If a W&B run is active, it is used and left open. Otherwise a run is started, and finished at the end. Without a W&B login
+    the new run is offline: no login is requested and nothing is sent, and one line at the end tells how to view the run and how
+    to upload it. The environment variable ``WANDB_MODE`` is respected; with ``disabled`` nothing is printed.
 
-    Charts of ``geomprobe/…`` stand over ``axis``, one of their own, whatever else the run logs. In a loop that
-    gives W&B a ``step=`` itself, ``log_reading(reading, run, step=step)`` puts readings into the rows of that loop. Curves are
-    not logged. This is no place to read numbers back from: keep the readings (``reading.to_json()``).
+    The numbers ``geomprobe/…`` are logged over ``axis``, independent of the other numbers of the run. In a loop that passes
+    ``step=`` to W&B itself, use ``log_reading(reading, run, step=step)`` to log to the rows of that loop. Curves are not
+    logged; to keep complete readings, save ``reading.to_json()``.
 
     Args:
-        project: W&B project of a run started here; ``WANDB_PROJECT``, then ``geomprobe`` by default.
+        project: W&B project of a run started here. Default: ``WANDB_PROJECT``, or else ``geomprobe``.
         name: display name of a run started here.
         config: configuration of a run started here.
-        axis: name of the step axis; a sweep over checkpoints has ``checkpoint/step``.
-        run_id: the run to start, or to continue where there is one of that id.
+        axis: name of the step axis. A sweep over checkpoints uses ``checkpoint/step``.
+        run_id: id of the run to start, or to continue if it exists.
 
     Attributes:
         run: the W&B run while the sink is open.
 
     Raises:
-        GeomprobeError: another run than ``run_id`` is active.
-        wandb.Error: W&B cannot start a run (a wrong key, no write access).
+        GeomprobeError: if a run other than ``run_id`` is active.
+        wandb.Error: if W&B cannot start a run (because of a wrong key or missing write access).
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class WandbSink:
         """The W&B run while the sink is open.
 
         Raises:
-            GeomprobeError: it is not.
+            GeomprobeError: if the sink is not open.
         """
         return self._open_axis().run
 
@@ -98,25 +98,25 @@ class WandbSink:
         """Log the scalars of ``reading`` at ``step`` of this sink's axis. Steps may come in any order.
 
         Args:
-            reading: what ``probe.read(...)`` returned.
-            step: where on the axis.
-            loss: of the same tokens, for the same row, as ``geomprobe/loss``.
+            reading: the reading that ``probe.read(...)`` returned.
+            step: position on the axis.
+            loss: loss on the same tokens, which is logged as ``geomprobe/loss``.
 
         Raises:
-            GeomprobeError: the sink is not open.
-            wandb.Error: the run was finished elsewhere.
+            GeomprobeError: if the sink is not open.
+            wandb.Error: if the run was finished elsewhere.
         """
         if loss is not None:
             reading = replace(reading, values=reading.values | {"loss": loss})
-        # In a run of others, rows are theirs to close: W&B drops what they then log with a step= that has passed.
+        # In a run of another owner, leave the row open: if it were closed, W&B would drop numbers logged with a passed step=.
         self._open_axis().log(flat(reading), step, commit=self._owned)
 
     def log_html(self, name: str, page: str) -> None:
-        """Log a page of its own as the panel ``geomprobe/<name>``, such as that of ``geomprobe inspect``.
+        """Log a self-contained HTML page, such as that of ``geomprobe inspect``, as the panel ``geomprobe/<name>``.
 
         Raises:
-            GeomprobeError: the sink is not open.
-            wandb.Error: the run was finished elsewhere.
+            GeomprobeError: if the sink is not open.
+            wandb.Error: if the run was finished elsewhere.
         """
         import wandb
 
@@ -126,8 +126,8 @@ class WandbSink:
         """Log Plotly figures, each as the panel ``geomprobe/<name>``.
 
         Raises:
-            GeomprobeError: the sink is not open.
-            wandb.Error: the run was finished elsewhere.
+            GeomprobeError: if the sink is not open.
+            wandb.Error: if the run was finished elsewhere.
         """
         import wandb
 
@@ -148,26 +148,27 @@ class WandbSink:
 
 
 class StepAxis:
-    """Numbers of one W&B run over a step axis of their own: never ``step=``, and every metric defined by its exact name.
+    """Logs numbers to a W&B run over a separate step axis, without passing ``step=``.
 
-    By exact name, because a glob (``geomprobe/*``) loses to another glob (Trainer's ``*``) at random.
+    Every metric is defined by its exact name, because a glob (``geomprobe/*``) is overridden at random by another glob
+    (Trainer's ``*``).
     """
 
     def __init__(self, run: "wandb.Run", axis: str) -> None:
         self.run = run
         self.axis = axis
         self._defined: set[str] = set()
-        self._open: tuple[int, int] | None = None  # W&B's row left open, and the step of ours that is in it
+        self._open: tuple[int, int] | None = None  # the row of W&B that was left open, and our step in it
 
     def log(self, values: Mapping[str, float], step: int, *, commit: bool = True) -> None:
-        """Log ``values`` at ``step``. Without ``commit`` they stand in the row that the run's next log closes, or its finish.
+        """Log ``values`` at ``step``. Without ``commit`` the row stays open until the next log of the run, or its finish.
 
         Raises:
-            wandb.Error: the run is finished.
+            wandb.Error: if the run is finished.
         """
         self._define(values)
         if self._open is not None and self._open[1] != step and self._open[0] == self.run.step:
-            self.run.log({}, commit=True)  # nobody closed it, and this step's values would overwrite that one's
+            self.run.log({}, commit=True)  # close the open row, in which the values of another step would be overwritten
         self._open = None if commit else (self.run.step, step)
         self.run.log({**values, self.axis: step}, commit=commit)
 
@@ -181,22 +182,21 @@ class StepAxis:
 
 
 def active_run() -> "wandb.Run | None":
-    """The W&B run of this process, if there is one. Does not import wandb: without it there is none."""
+    """Return the active W&B run of this process, or ``None``. This does not import wandb."""
     return getattr(sys.modules.get("wandb"), "run", None)
 
 
 def offline_without_login() -> bool:
-    """Switch this process's W&B to offline if it would have to ask for a login. Prompts for nothing.
+    """Switch W&B to offline mode in this process if there is no login, without prompting for one.
 
-    W&B asks on a terminal, and raises where there is none. Call this before anything calls ``wandb.init``, Trainer included: it
-    starts its run itself, and a ``ProbeCallback`` changes no global setting. Where ``WANDB_MODE`` or ``wandb offline`` say
-    otherwise, or a run is active, nothing happens.
+    Without a login, W&B prompts in a terminal, and raises an exception elsewhere. Call this function before ``wandb.init`` is
+    called, which Trainer does itself. It does nothing if ``WANDB_MODE`` is set, after ``wandb offline``, or if a run is active.
 
     Returns:
-        whether it switched.
+        Whether W&B was switched to offline mode.
 
     Raises:
-        wandb.errors.AuthenticationError: a key is configured that cannot be one.
+        wandb.errors.AuthenticationError: if the configured key is malformed.
     """
     import wandb
 
@@ -210,9 +210,9 @@ def offline_without_login() -> bool:
 
 
 def viewing_hint(run: "wandb.Run") -> str:
-    """One line: how to look at an offline run in the terminal, and how to upload it. Empty for other runs."""
+    """Return one line that tells how to view an offline run in the terminal and how to upload it; empty for other runs."""
     if not run.offline:
         return ""
     folder = os.path.relpath(os.path.dirname(run.dir))
     folder = shlex.quote(os.path.abspath(folder) if folder.startswith(os.pardir) else folder)
-    return f"W&B run kept offline: look with `wandb leet {folder}`, upload with `wandb login && wandb sync {folder}`"
+    return f"The W&B run is offline: view it with `wandb leet {folder}`, upload it with `wandb login && wandb sync {folder}`"

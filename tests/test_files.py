@@ -41,7 +41,7 @@ def test_another_damaged_line_is_told(tmp_path: Path, damaged: bytes) -> None:
 def test_a_full_disk_leaves_the_lines_before(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     path.symlink_to("/dev/full")
-    with pytest.raises(GeomprobeError, match=r"No space left on device.*make room and run again"):
+    with pytest.raises(GeomprobeError, match=r"No space left on device.*free some disk space and run again"):
         append_line(path, {"i": 0})
 
 

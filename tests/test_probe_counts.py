@@ -59,7 +59,7 @@ def test_training_and_evaluation_are_kept_apart() -> None:
     assert tokens(probe, "train") == [48] * 5
     assert tokens(probe, "eval") == [36] * 5
     assert (probe.read("train").mode, probe.read("eval").mode) == ("train", "eval")
-    with pytest.raises(GeomprobeError, match=r"in training and in evaluation: read\('train'\) or read\('eval'\)"):
+    with pytest.raises(GeomprobeError, match=r"in training and in evaluation mode: call read\('train'\) or read\('eval'\)"):
         probe.read()
     with pytest.raises(GeomprobeError, match=r"read\('test'\): expected 'train' or 'eval'"):
         probe.read("test")  # type: ignore[arg-type]
@@ -131,14 +131,16 @@ def test_off_steps_never_reach_the_accumulators(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(probe._recorder, "captured", lambda *_: pytest.fail("an off-step was captured"))
         model(token_batch())
         model(token_batch())
-    with pytest.raises(GeomprobeError, match="nothing to read: the schedule measured none of 2 forwards"):
+    with pytest.raises(GeomprobeError, match="nothing to read: the schedule 'when' selected none of 2 forwards"):
         probe.read()
 
 
 def test_reading_before_any_forward() -> None:
     model = tiny()
     probe = Probe(model)
-    with pytest.raises(GeomprobeError, match=r"nothing to read: the probe was never attached; use it as 'with Probe"):
+    with pytest.raises(
+        GeomprobeError, match=r"nothing to read: the probe was never attached; run the model inside 'with Probe"
+    ):
         probe.read()
     model(token_batch())
     with probe:
@@ -206,11 +208,15 @@ def test_a_saved_state_is_a_copy() -> None:
 @pytest.mark.parametrize(
     ("saved", "loading", "message"),
     [
-        ([InformationGain()], [InformationGain(sigma=0.1)], r"this state holds 'eval/embed/InformationGainSum\(sigma=0.01\)"),
+        (
+            [InformationGain()],
+            [InformationGain(sigma=0.1)],
+            r"this state contains 'eval/embed/InformationGainSum\(sigma=0.01\)",
+        ),
         (
             [InformationGain()],
             [InformationGain(), RepresentationEntropy()],
-            r"this state holds no 'eval/embed/Covariance.*'",
+            r"this state does not contain 'eval/embed/Covariance.*'",
         ),
     ],
 )
@@ -225,5 +231,7 @@ def test_a_state_of_another_probe_is_refused(saved: list[Metric], loading: list[
     "key", ["eval/layer_09/TokenCount()/tokens", "test/embed/TokenCount()/tokens", "embed/TokenCount()/tokens", "x"]
 )
 def test_a_state_that_no_probe_wrote_is_refused(key: str) -> None:
-    with pytest.raises(GeomprobeError, match=r"this state holds .* make the probe with the arguments of the one that saved it"):
+    with pytest.raises(
+        GeomprobeError, match=r"this state contains .* make the probe with the arguments of the probe that saved"
+    ):
         Probe(tiny()).load_state_dict({key: torch.zeros(())})

@@ -26,7 +26,7 @@ def test_on_error_warn_warns_once_and_the_model_goes_on_with_earlier_numbers_kep
     ours = [warning for warning in caught if "geomprobe" in str(warning.message)]
     assert len(ours) == 1
     assert ours[0].category is RuntimeWarning
-    message = "geomprobe stopped watching, the model goes on: ZeroDivisionError: broken on purpose"
+    message = "geomprobe stopped measuring, and the model continues: ZeroDivisionError: broken on purpose"
     assert str(ours[0].message).startswith(message)
     assert "Probe(on_error='raise')" in str(ours[0].message)
     assert isinstance(probe.fault, ZeroDivisionError)
@@ -36,7 +36,7 @@ def test_on_error_warn_warns_once_and_the_model_goes_on_with_earlier_numbers_kep
             model(batch)
     reading = probe.read()
     stopped = "the probe stopped in forward 3: ZeroDivisionError: broken on purpose"
-    assert reading.notes == [f"{stopped} (some of the sites that this forward had passed may count it)"]
+    assert reading.notes == [f"{stopped} (the tokens of this forward may be counted at some of the sites)"]
     assert reading["good_forwards/final_norm"] == 2
     for site in probe.sites:
         assert reading[f"information_gain/{site}"] == expected.read()[f"information_gain/{site}"]
@@ -60,7 +60,7 @@ def test_a_probe_that_failed_at_once_says_so_when_read() -> None:
         probe.reset()
         with pytest.warns(RuntimeWarning, match="KV cache"):
             model(token_batch(), past_key_values=cache)
-    message = "nothing to read: the probe met GeomprobeError: this forward goes on from 12 tokens of a KV cache"
+    message = "nothing to read: the probe stopped at GeomprobeError: this forward continues from 12 tokens of a KV cache"
     with pytest.raises(GeomprobeError, match=message):
         probe.read()
 
@@ -97,9 +97,9 @@ def test_two_metrics_claiming_one_name() -> None:
             model(token_batch())
         return probe.read()
 
-    with pytest.raises(GeomprobeError, match="two metrics of this probe both give 'entropy'"):
+    with pytest.raises(GeomprobeError, match="two metrics of this probe have a number named 'entropy'"):
         measure(RepresentationEntropy(), RepresentationEntropy(epsilon=0.5))
-    with pytest.raises(GeomprobeError, match="two metrics of this probe both give 'information_gain'"):
+    with pytest.raises(GeomprobeError, match="two metrics of this probe have a number named 'information_gain'"):
         measure(InformationGain(), RepresentationEntropy(), InformationGain())
     reading = measure(RepresentationEntropy(), RepresentationEntropy(center=True))
     assert reading["entropy/embed"] != reading["centered_entropy/embed"]
@@ -129,7 +129,7 @@ def test_nan_in_hidden_states_is_counted_reported_and_not_averaged_in(bad: float
     assert reading["tokens/final_norm"] == 22
     assert reading["tokens/layer_02"] == 24
     assert reading["texts/final_norm"] == 2
-    assert reading.notes == ["final_norm: 2 rows held NaN or Inf and were left out of every number"]
+    assert reading.notes == ["final_norm: 2 rows contained NaN or Inf and were left out of every number"]
     assert reading.notes[0] in str(reading)
 
     hidden = reference.hidden_states(model, {"input_ids": ids})["final_norm"]
@@ -154,5 +154,5 @@ def test_a_site_of_nothing_but_nan() -> None:
     reading = probe.read()
     assert reading.site("final_norm") == {"tokens": 0, "texts": 0, "nonfinite": 24}
     assert reading["tokens/layer_02"] == 24
-    assert "final_norm: 24 rows held NaN or Inf" in str(reading)
+    assert "final_norm: 24 rows contained NaN or Inf" in str(reading)
     assert Reading.from_json(reading.to_json()) == reading

@@ -78,9 +78,9 @@ def test_an_unknown_curve_lists_what_is_there(measured: Reading) -> None:
 
 
 def test_a_name_belongs_to_one_metric(made: Reading) -> None:
-    with pytest.raises(GeomprobeError, match="two metrics of this probe both give 'entropy'"):
+    with pytest.raises(GeomprobeError, match="two metrics of this probe have a number named 'entropy'"):
         made.add("embed", "entropy", 1.0)
-    with pytest.raises(GeomprobeError, match="two metrics of this probe both give the curve 'gain'"):
+    with pytest.raises(GeomprobeError, match="two metrics of this probe have a curve named 'gain'"):
         made.add_curve("embed", "gain", Curve((), None, ()))
     made.add("final_norm", "entropy", 1.0)
     assert (made["entropy/embed"], made["entropy/final_norm"]) == (0.25, 1.0)

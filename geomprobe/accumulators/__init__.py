@@ -1,1 +1,1 @@
-"""Sums that add: what each accumulator keeps of the rows it has seen."""
+"""Accumulators: sums over hidden states, which can be added across batches, ranks and sessions."""

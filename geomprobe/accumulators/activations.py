@@ -1,4 +1,4 @@
-"""The largest numbers in the hidden states of texts, summed over texts."""
+"""Sums over texts of the largest and the median activation of each text."""
 
 from dataclasses import dataclass
 
@@ -11,19 +11,19 @@ from geomprobe.core.rows import Rows
 __all__ = ["ActivationSum"]
 
 _LARGE, _TIMES = 100, 1000
-"""Sun et al. 2024: massive is what is above 100, and at least about a thousand times the median."""
+"""Sun et al. (2024) call an activation massive if it is above 100 and at least about 1000 times the median."""
 
 
 @dataclass(frozen=True)
 class ActivationSum:
-    """Sums over texts of how far the largest magnitude |h| stands out of all n·d numbers of a text's rows.
+    """Sums over texts of the largest and the median magnitude |h| among all n·d numbers in the rows of a text.
 
-    State (float64): ``texts``; sums over them of ``max`` and ``median`` |h| (of an even count the lower of the two in the
-    middle), of ``massive``, how many numbers are above 100 and at least 1000 times the median, and of ``ratio``, maximum over
-    median, with ``ratio_texts``, the texts whose median is not zero.
+    State (float64): ``texts``, the number of texts; sums over texts of ``max`` and ``median`` (for an even count, the lower of
+    the two middle values), of ``massive`` (how many numbers are above 100 and at least 1000 times the median) and of ``ratio``
+    (maximum divided by median); ``ratio_texts``, the number of texts whose median is not zero.
 
-    Text by text, because every text has a median of its own: as many selections in n·d numbers as there are texts and sites,
-    each of which the device is waited for.
+    Each text has its own median, so the texts are processed one by one: one selection among n·d numbers for each text and site,
+    each of which waits for the device.
     """
 
     def new_state(self, width: int, device: torch.device) -> State:

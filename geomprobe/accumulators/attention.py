@@ -1,4 +1,4 @@
-"""Sums over what rows attend to."""
+"""Sums over tokens of summaries of their attention weights."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,12 +14,12 @@ __all__ = ["AttentionSum"]
 
 @dataclass(frozen=True)
 class AttentionSum:
-    """Sums over targets: rows that have a past and attend to something.
+    """Sums over targets, which are the rows that have earlier tokens in their text and finite attention weights.
 
-    State (float64): ``targets``; sums over them of means over heads, ``entropy`` (nats), ``first`` (weight on the text's first
-    token), ``distance`` (tokens), and of ``picks``; by head: ``head_entropy``, ``head_first``, ``head_distance`` and
-    ``head_count``; by position in the text: ``entropy_at`` and ``count``; ``octaves``: head-mean weight by distance: 0, 1, 2–3,
-    4–7, …
+    State (float64): ``targets``, the number of targets; sums over targets of the means over heads ``entropy`` (nats), ``first``
+    (weight on the first token of the text) and ``distance`` (tokens), and of ``picks``; the same by head in ``head_entropy``,
+    ``head_first``, ``head_distance`` and ``head_count``; by position in the text ``entropy_at`` and ``count``; ``octaves``, the
+    weight averaged over heads by distance: 0, 1, 2–3, 4–7, …
     """
 
     @property

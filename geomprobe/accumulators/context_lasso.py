@@ -1,4 +1,4 @@
-"""What rows are made of: sums over the Lasso of every row on the earlier rows of its text."""
+"""Sums over the Lasso regressions of rows on the earlier rows of their text."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,30 +17,33 @@ __all__ = ["ContextLassoSum"]
 _AGREEMENT = ("jaccard", "precision", "chance", "rank")
 
 _DECIMALS = 6
-"""Weights that agree so far are equal in rank: rounding must not order equal tokens."""
+"""Weights that are equal to this many decimals have the same rank, so that rounding does not order equal tokens."""
 
 
 @dataclass(frozen=True)
 class ContextLassoSum:
-    """Sums over targets: rows that have a past, and were sampled.
+    """Sums over targets, which are the sampled rows that have earlier rows in their text.
 
-    State (float64): ``targets``; sums over them of ``picks`` (weights above ``threshold``), ``nonzero`` (weights not zero),
-    ``r2`` (``1 − ‖z − Σβz‖²/‖z‖²``), ``first`` (share of Σ|β| on the text's first row) and ``weighted``, the targets that have
-    any weight to share; curves by distance, from 1: ``weight`` Σ|β| and ``reach``, the targets that have a row that far back;
-    ``unsolved``: targets whose duality gap stayed above ``tol``, counted like the others.
+    State (float64): ``targets``, the number of targets; sums over targets of ``picks`` (the number of weights above
+    ``threshold``), ``nonzero`` (the number of weights that are not zero), ``r2`` (``1 − ‖z − Σβz‖²/‖z‖²``) and ``first`` (the
+    share of Σ|β| on the first row of the text); ``weighted``, the number of targets with any weight; curves by distance,
+    starting at 1: ``weight`` Σ|β| and ``reach``, the number of targets that have a row at that distance; ``unsolved``, the
+    number of targets whose duality gap stayed above ``tol`` (they are included in the other sums).
 
-    With ``compare`` also of the head-mean attention weights a of the same targets: ``jaccard``, ``precision``, ``chance`` and
-    ``rank`` (:mod:`geomprobe.core.agreement`) with the targets that have each, ``jaccard_count`` …; ``attended``, the targets
-    that have weights at all; ``attention_weight`` Σa by distance; and of Eq. 5's second term, the coefficients ``a_tj / a_jj``
-    that weights imply: ``eq5_r2`` and ``eq5_weight``, by distance. Its first term, the token's own value vector, is left out.
+    With ``compare`` also sums over the attention weights a, averaged over heads, of the same targets: ``jaccard``,
+    ``precision``, ``chance`` and ``rank`` (:mod:`geomprobe.core.agreement`), with the number of targets for which each is
+    defined in ``jaccard_count`` and so on; ``attended``, the number of targets with attention weights; ``attention_weight`` Σa
+    by distance; and, for the coefficients ``a_tj / a_jj`` of Eq. 5's second term, ``eq5_r2`` and ``eq5_weight`` by distance.
+    The first term of Eq. 5, the token's own value vector, is left out.
 
     Args:
-        penalty: of the convention below.
-        convention: ``"sklearn"``: ``1/(2d)‖z − Zβ‖² + α‖β‖₁``; ``"literal"``: ``‖z − Zβ‖² + λ‖β‖₁``.
-        threshold: the weight above which a row is picked.
-        rate: the share of targets that are solved, chosen by their content: the same in any batch, on any rank.
-        tol: duality gap.
-        compare: whether to compare with attention.
+        penalty: α or λ of the convention below.
+        convention: ``"sklearn"`` for ``1/(2d)‖z − Zβ‖² + α‖β‖₁``; ``"literal"`` for ``‖z − Zβ‖² + λ‖β‖₁``.
+        threshold: weight above which a row counts as picked.
+        rate: share of targets that are solved. The choice depends on the content of a row only, so it is the same in every
+            batch and on every rank.
+        tol: duality gap to which each target is solved.
+        compare: whether to compare the Lasso weights with attention weights.
     """
 
     penalty: float = 1e-4
@@ -67,12 +70,12 @@ class ContextLassoSum:
         penalty = (sklearn_penalty if self.convention == "sklearn" else literal_penalty)(self.penalty, *self._width(rows))
         chosen = rows.valid & (rows.position > 0) & self._sampled(rows)
         solution = solve_lasso(gram, penalty, tol=self.tol, which=chosen)
-        # From here on ``(…, batch, k, T)``: the rows of the targets alone, for what is done to all costs as much as solving.
+        # From here on ``(…, batch, k, T)``: only the rows of the targets, because work on all rows costs as much as solving.
         places, targets = _places(chosen)
         weights = torch.where(targets.unsqueeze(-1), solution.coefficients.take_along_dim(places.unsqueeze(-1), -2), 0)
         size, counted = weights.abs(), targets.double()
         total = size.sum(-1)
-        # Where a text's first row stands: its position is 0, in the text that the target belongs to.
+        # Where the first row of a text is: at position 0 of the text that the target belongs to.
         begins = (rows.position == 0) & rows.valid
         first = (size * begins.unsqueeze(-2)).sum(-1)
         weighted = targets & (total > 0)
@@ -94,7 +97,7 @@ class ContextLassoSum:
     def _compared(
         self, rows: Rows, gram: Tensor, weights: Tensor, places: Tensor, targets: Tensor, distance: Tensor, past: Tensor
     ) -> State:
-        """The sums that only ``compare`` has; zero for sites without attention."""
+        """The additional sums of ``compare``; zero for sites without attention."""
         maps = rows.maps.take_along_dim(places.unsqueeze(-1), -2).double()
         targets = targets & maps.isfinite().all(-1)
         past = past & targets.unsqueeze(-1)
@@ -124,7 +127,7 @@ class ContextLassoSum:
         return (rows.width,) if self.convention == "sklearn" else ()
 
     def _sampled(self, rows: Rows) -> Tensor:
-        """A share of the rows, as if by chance: the last digits of their length decide."""
+        """A pseudo-random share of the rows, chosen by a hash of the row's norm."""
         if self.rate >= 1:
             return torch.ones_like(rows.valid)
         bits = torch.where(rows.valid, rows.norms, 0).float().view(torch.int32).long()
@@ -133,7 +136,8 @@ class ContextLassoSum:
 
     @staticmethod
     def _distances(rows: Rows, places: Tensor) -> tuple[Tensor, Tensor]:
-        """How far back each row is of those at ``places``, less 1, and which are their past: ``(…, batch, k, T)``."""
+        """For the targets at ``places``, the distance to each row less 1 and whether it is an earlier row of the same text,
+        ``(…, batch, k, T)``."""
         position, text = rows.position.expand_as(rows.valid), rows.text.expand_as(rows.valid)
         distance = position.gather(-1, places).unsqueeze(-1) - position.unsqueeze(-2)
         same = (text.gather(-1, places).unsqueeze(-1) == text.unsqueeze(-2)) & (distance > 0)
@@ -141,14 +145,15 @@ class ContextLassoSum:
 
 
 def _places(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the targets of each batch row are, ``(…, batch, k)``, k being how many there are at most; and which are there."""
+    """The columns of the targets of each batch row, ``(…, batch, k)`` with k the largest number of targets of a batch row, and
+    which of these entries are targets."""
     k = int(targets.sum(-1).max()) if targets.numel() else 0
     places = targets.byte().argsort(dim=-1, descending=True, stable=True)[..., :k]
     return places, targets.gather(-1, places)
 
 
 def _by_distance(values: Tensor, distance: Tensor) -> Tensor:
-    """Sums of ``(…, batch, k, T)`` by distance, ``(…, T)``; what is not of one text must be zero."""
+    """Sums of ``values`` ``(…, batch, k, T)`` by distance, ``(…, T)``. Values between different texts must be zero."""
     flat = values.flatten(-3)
     sums = flat.new_zeros((*flat.shape[:-1], values.shape[-1]))
     return sums.scatter_add_(-1, distance.flatten(-3), flat)

@@ -1,4 +1,4 @@
-"""Running covariance of unit rows, and the sums read off it."""
+"""The running covariance of unit rows, and the quantities computed from it."""
 
 from dataclasses import dataclass
 
@@ -14,18 +14,22 @@ __all__ = ["Covariance", "covariance", "eigenvalues", "mean_cosine", "outer", "r
 
 @dataclass(frozen=True)
 class Covariance:
-    """Sums over unit rows z, enough for ``Σ = ZᵀZ/n`` and everything spectral.
+    """Sums over unit rows z, from which ``Σ = ZᵀZ/n`` and its spectrum are computed.
 
-    State (float64): ``n`` rows, ``texts``, ``sum`` Σz ``(d,)``, ``norm`` Σ‖h‖ and ``norm_sq`` Σ‖h‖² of the rows before
-    scaling, and ``outer_0`` …: Σzzᵀ ``(d, d)`` as panels of its lower triangle (:mod:`geomprobe.core.symmetric`).
+    State (float64): ``n``, the number of rows; ``texts``; ``sum`` Σz ``(d,)``; ``norm`` Σ‖h‖ and ``norm_sq`` Σ‖h‖² of the rows
+    before scaling; and ``outer_0``, ``outer_1`` …, which hold Σzzᵀ ``(d, d)`` as panels of its lower triangle
+    (:mod:`geomprobe.core.symmetric`).
 
-    Products are float32 over one forward and are added in float64: a running covariance kept in bf16 was measured 6.5% off,
-    one kept so 1e-6. What float32 leaves in the null space of n < d rows is noise of both signs, which cancels in a log
-    determinant as long as nothing clips it and what multiplies it stays below 1e6: 1e-6 relative at d/ε² of the paper.
+    Products over one forward are computed in float32 and added in float64. A running covariance that was kept in bf16 had a
+    measured error of 6.5%; this one has an error of 1e-6. In the null space of n < d rows, float32 leaves noise of both signs.
+    It cancels in a log determinant as long as it is not clipped and its factor stays below 1e6; the relative error is 1e-6 at
+    the paper's d/ε².
 
     Args:
-        center: subtract each text's mean row before scaling to length one (Wei et al. 2024). The paper does not.
-        exact: float64 products too, twice as dear, for noise or distortion much smaller than the paper's.
+        center: whether to subtract the mean row of each text before scaling rows to length one, as in Wei et al. (2024). The
+            paper does not.
+        exact: whether to compute products in float64 too, at twice the cost. Needed for a noise or distortion much smaller than
+            the paper's.
     """
 
     center: bool = False
@@ -43,29 +47,30 @@ class Covariance:
 
 
 def row_shapes(width: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of :func:`row_sums` by name."""
+    """Return the shapes of the sums of :func:`row_sums` by name."""
     return {"n": (), "texts": (), "sum": (width,), "norm": (), "norm_sq": ()}
 
 
 def row_sums(rows: Rows, z: Tensor) -> State:
-    """The sums of :class:`Covariance` that need no product: of ``rows`` and of their unit rows z ``(…, n, d)``."""
+    """Return the sums of :class:`Covariance` other than Σzzᵀ, for ``rows`` and their unit rows z ``(…, n, d)``."""
     norms = torch.where(rows.valid, rows.norms, 0).double().flatten(-2)
     sums = {"sum": z.sum(-2), "norm": norms.sum(-1), "norm_sq": norms.square().sum(-1)}
     return {"n": rows.used, "texts": rows.seen} | sums
 
 
 def outer(state: State) -> Tensor:
-    """``Σzzᵀ`` ``(d, d)``."""
+    """Return ``Σzzᵀ`` ``(d, d)``."""
     return assemble([value for name, value in sorted(state.items()) if name.startswith("outer_")])
 
 
 def covariance(state: State) -> Tensor:
-    """``Σ = Σzzᵀ / n`` ``(d, d)``: the second moment of unit rows, not centred by a global mean. NaN when n = 0."""
+    """Return ``Σ = Σzzᵀ / n`` ``(d, d)``, the second moment of unit rows without subtracting a global mean. NaN when n = 0."""
     return outer(state) / state["n"]
 
 
 def eigenvalues(state: State) -> Tensor:
-    """Eigenvalues of Σ, ascending. Their sum is 1 when no row is zero; those of a null space are rounding, of either sign."""
+    """Return the eigenvalues of Σ in ascending order. Their sum is 1 when no row is zero. Those of a null space are rounding
+    errors of either sign."""
     sigma = covariance(state)
     if not sigma.isfinite().all():
         return torch.full(sigma.shape[:1], torch.nan, dtype=sigma.dtype)
@@ -74,21 +79,22 @@ def eigenvalues(state: State) -> Tensor:
 
 
 def rounding(exact: bool) -> float:
-    """What share of the largest eigenvalue may be rounding, for functions that take roots or logs: 1e-6, ``exact`` 1e-13.
+    """Return the size of rounding errors as a share of the largest eigenvalue, for functions that take roots or logarithms:
+    about 1e-6, or 1e-13 with ``exact``.
 
-    In directions that hold no row, float32 products were measured to leave up to 1.1e-7 λ_max on a trained model, and 4.6e-7,
-    four eps, of thousands of rows in one forward. With float64 products what is left is the square of how float32 rows
-    themselves round, eps², and was up to 5e-14. Eight of either leaves room.
+    In directions that contain no row, float32 products left up to 1.1e-7 λ_max on a trained model, and 4.6e-7 (four eps) for
+    thousands of rows in one forward. With float64 products the remaining error is eps², the square of the rounding of float32
+    rows, and was up to 5e-14. Eight times either leaves a margin.
     """
     eps = torch.finfo(torch.float32).eps
     return 8 * (eps**2 if exact else eps)
 
 
 def mean_cosine(state: State) -> Tensor:
-    """Anisotropy: the mean cosine between two different rows, ``(‖Σz‖² − n) / (n(n − 1))`` (Ethayarajh 2019).
+    """Return the anisotropy, the mean cosine between two different rows: ``(‖Σz‖² − n) / (n(n − 1))`` (Ethayarajh 2019).
 
-    1 when all rows point one way, about 0 when directions are spread evenly. NaN when n < 2. It is an average over all pairs,
-    of any two texts; it does not say whether a few dimensions carry it.
+    It is 1 when all rows point in the same direction, about 0 when directions are spread evenly, and NaN when n < 2. It is an
+    average over all pairs of rows, also of different texts; it does not say whether a few dimensions dominate it.
     """
     n = state["n"]
     squared = state["trace"] if "trace" in state else outer(state).trace()  # n, unless some rows are zero

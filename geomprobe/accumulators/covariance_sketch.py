@@ -1,4 +1,4 @@
-"""A covariance too wide to keep, by what it does to a few random directions."""
+"""A sketch of the covariance by random directions, for models whose d×d covariances do not fit into memory."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,17 +15,19 @@ __all__ = ["CovarianceSketch", "random_directions", "sketched_eigenvalues"]
 
 @dataclass(frozen=True)
 class CovarianceSketch:
-    """``ΣΩ`` in place of Σ, for k random orthonormal directions Ω ``(d, k)``: k/d of the memory, and sums all the same.
+    """The product ``ΣΩ`` instead of Σ, for k random orthonormal directions Ω ``(d, k)``. It needs k/d of the memory, and it is
+    a sum, so states can still be added.
 
     State (float64): ``n``, ``texts``, ``sum``, ``norm`` and ``norm_sq`` as in
-    :class:`~geomprobe.accumulators.covariance.Covariance`,
-    and ``image`` ``Σzzᵀ Ω`` ``(d, k)``.
+    :class:`~geomprobe.accumulators.covariance.Covariance`; ``trace``, the trace of ``Σzzᵀ``; and ``image`` ``Σzzᵀ Ω``
+    ``(d, k)``.
 
     Args:
-        rank: k, how many directions.
-        center: subtract each text's mean row before scaling to length one.
-        seed: of Ω. States of different seeds do not add, and are told apart.
-        exact: float64 products, for distortions much smaller than the paper's.
+        rank: k, the number of directions.
+        center: whether to subtract the mean row of each text before scaling rows to length one.
+        seed: seed of the random directions Ω. States with different seeds cannot be added, and count as different
+            accumulators.
+        exact: whether to compute products in float64, for distortions much smaller than the paper's.
     """
 
     rank: int
@@ -45,9 +47,9 @@ class CovarianceSketch:
 
 @lru_cache(maxsize=4)
 def random_directions(width: int, rank: int, seed: int) -> Tensor:
-    """Orthonormal directions ``(width, rank)``, at most as many as the width, in float32 on the CPU.
+    """Return orthonormal random directions ``(width, min(rank, width))`` in float32 on the CPU.
 
-    The same for the same arguments in every process.
+    The same arguments give the same directions in every process.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode(False):
@@ -57,16 +59,18 @@ def random_directions(width: int, rank: int, seed: int) -> Tensor:
 
 
 def sketched_eigenvalues(state: State, accumulator: CovarianceSketch) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of Σ ``(d,)`` as far as the sketch knows them, ascending, and the residual: the share of tr Σ it does not.
+    """Return approximate eigenvalues of Σ ``(d,)`` in ascending order, and the residual: the share of tr Σ that is missing from
+    the sketch.
 
-    The first k are those of the Nyström approximation ``Σ̂ = ΣΩ (ΩᵀΣΩ)⁻¹ ΩᵀΣ``, which never exceed the true ones; what is
-    missing of the trace, which is known, is spread evenly over the rest (over ``min(n, d) − k`` of them). With τ the residual:
+    The k largest are the eigenvalues of the Nyström approximation ``Σ̂ = ΣΩ (ΩᵀΣΩ)⁻¹ ΩᵀΣ``, which never exceed the true ones.
+    The trace of Σ is known, and the part of it that they leave is spread evenly over the ``min(n, d) − k`` next eigenvalues.
+    With τ the residual:
 
-    - the k largest are each at most ``τ·tr Σ`` too low, and their errors sum to at most that: a bound that is measured;
-    - beforehand, ``E τ·tr Σ ≤ (1 + r/(k − r − 1)) Σ_{j>r} λ_j`` for every ``r < k − 1`` (Tropp et al. 2017, Thm 4.1): a
-      spectrum that falls quickly loses nearly nothing, and one of rank k or less nothing at all;
-    - H is off by at most ``τ log(d − 1) − τ log τ − (1 − τ) log(1 − τ)`` for τ up to ½ (Audenaert 2007);
-    - ``logdet(I + cΣ)`` is at least that of the k values alone, and at most that plus ``d·log(1 + cτ tr Σ/d)``.
+    - each of the k largest eigenvalues is at most ``τ·tr Σ`` too low, and so is their sum: a bound that is itself measured;
+    - the expected residual satisfies ``E τ·tr Σ ≤ (1 + r/(k − r − 1)) Σ_{j>r} λ_j`` for every ``r < k − 1`` (Tropp et al. 2017,
+      Thm 4.1): it is close to zero for a spectrum that decays quickly, and zero for a rank of at most k;
+    - the error of H is at most ``τ log(d − 1) − τ log τ − (1 − τ) log(1 − τ)`` for τ up to ½ (Audenaert 2007);
+    - ``logdet(I + cΣ)`` is at least its value for the k eigenvalues alone, and exceeds it by at most ``d·log(1 + cτ tr Σ/d)``.
     """
     n, width, k = state["n"], state["sum"].shape[0], state["image"].shape[1]
     if not bool(n > 0):
@@ -75,7 +79,7 @@ def sketched_eigenvalues(state: State, accumulator: CovarianceSketch) -> tuple[T
     image, trace = state["image"] / n, state["trace"] / n
     core = directions.mT @ image
     values, vectors = torch.linalg.eigh((core + core.mT) / 2)
-    # What is smaller than rounding of the products is no direction of Σ.
+    # Eigenvalues below the rounding error of the products belong to no direction of Σ.
     kept = values > torch.finfo(torch.float64 if accumulator.exact else torch.float32).eps * k * values[-1]
     root = torch.where(kept, vectors / values.where(kept, 1).sqrt(), 0)
     known = torch.linalg.svdvals(image @ root).square()

@@ -1,4 +1,4 @@
-"""How sharply the path of a text's hidden states turns, summed."""
+"""Sums of the angles between successive steps of the hidden states of a text."""
 
 from dataclasses import dataclass
 
@@ -13,20 +13,21 @@ __all__ = ["CurvatureSum"]
 
 @dataclass(frozen=True)
 class CurvatureSum:
-    """Sums over turns: rows that have one before and one after them in their text.
+    """Sums over turns. There is a turn at every row that has a row before it and a row after it in its text.
 
-    The turn at row t is the angle, 0 to π, between the steps ``x_t − x_{t−1}`` and ``x_{t+1} − x_t`` of the rows as the model
-    made them (Hénaff et al. 2019; Hosseini & Fedorenko 2023). A row left out (NaN, Inf) makes its neighbours consecutive.
+    The turn at row t is the angle, 0 to π, between the steps ``x_t − x_{t−1}`` and ``x_{t+1} − x_t`` of the unscaled hidden
+    states (Hénaff et al. 2019; Hosseini & Fedorenko 2023). If a row is left out because of NaN or Inf, the rows before and
+    after it count as consecutive.
 
-    State (float64): curves ``angle``, ``angle_sq`` and ``count`` by position t; ``still``: turns where a step has length zero,
-    as between equal rows, which have no angle and count nowhere else.
+    State (float64): curves ``angle``, ``angle_sq`` and ``count`` by position t; ``still``, the number of turns at which a step
+    has length zero, as between equal rows. These have no angle and are not part of the other sums.
     """
 
     def new_state(self, width: int, device: torch.device) -> State:
         return zeros(dict.fromkeys(("angle", "angle_sq", "count"), (0,)) | {"still": ()}, device)
 
     def contribution(self, rows: Rows) -> State:
-        # The rows of each text one after the other, what is not used last.
+        # Sort the rows so that those of each text are consecutive, and unused rows come last.
         owner = torch.where(rows.valid, rows.text, rows.texts)
         owner, order = owner.sort(dim=-1, stable=True)
         hidden = rows.hidden.gather(-2, order.unsqueeze(-1).expand_as(rows.hidden))
@@ -50,6 +51,6 @@ class CurvatureSum:
 
 
 def _angles(first: Tensor, second: Tensor) -> Tensor:
-    """Angles between unit rows ``(…, d)``; the arc cosine of a product would lose half the digits near 0 and π."""
+    """Angles between unit rows ``(…, d)``. The arc cosine of the inner product would lose half of the digits near 0 and π."""
     apart, together = (torch.linalg.vector_norm(rows, dim=-1).double() for rows in (second - first, second + first))
     return 2 * torch.atan2(apart, together)

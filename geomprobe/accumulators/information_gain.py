@@ -1,4 +1,4 @@
-"""Information gain of texts, summed."""
+"""Sums of the information gain of every token on the earlier tokens of its text."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ __all__ = ["InformationGainSum"]
 
 @dataclass(frozen=True)
 class InformationGainSum:
-    """Sums of information gain by position in the text, and per text.
+    """Sums of the information gain by position in the text, and of the total gain of each text.
 
-    State (float64): curves ``gain``, ``gain_sq``, ``variance`` (posterior variance) and ``count`` by position; ``texts``,
-    ``total``, ``total_per_dim`` (over d) and ``total_sq`` over texts; ``failed``: texts whose Gram matrix could not be
-    factored, which count nowhere else.
+    State (float64): curves ``gain``, ``gain_sq``, ``variance`` (posterior variance) and ``count`` by position; ``texts``, the
+    number of texts; sums over texts of the total gain ``total``, of ``total_per_dim`` (divided by d) and of ``total_sq``;
+    ``failed``, the number of texts whose Gram matrix could not be factored. These are not part of the other sums.
 
     Args:
         sigma: noise σ, 0.01 in the paper.
@@ -33,7 +33,7 @@ class InformationGainSum:
 
     def contribution(self, rows: Rows) -> State:
         gain, good = _text_gains(rows, self.sigma)
-        variance = self.sigma**2 * torch.expm1(2 * gain)  # the exact increment, the other way round
+        variance = self.sigma**2 * torch.expm1(2 * gain)  # gain = ½ log(1 + σ⁻² variance), solved for the variance
         totals, texts = rows.per_text(gain), (rows.per_text(good.double()) > 0).sum(-1)
         return {
             "gain": rows.at_positions(gain),
@@ -49,9 +49,10 @@ class InformationGainSum:
 
 
 def _text_gains(rows: Rows, sigma: float) -> tuple[Tensor, Tensor]:
-    """Gain of every row on the earlier rows of its text, zero where there is none, and where there is one: ``(…, batch, T)``.
+    """The gain of every row on the earlier rows of its text ``(…, batch, T)``, zero where it is undefined, and where it is
+    defined.
 
-    Texts longer than d go through the d×d form, whose memory does not grow with them; packed ones need their Gram matrix.
+    Texts longer than d use the d×d form, whose memory does not grow with the length; packed texts need their Gram matrix.
     """
     if rows.packed or rows.mask.shape[1] <= rows.width:
         factor, bad_pivot = scaled_factor(rows.gram(), sigma)

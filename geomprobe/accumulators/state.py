@@ -1,9 +1,9 @@
-"""States that add: the contract every accumulator keeps.
+"""The protocol of accumulators, and the functions that create, add, merge and copy their states.
 
-An accumulator is a frozen description (its options are its identity, so two metrics that ask for the same one share it).
-What it has seen lives outside it, in a *state*: a dict of float64 tensors. Merging two states is adding them, after padding
-curves to one length. From this one rule follow micro-batches, gradient accumulation, ranks (one all-reduce), saving and
-resuming.
+An accumulator is a frozen dataclass that describes which sums to compute. Two accumulators with the same options are equal, so
+two metrics that need the same sums share them. The sums themselves are stored outside the accumulator, in a *state*: a dict of
+float64 tensors. Two states are merged by adding them, after their curves have been padded to the same length. Because of this
+one rule, micro-batches, gradient accumulation, several ranks (one all-reduce), saving and resuming need no further code.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,36 +22,37 @@ State = dict[str, Tensor]
 
 @runtime_checkable
 class Accumulator(Protocol):
-    """A hashable description of sums over rows. Implementations are frozen dataclasses."""
+    """A hashable description of sums over rows of hidden states. Implementations are frozen dataclasses."""
 
     def new_state(self, width: int, device: torch.device) -> State:
-        """The state of one site that has seen nothing, for rows of ``width`` numbers."""
+        """Return the initial state of one site, in which all sums are zero, for rows of ``width`` numbers."""
         ...
 
     def contribution(self, rows: Rows) -> State:
-        """What ``rows`` adds to the state: the same names, behind a leading dimension of sites where ``rows`` has one.
+        """Return the sums over ``rows``, which are then added to the state.
 
-        Any floating dtype will do for a sum over one forward; it is added in float64.
+        The dict has the names of :meth:`new_state`. If ``rows`` has a leading dimension of sites, each tensor has it too. A sum
+        over one forward can have any floating dtype; it is added in float64.
         """
         ...
 
 
 @runtime_checkable
 class ReadsAttention(Protocol):
-    """An accumulator that needs ``rows.attention``, which is filled only where one asks for it."""
+    """An accumulator that needs ``rows.attention``, which is computed only if an accumulator asks for it."""
 
     @property
     def attention(self) -> Literal["rows", "maps"] | None:
-        """``"rows"``: summaries of each row; ``"maps"``: head-mean weights besides."""
+        """``"rows"`` for summaries of each row; ``"maps"`` for the attention weights averaged over heads as well."""
         ...
 
 
 @dataclass(frozen=True)
 class TokenCount:
-    """How much was seen: the count behind every other number.
+    """The number of tokens and texts that every other number was computed from.
 
-    State: ``tokens`` (rows used), ``texts`` (texts with at least one row used), ``nonfinite`` (rows left out because they
-    held NaN or Inf).
+    State: ``tokens`` (rows that were used), ``texts`` (texts with at least one such row), ``nonfinite`` (rows that were left
+    out because they contained NaN or Inf).
     """
 
     def new_state(self, width: int, device: torch.device) -> State:
@@ -62,12 +63,12 @@ class TokenCount:
 
 
 def zeros(shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> State:
-    """A state of sums that have seen nothing: float64 zeros by name; ``(0,)`` for a curve."""
+    """Return a state of float64 zeros, one tensor for each name in ``shapes``. A curve starts with the shape ``(0,)``."""
     return {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}
 
 
 def pad_to(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """``tensor`` with zeros appended until it has ``shape``; itself when it already has.
+    """Return ``tensor`` with zeros appended until it has ``shape``, or ``tensor`` itself if it has that shape already.
 
     >>> pad_to(torch.tensor([1.0, 2.0]), torch.Size([3]))
     tensor([1., 2., 0.])
@@ -80,7 +81,9 @@ def pad_to(tensor: Tensor, shape: torch.Size) -> Tensor:
 
 
 def add(state: State, more: State, sites: slice | None = None) -> None:
-    """Add ``more`` into ``state`` in place, curves growing where they must; with ``sites`` into those rows of a stacked state.
+    """Add ``more`` to ``state`` in place. Curves are made longer where needed.
+
+    With ``sites``, ``state`` holds the stacked states of several sites, and ``more`` is added to those sites only.
 
     >>> state = {"n": torch.tensor([1.0])}
     >>> add(state, {"n": torch.tensor([1.0, 2.0])})
@@ -96,7 +99,7 @@ def add(state: State, more: State, sites: slice | None = None) -> None:
 
 
 def merge(states: Iterable[State]) -> State:
-    """The sum of states with the same keys; curves are padded with zeros to the longest. Changes none of them.
+    """Return the sum of states with the same keys, with curves padded by zeros to the longest. The inputs are not changed.
 
     >>> merge([{"n": torch.tensor([1.0])}, {"n": torch.tensor([1.0, 2.0])}])
     {'n': tensor([2., 2.])}
@@ -111,5 +114,5 @@ def merge(states: Iterable[State]) -> State:
 
 
 def copy_state(state: State, device: torch.device | None = None) -> State:
-    """An independent copy, by default on the device each tensor is on."""
+    """Return an independent copy of ``state``; by default each tensor stays on its device."""
     return {name: value.detach().to(device or value.device, copy=True) for name, value in state.items()}

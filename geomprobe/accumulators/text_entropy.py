@@ -1,4 +1,4 @@
-"""Entropies of single texts, summed over texts."""
+"""Sums over texts of the entropy of each text."""
 
 import math
 from dataclasses import dataclass
@@ -19,18 +19,20 @@ _SPECTRAL = ("matrix_entropy", "matrix_entropy_log_n", "log_n_texts", "effective
 
 @dataclass(frozen=True)
 class TextEntropySum:
-    """Sums over texts of each text's own entropy, from its Gram matrix (T×T, never d×d).
+    """Sums over texts of the entropy of each text's own rows, computed from its Gram matrix.
 
-    ``logdet(I_d + d/ε² Σ) = logdet(I_T + d/(nε²) K)``, since ``ZᵀZ`` and ``ZZᵀ`` share their non-zero eigenvalues.
+    ``logdet(I_d + d/ε² Σ) = logdet(I_T + d/(nε²) K)``, because ``ZᵀZ`` and ``ZZᵀ`` have the same non-zero eigenvalues.
 
-    State (float64): ``texts``; sums over texts of ``entropy`` (normalised by its maximum for that text's n) and
-    ``entropy_nats``; with ``spectrum`` also of ``matrix_entropy``, ``effective_rank``, ``matrix_entropy_log_n`` and
-    ``log_n_texts``, the texts on which H/log min(n, d) is defined (n > 1; centred, n > 2).
+    State (float64): ``texts``, the number of texts; sums over texts of ``entropy`` (divided by its maximum for n rows, the
+    length of that text) and ``entropy_nats``; with ``spectrum`` also of ``matrix_entropy``, ``effective_rank`` and
+    ``matrix_entropy_log_n``, and ``log_n_texts``, the number of texts for which H/log min(n, d) is defined (n > 1, or n > 2
+    with ``center``).
 
     Args:
         epsilon: distortion ε, 0.1 in the paper.
-        center: subtract each text's mean row first (Wei et al. 2024).
-        spectrum: also the quantities that need eigenvalues, text by text: about ten times dearer, and waits for the device.
+        center: whether to subtract the mean row of each text first, as in Wei et al. (2024).
+        spectrum: whether to compute the quantities that need eigenvalues too. They are computed text by text, which costs about
+            ten times as much and waits for the device.
     """
 
     epsilon: float = 0.1
@@ -52,13 +54,13 @@ class TextEntropySum:
         return measured | self._spectra(rows) if self.spectrum else measured
 
     def _log_volumes(self, rows: Rows, n: Tensor) -> Tensor:
-        """``logdet(I + d/ε² Σ)`` of each text, ``(…, texts)``, from whichever of ``ZZᵀ`` and ``ZᵀZ`` is smaller.
+        """``logdet(I + d/ε² Σ)`` of each text, ``(…, texts)``, from the smaller one of ``ZZᵀ`` and ``ZᵀZ``.
 
-        In float64: a float32 factor of equal rows was measured 2e-3 off at d = 4096, and not finite at ε = 1e-3.
+        Computed in float64: a float32 factor of equal rows had an error of 2e-3 at d = 4096, and was not finite at ε = 1e-3.
         """
         scale = rows.width / (n.clamp_min(1) * self.epsilon**2)
         if rows.packed:
-            # Every row is scaled by √(d/(nε²)) of its own text, so texts of different n share one factor.
+            # Every row is scaled by √(d/(nε²)) of its own text, so that texts of different n share one factorisation.
             row_scale = scale.sqrt()[..., rows.text]
             gram = scaled(rows.gram(self.center), 1.0) * row_scale.unsqueeze(-1) * row_scale.unsqueeze(-2)
             return rows.per_text(_log_pivots(gram))
@@ -67,7 +69,7 @@ class TextEntropySum:
         return _log_pivots(scaled(product, scale[..., None, None])).sum(-1)
 
     def _spectra(self, rows: Rows) -> State:
-        """Sums that need each text's eigenvalues, site by site and text by text."""
+        """The sums that need the eigenvalues of each text, site by site and text by text."""
         lead = rows.valid.shape[:-2]
         measured = zeros(dict.fromkeys(_SPECTRAL, lead), rows.hidden.device)
         z = rows.unit(self.center).double()
@@ -79,7 +81,7 @@ class TextEntropySum:
     def _spectrum(self, z: Tensor) -> dict[str, Tensor | float]:
         n, width = z.shape
         values = torch.linalg.eigvalsh(z @ z.mT if n < width else z.mT @ z).clamp_min(0)
-        if values.sum() == 0:  # one centred row, or rows all equal: a point has no spread
+        if values.sum() == 0:  # a single centred row, or equal rows: their entropy is that of one direction, zero
             values[-1] = 1
         entropy = matrix_entropy(values)
         measured: dict[str, Tensor | float] = {"matrix_entropy": entropy, "effective_rank": effective_rank(values)}
@@ -88,5 +90,5 @@ class TextEntropySum:
 
 
 def _log_pivots(matrix: Tensor) -> Tensor:
-    """Logs of the squared pivots of ``I + matrix``, ``(…, n)``, which sum to its log determinant."""
+    """Logarithms of the squared pivots of ``I + matrix``, ``(…, n)``, whose sum is its log determinant."""
     return 2 * gains(factor_of_identity_plus(matrix)[0])

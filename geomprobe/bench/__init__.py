@@ -1,1 +1,1 @@
-"""Benchmarks: what geomprobe costs, as ratios from one interleaved run."""
+"""Benchmarks: the cost of geomprobe relative to the bare model, measured in interleaved runs."""

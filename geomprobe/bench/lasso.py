@@ -1,4 +1,4 @@
-"""``geomprobe bench lasso``: the Lasso of every token on its past, against loops of one Lasso after another."""
+"""``geomprobe bench lasso``: the Lasso of every token on the earlier tokens, compared with loops over other solvers."""
 
 import importlib
 import importlib.util
@@ -23,15 +23,15 @@ Solver = Callable[[], Tensor]
 
 
 def bench_lasso(model: str | None, *, length: int = 512, rounds: int = 5, device: str | None = None) -> dict[str, Any]:
-    """Seconds, speed-up and largest duality gap of every solver, in the sparse and in the near-dense regime.
+    """Return the seconds, the speed-up and the largest duality gap of every solver, in the sparse and in the near-dense regime.
 
-    On the last hidden states of English prose in a trained model: on random ones, hardly a row explains another.
+    The rows are the last hidden states of English prose in a trained model, because random rows hardly explain each other.
 
     Raises:
-        GeomprobeError: no model was named, or it reads fewer than ``length`` tokens.
+        GeomprobeError: if no model is given, or if it accepts fewer than ``length`` tokens.
     """
     if model is None:
-        raise GeomprobeError("bench lasso needs the hidden states of a trained model: --model, a hub id or a directory")
+        raise GeomprobeError("bench lasso needs a trained model: give a hub id or a directory with --model")
     states = _states(model, length, device)
     gram = states @ states.mT
     width = states.shape[-1]
@@ -44,12 +44,12 @@ def bench_lasso(model: str | None, *, length: int = 512, rounds: int = 5, device
 
 
 def _regime(states: Tensor, gram: Tensor, penalty: float, tol: float, rounds: int) -> dict[str, Any]:
-    """Every solver at one penalty. Gaps are to one lower bound for all: the best dual point that is known."""
+    """Run every solver with one penalty. All gaps are computed from the same lower bound, that of our solution."""
 
     def ours() -> Tensor:
         return solve_lasso(gram, penalty, tol=tol).coefficients
 
-    first = solve_lasso(gram, penalty, tol=tol)  # once before, for its kernels to load
+    first = solve_lasso(gram, penalty, tol=tol)  # a first run, to load the kernels
     bound = lasso_objective(gram, first.coefficients, penalty) - first.gap
 
     def gap(weights: Tensor) -> float:
@@ -67,7 +67,7 @@ def _states(model: str, length: int, device: str | None) -> Tensor:
     text = "\n".join(topics[name] for name in sorted(topics))
     ids = loaded.tokenizer(text[: 20 * length], return_tensors="pt").input_ids[:, :length].to(loaded.model.device)
     if ids.shape[1] < length or length > (getattr(loaded.model.config, "max_position_embeddings", None) or length):
-        raise GeomprobeError(f"{model} does not read {length} tokens: give a smaller --length")
+        raise GeomprobeError(f"{model} does not accept {length} tokens: give a smaller --length")
     with torch.no_grad():
         hidden = loaded.model.base_model(ids, use_cache=False).last_hidden_state
     with full_precision(hidden.device.type):
@@ -75,14 +75,15 @@ def _states(model: str, length: int, device: str | None) -> Tensor:
 
 
 def _peers(states: "np.ndarray[Any, np.dtype[np.float64]]", alpha: float) -> dict[str, Solver]:
-    """Loops over targets of other libraries, at their own default tolerance; those that are not installed are left out."""
+    """Loops over targets with the solvers of other libraries at their default tolerance. Libraries that are not installed are
+    left out."""
     from sklearn.linear_model import Lasso
 
     def loop(fit: Callable[[Any, Any], Any]) -> Solver:
         def run() -> Tensor:
             weights = np.zeros((len(states), len(states)))
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that they did not converge stands in the gaps
+                warnings.simplefilter("ignore")  # the gaps show whether they converged
                 for t in range(1, len(states)):
                     weights[t, :t] = fit(np.asfortranarray(states[:t].T), states[t])
             return torch.as_tensor(weights)
@@ -100,7 +101,7 @@ def _peers(states: "np.ndarray[Any, np.dtype[np.float64]]", alpha: float) -> dic
 
 
 def _compare(solvers: dict[str, Solver], rounds: int, device: torch.device, gap: Callable[[Tensor], float]) -> dict[str, Any]:
-    """All solvers in turn, ``rounds`` times."""
+    """Run all solvers in turn, ``rounds`` times."""
     latest: dict[str, Tensor] = {}
 
     def kept(name: str) -> Callable[[], None]:
@@ -126,7 +127,7 @@ def _compare(solvers: dict[str, Solver], rounds: int, device: torch.device, gap:
 
 
 def table(results: dict[str, Any]) -> str:
-    """What the benchmark gave, for a terminal."""
+    """Return the results as a table for the terminal."""
     lines = [f"{'':<36}{'seconds':>10}{'speed-up':>11}{'largest gap':>14}"]
     for regime, solvers in results.items():
         if regime == "shape":

@@ -1,4 +1,4 @@
-"""``geomprobe bench``: what the probe costs, as ratios to the bare model from one interleaved run."""
+"""``geomprobe bench overhead|decode|memory|attention``: the cost of the probe relative to the bare model."""
 
 import gc
 from collections.abc import Callable
@@ -22,7 +22,8 @@ __all__ = ["bench_attention", "bench_decode", "bench_memory", "bench_model", "be
 
 
 def bench_model(what: str, *, model: str | None, device: str | None, dtype: str) -> nn.Module:
-    """The model to measure: a checkpoint, or random weights in the shape of SmolLM2-135M (``memory``: of one narrow layer)."""
+    """Return the model to measure: a checkpoint, or random weights in the shape of SmolLM2-135M (for ``memory``, a model with
+    one narrow layer)."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     if model is not None:
@@ -46,9 +47,10 @@ def bench_model(what: str, *, model: str | None, device: str | None, dtype: str)
 
 
 def bench_overhead(model: nn.Module, *, batch: int = 2, length: int = 256, rounds: int = 9) -> dict[str, Any]:
-    """A forward and a training step with every site measured, against the bare ones, two peers and the arithmetic floor.
+    """Compare a forward and a training step with every site measured to the same without a probe, to two alternatives, and to
+    the number of arithmetic operations that are needed at least.
 
-    The peers do the same work: ``numpy`` asks for ``output_hidden_states`` and computes in NumPy, ``store`` keeps every hidden
+    The alternatives compute the same numbers: ``numpy`` uses ``output_hidden_states`` and NumPy, ``store`` stores every hidden
     state with hooks and computes at the end.
     """
     device = next(model.parameters()).device
@@ -120,7 +122,8 @@ def bench_overhead(model: nn.Module, *, batch: int = 2, length: int = 256, round
 
 
 def bench_decode(model: nn.Module, *, tokens: int = 256, rounds: int = 5) -> dict[str, Any]:
-    """``generate`` with the information gain of every new token at every site handed over live, against the bare one."""
+    """Compare ``generate`` with ``on_gain``, which receives the information gain of every new token at every site, to
+    ``generate`` without a probe."""
     device = next(model.parameters()).device
     ids = _tokens(model, 1, 8)
     updates: list[GainUpdate] = []
@@ -147,7 +150,7 @@ def bench_decode(model: nn.Module, *, tokens: int = 256, rounds: int = 5) -> dic
 def bench_memory(
     model: nn.Module, *, batch: int = 16, length: int = 128, few: int = 20_000, many: int = 1_000_000
 ) -> dict[str, Any]:
-    """Growth of the process between ``few`` and ``many`` tokens streamed through a probe of every site, in bytes."""
+    """Return the growth of the memory of the process, in bytes, between ``few`` and ``many`` tokens measured at every site."""
     from tqdm import tqdm
 
     device = next(model.parameters()).device
@@ -172,8 +175,8 @@ def bench_memory(
 def bench_attention(
     model: nn.Module, *, batch: int = 2, length: int = 256, rounds: int = 9, long: int = 4096
 ) -> dict[str, Any]:
-    """A forward with the attention of every layer summarised, against the bare one and against eager attention's own maps; and
-    what it adds to the peak of memory at ``long`` tokens."""
+    """Compare a forward in which the attention of every layer is summarised to a forward without a probe, and to eager
+    attention that returns its maps. Also return the additional peak memory at ``long`` tokens."""
     device = next(model.parameters()).device
     decoder = find_decoder(model)
     probe = Probe(model, [AttentionProfile()], decoder=decoder, on_error="raise")
@@ -202,7 +205,7 @@ def bench_attention(
     )
     runs = {"bare": lambda: forward(text), "probe": lambda: watched(text)}
     rounds_of_peaks = [{name: _peak_of(run, device) for name, run in runs.items()} for _ in range(3)]
-    # The first round is not counted: what the allocator then takes, and keeps, would be the bare run's.
+    # The first round is not counted, because the memory that the allocator takes and keeps would be attributed to the bare run.
     peaks = {name: min(peak[name] for peak in rounds_of_peaks[1:]) for name in runs}
     return {
         "forward": {name: vars(ratio) for name, ratio in ratios.items()},
@@ -213,13 +216,13 @@ def bench_attention(
 
 
 def _tokens(model: nn.Module, batch: int, length: int) -> Tensor:
-    """Random tokens of the model's vocabulary, where the model is."""
+    """Random token ids on the device of the model."""
     vocabulary: Any = model.config.vocab_size  # type: ignore[union-attr]
     return torch.randint(0, vocabulary, (batch, length), device=next(model.parameters()).device)
 
 
 def _numpy_sums(hidden: Tensor) -> None:
-    """What the default metrics need of one site, in NumPy: covariance, Gram matrix, two factors per text."""
+    """The work of the default metrics at one site, in NumPy: the covariance, and a Gram matrix and two factors per text."""
     rows = hidden.float().cpu().numpy()
     unit = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
     flat = unit.reshape(-1, unit.shape[-1])
@@ -242,16 +245,16 @@ def _flops(model: nn.Module, forward: Callable[[], object]) -> int:
 
 
 def _probe_flops(model: nn.Module, sites: int, batch: int, length: int) -> float:
-    """Covariance, Gram matrix and two Cholesky factors at every site, symmetric halves not saved."""
+    """Operations for a covariance, a Gram matrix and two Cholesky factors at every site, without the savings of symmetry."""
     width = int(model.config.hidden_size)  # type: ignore[union-attr,arg-type]
     return sites * batch * (2 * length * width**2 + 2 * length**2 * width + 2 * length**3 / 3)
 
 
 def _peak_of(run: Callable[[], object], device: torch.device) -> int:
-    """The most memory that is held while ``run`` runs, with what is held before.
+    """The peak memory of the process while ``run`` runs, including memory allocated before.
 
     Raises:
-        GeomprobeError: a system that does not tell the peak of a part of a process's life.
+        GeomprobeError: if the operating system does not provide the peak memory of a part of a process's run.
     """
     gc.collect()
     if device.type == "cuda":
@@ -259,16 +262,19 @@ def _peak_of(run: Callable[[], object], device: torch.device) -> int:
         run()
         return torch.cuda.max_memory_allocated(device)
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         run()
         status = Path("/proc/self/status").read_text("ascii").splitlines()
         return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])
     except OSError as error:
-        raise GeomprobeError(f"peak memory on the CPU is read off Linux's /proc, and here that gave: {error}") from error
+        raise GeomprobeError(
+            f"cannot measure the peak memory on the CPU: {error}. It is read from /proc on Linux; run this benchmark there, or "
+            "with --device cuda"
+        ) from error
 
 
 def _peak(device: torch.device) -> int:
-    """Most memory the process has held, on the host and on the device."""
+    """The peak memory of the process, on the host and on the device."""
     import resource
     import sys
 

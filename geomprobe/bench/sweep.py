@@ -1,4 +1,4 @@
-"""``geomprobe bench sweep``: a checkpoint of a sweep against loading it and running the same tokens through it."""
+"""``geomprobe bench sweep``: the cost of a sweep relative to loading the checkpoints and running the same tokens."""
 
 import tempfile
 from itertools import count
@@ -22,30 +22,32 @@ _TEXT = 1 << 22
 def bench_sweep(
     model: str | None, *, tokens: int = 65_536, length: int = 256, rounds: int = 3, device: str | None = None
 ) -> dict[str, Any]:
-    """A sweep over two checkpoints, losses and records included, against loading both and one bare forward of the same
-    batches. Of fewer tokens than a sweep's default, as small a share is measured closely as by default; but the numbers are
-    computed once whatever that is, so that few tokens show a sweep dearer than it is. Without null baselines, which are read
-    once for all checkpoints.
+    """Compare a sweep over two checkpoints, including losses and records, to loading both and one bare forward of the same
+    batches.
+
+    For fewer tokens than the default of a sweep, the sample is reduced by the same factor. The final computation of the numbers
+    does not depend on the number of tokens, so a benchmark with few tokens overestimates the cost of a sweep. Null baselines
+    are not included, because a sweep measures them once for all checkpoints.
 
     Args:
         model: hub id or directory.
-        tokens: that each checkpoint reads.
-        length: of a text, in tokens.
-        rounds: how often both are run, in turn.
-        device: where to; CUDA when there is one.
+        tokens: number of tokens that each checkpoint reads.
+        length: length of a text in tokens.
+        rounds: number of times that both are run, in turn.
+        device: device of the model. Default: CUDA if available.
 
     Raises:
-        GeomprobeError: no model was named.
+        GeomprobeError: if no model is given.
     """
     if model is None:
-        raise GeomprobeError("bench sweep loads a checkpoint from a disk: --model, a hub id or a directory")
+        raise GeomprobeError("bench sweep loads a checkpoint from the disk: give a hub id or a directory with --model")
     sample, batch_tokens = max(2, tokens // 64), 2048
     number, page = count(), prose()
     with tempfile.TemporaryDirectory() as scratch:
         folder, text = Path(scratch), Path(scratch) / "text.txt"
         text.write_text((page * (1 + _TEXT // len(page)))[:_TEXT], encoding="utf-8")
         checkpoints = []
-        for name in ("checkpoint-1", "checkpoint-2"):  # two names of one model, for a sweep reads none twice
+        for name in ("checkpoint-1", "checkpoint-2"):  # two names of one model, because a sweep reads each name once
             (folder / name).symlink_to(Path(model).resolve() if Path(model).exists() else _fetched(model))
             checkpoints.append(str(folder / name))
 
@@ -74,7 +76,7 @@ def bench_sweep(
                     _forward(loaded.model, batch.ids, batch.mask)
 
         text_of_ones = torch.ones((1, length), dtype=torch.long)
-        _forward(load(checkpoints[0], device=device).model, text_of_ones, text_of_ones)  # files in memory, for both
+        _forward(load(checkpoints[0], device=device).model, text_of_ones, text_of_ones)  # so that both find files in memory
         times = timed({"bare": bare, "sweep": swept}, rounds, torch.device(device or "cpu"))
     ratios = {name: vars(Ratio.of(mine, times["bare"])) for name, mine in times.items()}
     shape = {"tokens": tokens, "length": length, "sample": sample, "batch_tokens": batch_tokens}
@@ -91,5 +93,5 @@ def _fetched(model: str) -> Path:
 
     try:
         return Path(snapshot_download(model))
-    except Exception as error:  # whatever a hub can do wrong
+    except Exception as error:  # a hub can raise errors of many kinds
         raise GeomprobeError(f"cannot load {model!r}: {type(error).__name__}: {error}") from error

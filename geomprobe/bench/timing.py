@@ -1,4 +1,4 @@
-"""Timing of variants in one interleaved run, and the table of what it gave."""
+"""Timing of several variants in one interleaved run, and the table of the results."""
 
 import gc
 import statistics
@@ -14,7 +14,7 @@ __all__ = ["Ratio", "interleaved", "table", "timed"]
 
 @dataclass(frozen=True)
 class Ratio:
-    """Time of a variant over the bare run beside it: median and quartiles over rounds."""
+    """Time of a variant divided by that of the bare run in the same round: median and quartiles over rounds."""
 
     median: float
     low: float
@@ -23,14 +23,14 @@ class Ratio:
 
     @classmethod
     def of(cls, times: list[float], bare: list[float]) -> "Ratio":
-        """Round by round, so that a slow moment of the machine counts for both."""
+        """Return the ratio, computed round by round, so that a slow moment of the machine affects both times."""
         ratios = [t / b for t, b in zip(times, bare, strict=True)]
         low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         return cls(median, low, high, statistics.median(times))
 
 
 def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, Ratio]:
-    """Ratios of all variants to the first one, the bare run, from ``rounds`` rounds after one to warm up."""
+    """Return the ratios of all variants to the first one, the bare run, over ``rounds`` rounds after a warm-up round."""
     for run in variants.values():
         run()
     times = timed(variants, rounds, device)
@@ -39,7 +39,7 @@ def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int, devic
 
 
 def timed(variants: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of all variants, run in turn, each round starting with another one."""
+    """Return the seconds of all variants, run in turn. Each round starts with a different variant."""
     from tqdm import tqdm
 
     times: dict[str, list[float]] = {name: [] for name in variants}
@@ -59,7 +59,7 @@ def timed(variants: Mapping[str, Callable[[], object]], rounds: int, device: tor
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """What a benchmark gave, for a terminal."""
+    """Return the results as a table for the terminal."""
     lines = [f"{'':<30}{'median':>9}{'quartiles':>18}{'seconds':>10}"]
     for title, ratios in results.items():
         if isinstance(ratios, Mapping) and "bare" in ratios:

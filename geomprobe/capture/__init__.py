@@ -1,1 +1,1 @@
-"""Where hooks live, and nowhere else: finding the layers, opening a context per forward, handing hidden states on."""
+"""Capture: all hooks of geomprobe. It finds the decoder layers, and reports the hidden states of each forward to a listener."""

@@ -1,4 +1,4 @@
-"""What each row of an attention call may see, from the many ways in which implementations are told."""
+"""Which keys each query of an attention call may attend to, for every kind of mask that attention implementations accept."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,19 +16,21 @@ __all__ = ["attention_mask_of"]
 def attention_mask_of(
     name: str, mask: Any, length: int, columns: int, causal: bool, window: int | None, starts: Tensor | None
 ) -> AttentionMask:
-    """How ``length`` rows see ``columns`` keys.
+    """Return which of ``columns`` keys each of ``length`` rows (queries) may attend to.
 
     Args:
-        name: the implementation.
-        mask: what it was given: 4-D of bool or of numbers to add, a block mask of flex attention, 2-D of tokens, or nothing.
+        name: name of the attention implementation.
+        mask: the mask that it was called with: a 4-D tensor of bool or of numbers to add, a block mask of flex attention, a 2-D
+            padding mask, or ``None``.
         length: number of rows.
         columns: number of keys.
-        causal: whether a row sees nothing after it, where the mask leaves that to the implementation.
-        window: how many columns a row sees, where the mask leaves that to it.
-        starts: where texts start within packed rows, ``(batch, length)``, which flash attention is told and masks do not show.
+        causal: whether attention is causal, if the mask does not show it.
+        window: size of the sliding window, if the mask does not show it.
+        starts: whether a text starts at each row, ``(batch, length)``, for packed texts. Flash attention receives this
+            separately from the mask.
 
     Raises:
-        GeomprobeError: a mask of another kind.
+        GeomprobeError: if the mask is of another kind.
     """
     if isinstance(mask, Tensor) and mask.dim() == 4:
         return _ByMask(mask[..., :columns])
@@ -36,12 +38,15 @@ def attention_mask_of(
         return _ByFunction(mask.mask_mod, columns)
     if not (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)):
         kind = f"{type(mask).__name__} {tuple(getattr(mask, 'shape', ()))}"
-        raise GeomprobeError(f"attention was called with a mask that geomprobe cannot read: {kind}")
+        raise GeomprobeError(
+            f"attention was called with a mask that geomprobe cannot read: {kind}; expected a tensor of 4 or 2 dimensions, a "
+            "block mask of flex attention, or none. Leave AttentionProfile and ContextLasso(attention=True) out"
+        )
     flash = "flash" in name
     return _ByPosition(
         keys=columns,
         causal=causal and name != "eager" and (length > 1 or flash),
-        offset=0 if name == "sdpa" else columns - length,  # SDPA counts from the first key, flash from the last
+        offset=0 if name == "sdpa" else columns - length,  # SDPA aligns rows with the first keys, flash with the last
         window=window if flash else None,
         tokens=None if mask is None else mask[:, -columns:].bool(),
         texts=starts.cumsum(1) if flash and starts is not None and length == columns else None,
@@ -50,7 +55,7 @@ def attention_mask_of(
 
 @dataclass(frozen=True)
 class _ByMask:
-    """A mask ``(batch, heads, rows, columns)``: True where a row sees a column, or numbers to add."""
+    """A mask ``(batch, heads, rows, columns)``: True where a row attends to a column, or numbers to add to the scores."""
 
     mask: Tensor
 
@@ -67,7 +72,7 @@ class _ByMask:
 
 @dataclass(frozen=True)
 class _ByFunction:
-    """A function of batch, head, row and column, as flex attention takes it."""
+    """A mask function of batch, head, row and column, as flex attention takes it."""
 
     sees: Callable[..., Tensor]
     keys: int
@@ -84,7 +89,7 @@ class _ByFunction:
 
 @dataclass(frozen=True)
 class _ByPosition:
-    """What is left to the implementation: nothing after a row, nothing out of its window, of its text, or in padding."""
+    """The masking that is left to the implementation: by causality, by a sliding window, by texts, and by padding."""
 
     keys: int
     causal: bool
@@ -100,7 +105,7 @@ class _ByPosition:
         end = scores.shape[-1]
         if self.causal:
             here = torch.arange(rows.start, rows.stop, device=scores.device).unsqueeze(1) + self.offset
-            first = 0 if self.window is not None else self.offset + rows.start  # what is before the corner is seen
+            first = 0 if self.window is not None else self.offset + rows.start  # all earlier columns are visible
             there = torch.arange(first, end, device=scores.device)
             hidden = there > here if self.window is None else (there > here) | (there <= here - self.window)
             scores[..., first:].masked_fill_(hidden, HIDDEN)

@@ -1,8 +1,9 @@
-"""The attention tap: a look at what goes into Transformers' attention functions.
+"""The attention tap: it observes the arguments of the attention functions of Transformers.
 
-Every decoder of Transformers asks a registry for its attention function. While a tap is on, what the registry answers is
-wrapped: it is called as it would have been, and then queries, keys, mask and options are handed on. What the model gets is what
-the original returned; the registry's entries, the implementation a model uses, its config and its masks are not touched.
+Every decoder of Transformers gets its attention function from a registry. While a tap is installed, the function that the
+registry returns is wrapped. The wrapper calls the original function with the same arguments, passes queries, keys, mask and
+options to the observer, and returns the original result. The entries of the registry, the implementation that a model uses, its
+configuration and its masks are not changed.
 """
 
 import sys
@@ -22,29 +23,30 @@ from geomprobe.errors import GeomprobeError
 __all__ = ["AttentionCall", "Observer", "custom_attention", "install", "install_on_output", "is_cross_attention", "remove"]
 
 _MARK = "_geomprobe_attention"
-"""Attribute of a watched layer's modules, while they are watched: whom to tell."""
+"""Name of the attribute that holds the observer on each module of an observed layer."""
 
 _GET = "get_interface"
-"""The method by which models ask; it is shadowed on the registry itself, as only it is told of a model's own eager function."""
+"""The method of the registry that models call. It is replaced on the registry instance, because its arguments include the
+model's own eager function."""
 
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One call of an attention function: what its weights are made of.
+    """The arguments of one call of an attention function, from which its weights can be computed.
 
     Attributes:
-        name: the implementation: ``sdpa``, ``eager`` …
-        query: ``(batch, heads, length, width)``, positions rotated in.
-        key: ``(batch, groups, columns, width)``, cached ones included.
-        mask: as the implementation takes it.
+        name: name of the implementation, such as ``sdpa`` or ``eager``.
+        query: queries ``(batch, heads, length, width)``, after rotary embeddings.
+        key: keys ``(batch, groups, columns, width)``, including cached ones.
+        mask: the mask in the form of the implementation.
         weights: the weights before dropout ``(batch, heads, length, columns)``, if the implementation returned them.
-        causal: whether a row sees nothing after it, where the mask does not say.
-        scale: of the scores.
-        softcap: c of ``c · tanh(score / c)``.
-        window: how many columns a row sees, where the mask does not say.
-        bias: added to the scores.
-        sinks: a score per head that no token gets the weight of.
-        unread: why this call cannot be read, if it cannot.
+        causal: whether attention is causal, if the mask does not show it.
+        scale: multiplier of the attention scores.
+        softcap: the constant c of ``c · tanh(score / c)``, if scores are capped.
+        window: size of the sliding window, if the mask does not show it.
+        bias: bias added to the scores.
+        sinks: one additional score per head, whose share of the weight goes to no token.
+        unread: why this call cannot be read; empty if it can.
     """
 
     name: str
@@ -64,7 +66,7 @@ class AttentionCall:
     def of(
         cls, module: nn.Module, name: str, result: Any, given: tuple[Any, ...], options: Mapping[str, Any]
     ) -> "AttentionCall":
-        """From what an attention function was given and returned."""
+        """Return the call of an attention function with these arguments and this result."""
         options = dict(zip(("query", "key", "value", "attention_mask"), given, strict=False)) | dict(options)
         query, key, mask = options["query"], options["key"], options.get("attention_mask")
         dropped = module.training and options.get("dropout")
@@ -98,10 +100,11 @@ class AttentionCall:
         return self.query.device
 
     def rows(self, layout: Layout, starts: Tensor | None, *, keep: bool) -> AttentionRows:
-        """Summaries of what each row attends to; ``layout`` and ``starts`` as of the forward it belongs to.
+        """Return summaries of the attention weights of each row. ``layout`` and ``starts`` are those of the forward; with
+        ``keep``, the weights averaged over heads are kept.
 
         Raises:
-            GeomprobeError: it cannot be read (``unread``), or the mask is of an unknown kind.
+            GeomprobeError: if the call cannot be read (``unread``), or if its mask is of an unknown kind.
         """
         if self.unread:
             raise GeomprobeError(self.unread)
@@ -125,21 +128,21 @@ class AttentionCall:
 
 
 def _why_unread(module: nn.Module, query: Tensor, options: Mapping[str, Any]) -> str:
-    """Why there is more to a call than its arguments show; empty when there is not."""
+    """Why the weights cannot be computed from the arguments of a call; empty if they can."""
     heads = getattr(getattr(module, "config", None), "num_attention_heads", None)
     sharded = torch.distributed.is_initialized() and any(hasattr(weight, "placements") for weight in module.parameters())
     if sharded and isinstance(heads, int) and query.shape[1] < heads:
         return (
             f"this rank holds {query.shape[1]} of {heads} attention heads (tensor parallelism), and attention is measured over "
-            "all: load without tensor parallelism, or leave AttentionProfile and ContextLasso(attention=True) out"
+            "all heads: load without tensor parallelism, or leave AttentionProfile and ContextLasso(attention=True) out"
         )
     if options.get("cache") is not None:
-        return "attention cannot be measured during continuous batching, whose keys are kept in pages: use generate()"
+        return "attention cannot be measured during continuous batching, where keys are stored in pages: use generate()"
     return ""
 
 
 def _weights(result: Any, shape: tuple[int, ...] | None = None) -> Tensor | None:
-    """The weights that an attention module or function returned, if it did, of the ``shape`` they must have."""
+    """The weights that an attention module or function returned, or ``None`` if it returned none of the expected ``shape``."""
     weights = result[1] if isinstance(result, tuple | list) and len(result) > 1 else None
     if not isinstance(weights, Tensor) or weights.dim() != 4 or (shape is not None and weights.shape != shape):
         return None
@@ -147,23 +150,23 @@ def _weights(result: Any, shape: tuple[int, ...] | None = None) -> Tensor | None
 
 
 def _whole(mean: Tensor, layout: Layout) -> Tensor:
-    """Head means with a column for every token there has been, also those that a window has forgotten."""
+    """Means over heads with one column for every token, including tokens that a sliding window has dropped."""
     columns = layout.position.shape[1]
     return torch.nn.functional.pad(mean, (columns - mean.shape[-1], 0)) if mean.shape[-1] < columns else mean[..., :columns]
 
 
 Observer = Callable[[Callable[[], AttentionCall]], None]
-"""Is told of a call by what makes it, so that a fault in the making is its own to handle."""
+"""An observer of attention calls. It receives a function that makes the call, so that it can handle errors in making it."""
 
 
 def install_on_output(observe: Observer, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    """A forward hook for attention that asks no registry, and returns its weights."""
-    if (weights := _weights(output)) is not None:  # of q and k only the sizes are needed
+    """A forward hook for attention modules that do not use the registry, and return their weights."""
+    if (weights := _weights(output)) is not None:  # only the shapes of query and key are needed
         observe(partial(AttentionCall, "own", weights, weights.mT, weights=weights))
 
 
 def _interface(original: Callable[..., Any], name: str, *default: Any, **named: Any) -> Callable[..., Any]:
-    """What a registry's ``get_interface`` is while anything is watched: its answer, looked at when it is called."""
+    """The replacement of ``get_interface`` while a tap is installed: it returns the original function in a wrapper."""
     return partial(_attend, name, original(name, *default, **named))
 
 
@@ -180,14 +183,16 @@ _shadowed: list[Any] = []
 
 
 def install(who: Any, modules: Mapping[nn.Module, Observer]) -> None:
-    """Have looks told of every attention call of their modules, until ``who`` looks away or is gone.
+    """Report every attention call of each module to its observer, until :func:`remove` is called or ``who`` is garbage
+    collected.
 
     Raises:
-        GeomprobeError: another is looking at one of them: models that share layers.
+        GeomprobeError: if one of the modules is observed already, as with models that share layers.
     """
     if any(_MARK in module.__dict__ for module in modules):
         raise GeomprobeError(
-            "another probe is looking at the attention of layers that this model shares with it: close that one first"
+            "another probe already observes the attention of layers that this model shares with another model: close that "
+            "probe first"
         )
     for module, observe in modules.items():
         module.__dict__[_MARK] = observe
@@ -200,7 +205,7 @@ def install(who: Any, modules: Mapping[nn.Module, Observer]) -> None:
 
 
 def remove(who: Any, modules: Iterable[nn.Module]) -> None:
-    """Undo :func:`install`. Safe to call twice."""
+    """Undo :func:`install`. Calling this twice is safe."""
     if who in _watching:
         for module in modules:
             module.__dict__.pop(_MARK, None)
@@ -209,8 +214,8 @@ def remove(who: Any, modules: Iterable[nn.Module]) -> None:
 
 
 def _restore() -> None:
-    """Put every registry back as it was, when nobody is watching."""
-    if any(True for _ in _watching):  # its length counts those that are about to go
+    """Restore every registry, if no tap is installed any more."""
+    if any(True for _ in _watching):  # len() would count objects that are being garbage collected
         return
     for registry in _shadowed:
         delattr(registry, _GET)
@@ -218,24 +223,23 @@ def _restore() -> None:
 
 
 def _registries_of(modules: Iterable[nn.Module]) -> list[Any]:
-    """The registries that the files of these modules' classes know: nearly always one, of all Transformers."""
+    """The registries in the Python modules that define these classes: nearly always the single one of Transformers."""
     kinds = {kind for module in modules for kind in type(module).__mro__}
     found = (getattr(sys.modules.get(kind.__module__), "ALL_ATTENTION_FUNCTIONS", None) for kind in kinds)
     return list({id(registry): registry for registry in found if hasattr(registry, _GET)}.values())
 
 
 def is_cross_attention(module: nn.Module) -> bool:
-    """Whether it attends to another text, such as an encoder's."""
+    """Return whether ``module`` is cross-attention, which attends to another text such as an encoder's."""
     return "CrossAttention" in type(module).__name__ or bool(getattr(module, "is_cross_attention", False))
 
 
 def custom_attention(base: nn.Module, layers: Sequence[nn.Module]) -> list[list[nn.Module]]:
-    """For a decoder whose attention asks no registry: the modules of each layer whose output may carry the weights.
-
-    Empty for a decoder that does ask one.
+    """Return the attention modules of each layer, for a decoder whose attention does not use the registry but may return its
+    weights. Return an empty list for a decoder that uses the registry.
 
     Raises:
-        GeomprobeError: it has no attention, or gives no weights as it was loaded.
+        GeomprobeError: if the decoder has no attention, or does not return weights in the way it was loaded.
     """
     if _registries_of(module for layer in layers for module in layer.modules()):
         return []
@@ -248,7 +252,7 @@ def custom_attention(base: nn.Module, layers: Sequence[nn.Module]) -> list[list[
         raise GeomprobeError(f"{name} has no attention to measure: leave AttentionProfile and ContextLasso(attention=True) out")
     if getattr(base.config, "_attn_implementation", None) != "eager":
         raise GeomprobeError(
-            f"the attention of {name} is code of its own, which keeps queries and keys to itself: load the model with "
-            "attn_implementation='eager', which returns its weights"
+            f"the attention of {name} does not use the attention functions of Transformers, so its queries and keys cannot be "
+            "observed: load the model with attn_implementation='eager', which returns its weights"
         )
     return found

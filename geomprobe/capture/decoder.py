@@ -1,4 +1,4 @@
-"""Which module is the decoder, and which modules are its layers, in any model that Transformers describes."""
+"""Finds the decoder and its layers in a model of Transformers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,13 @@ __all__ = ["Decoder", "find_decoder"]
 
 @dataclass(frozen=True)
 class Decoder:
-    """The parts of a model that are watched: found by :func:`find_decoder`, or named by hand for a model it does not know.
+    """The decoder of a model and its layers: found by :func:`find_decoder`, or given by the user for other models.
 
     Attributes:
-        base: the decoder. One call of it is one forward; its output is the site ``final_norm`` (HF's ``last_hidden_state``,
-            whatever stands between the last layer and it: a norm, a projection, nothing).
-        layers: the decoder layers in order. The input of the first one is the site ``embed`` (HF's ``hidden_states[0]``).
+        base: the decoder. One call of it is one forward, and its output is the site ``final_norm`` (``last_hidden_state`` in
+            Transformers), which is usually the output of a norm after the last layer.
+        layers: the decoder layers in order. The input of the first one is the site ``embed`` (``hidden_states[0]`` in
+            Transformers).
     """
 
     base: nn.Module
@@ -34,21 +35,21 @@ class Decoder:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """``embed``, ``layer_00`` …, ``final_norm``."""
+        """The names of all sites: ``embed``, ``layer_00`` …, ``final_norm``."""
         return ("embed", *(f"layer_{i:02d}" for i in range(len(self.layers))), "final_norm")
 
     def select(self, sites: Sequence[int | str] | None) -> tuple[str, ...]:
-        """The names of ``sites`` in the model's order; all for ``None``.
+        """Return the names of the chosen ``sites`` in the order of the model, or all names for ``None``.
 
         Raises:
-            GeomprobeError: a name or index that this model does not have, or none at all.
+            GeomprobeError: if a site does not exist in this model, or if ``sites`` is empty.
         """
         if sites is None:
             return self.sites
         if isinstance(sites, str | int):
             raise GeomprobeError(f"sites={sites!r}: expected a list, such as [{sites!r}]")
         if not sites:
-            raise GeomprobeError("sites=[] watches nothing: name a site, or leave the argument out to watch all")
+            raise GeomprobeError("sites=[] measures nothing: name a site, or leave the argument out to measure all sites")
         chosen = set()
         for site in sites:
             is_index = isinstance(site, int) and not isinstance(site, bool)
@@ -65,34 +66,35 @@ class Decoder:
 
 
 def find_decoder(model: nn.Module) -> Decoder:
-    """Find the decoder in ``model``, through any wrapper (head, PEFT, DDP, a compiled module).
+    """Find the decoder in ``model``, inside any wrapper (a language-model head, PEFT, DDP, a compiled module).
 
-    First by ``_can_record_outputs``, in which Transformers names the decoder-layer class of most architectures; then as the
-    one ``ModuleList`` of ``config.num_hidden_layers`` modules.
+    It is found by ``_can_record_outputs``, in which Transformers names the class of the decoder layers of most architectures,
+    or else as the only ``ModuleList`` of ``config.num_hidden_layers`` modules.
 
     Raises:
-        GeomprobeError: there is no such list, more than one, or some of its layers are in other processes.
+        GeomprobeError: if there is no such list, if there are several, or if some layers are in other processes.
     """
     if not isinstance(model, nn.Module):
-        raise GeomprobeError(f"Probe needs a torch.nn.Module, and got {type(model).__name__}")
+        raise GeomprobeError(f"expected a model that is a torch.nn.Module, and got {type(model).__name__}")
     found = _recorded(model) or _counted(model)
     if not found:
         raise GeomprobeError(
-            f"found no decoder layers in {type(model).__name__}: looked for layers named in "
-            f"_can_record_outputs['hidden_states'], then for a ModuleList of config.num_hidden_layers modules; "
-            f"it holds {_lists(model)}. Give the Hugging Face decoder itself, or a model that contains one"
+            f"found no decoder layers in {type(model).__name__}: it has neither layers of a class named in "
+            f"_can_record_outputs['hidden_states'], nor a ModuleList of config.num_hidden_layers modules; "
+            f"it contains {_lists(model)}. Give a Hugging Face decoder or a model that contains one, or name the layers with "
+            "Probe(decoder=Decoder(base=…, layers=…))"
         )
     if len(found) > 1:
         names = ", ".join(type(base).__name__ for base, _ in found)
         raise GeomprobeError(
-            f"{type(model).__name__} holds {len(found)} stacks of layers ({names}), and a probe watches one: "
-            "give the one you mean, for example Probe(model.get_decoder())"
+            f"{type(model).__name__} contains {len(found)} stacks of layers ({names}), and a probe measures one: "
+            "give the one to measure, for example Probe(model.get_decoder())"
         )
     base, layers = found[0]
     if any(type(layer).__name__ == "PipelineIdentityLayer" for layer in layers):
         raise GeomprobeError(
             f"this rank holds only a part of the layers of {type(base).__name__} (pipeline parallelism), and a probe needs "
-            "all: load the model without pp_size, for example with fsdp_size or tp_size"
+            "all of them: load the model without pp_size, for example with fsdp_size or tp_size"
         )
     return Decoder(base=base, layers=tuple(layers))
 
@@ -110,12 +112,12 @@ def _recorded(model: nn.Module) -> list[tuple[nn.Module, nn.ModuleList]]:
 
 
 def _recorded_class(entry: Any) -> type:
-    """A class, or the class an ``OutputRecorder`` points at."""
+    """The class that an entry names, directly or through an ``OutputRecorder``."""
     return entry if isinstance(entry, type) else entry.target_class
 
 
 def _counted(model: nn.Module) -> list[tuple[nn.Module, nn.ModuleList]]:
-    """Every (owner, list) where the list is as long as the owner's config says there are layers."""
+    """Every (owner, list) where the list has as many modules as the owner's configuration has layers."""
     found = []
     for owner in model.modules():
         count = getattr(getattr(owner, "config", None), "num_hidden_layers", None)
@@ -128,6 +130,6 @@ def _stacks(owner: nn.Module) -> list[nn.ModuleList]:
 
 
 def _lists(model: nn.Module) -> str:
-    """The ModuleLists of a model, for an error message."""
+    """The ``ModuleList`` modules of a model, for an error message."""
     lists = [f"{name} ({len(child)})" for name, child in model.named_modules() if isinstance(child, nn.ModuleList)]
     return "the ModuleLists " + ", ".join(lists[:5]) if lists else "no ModuleList at all"

@@ -1,8 +1,9 @@
-"""What a capture hears from inside a compiled graph: four operators that Dynamo does not look into.
+"""Four custom operators through which compiled graphs call a capture, because Dynamo does not trace into custom operators.
 
-A hook that is traced becomes calls of these. They run in Python when the graph runs, so schedules, faults and settings of
-arithmetic are what they are without a graph, and no change of them recompiles anything. Each says that it writes to ``order``,
-an empty tensor of its capture, which keeps them in their order and from being dropped as dead code.
+A hook that is traced becomes calls of these operators. They run in Python when the graph runs, so schedules, error handling and
+arithmetic settings work as they do without a graph, and changing them does not recompile anything. Each operator declares that
+it writes to ``order``, an empty tensor of its capture. This keeps the calls in order, and keeps them from being removed as dead
+code.
 """
 
 import gc
@@ -38,22 +39,23 @@ _numbers = itertools.count()
 
 
 def register(capture: _Capture) -> int:
-    """A number by which the operators find ``capture``, until it is forgotten."""
+    """Return a number by which the operators find ``capture``, until :func:`forget` is called."""
     number = next(_numbers)
     _captures[number] = capture
     return number
 
 
 def forget(number: int) -> None:
-    """Graphs that still call the operators with ``number`` call nothing."""
+    """Make the operators do nothing in graphs that still call them with ``number``."""
     _captures.pop(number, None)
 
 
 def forget_graphs(model: nn.Module, base: nn.Module) -> None:
-    """Drop the graphs in which ``model`` runs: traced without hooks, they would never call any. The next call traces again.
+    """Discard the compiled graphs of ``model``. They were traced without hooks, and would never call any; the next call traces
+    again.
 
-    Graphs are kept by the code of ``forward``, which models of many classes share: theirs are traced again, too. A function
-    that was compiled around the model cannot be found.
+    Graphs are stored with the code of ``forward``, which all models of a class share, so other models of that class are traced
+    again too. A compiled function that calls the model cannot be found.
     """
     dynamo = sys.modules.get("torch._dynamo.convert_frame")
     if dynamo is None or not dynamo.FRAME_COUNTER:
@@ -61,7 +63,7 @@ def forget_graphs(model: nn.Module, base: nn.Module) -> None:
     from torch._C._dynamo.eval_frame import reset_code
 
     kinds = {type(module) for module in model.modules()}
-    for owner in gc.get_objects():  # what wraps a module is not known to it
+    for owner in gc.get_objects():  # a module does not know the modules that contain it
         if issubclass(type(owner), nn.Module) and "_modules" in owner.__dict__ and _is_compiled(owner):
             kinds |= {type(module) for module in owner.modules()} if any(part is base for part in owner.modules()) else set()
     for kind in kinds:
@@ -75,23 +77,24 @@ def _is_compiled(module: nn.Module) -> bool:
 
 
 def begin(order: Tensor, number: int, training: bool, arguments: dict[str, Any]) -> None:
-    """The decoder was called with ``arguments``: those that say which rows are tokens go along."""
+    """Report that the decoder was called, with those of its ``arguments`` that tell which rows are tokens."""
     tensors = {name: arguments.get(name) for name in _TENSORS}
     tensors["attention_mask"] = one_mask(tensors["attention_mask"])
     _begin(order, number, training, *(_detached(tensors[name]) for name in _TENSORS), arguments.get("use_cache"))
 
 
 def hidden(order: Tensor, number: int, site: int, hidden: Tensor) -> None:
-    """A site was passed."""
+    """Report the hidden states of a site."""
     _hidden(order, number, site, hidden.detach())
 
 
 def attended(order: Tensor, number: int, layers: Tensor, call: AttentionCall) -> None:
-    """One of some layers called its attention function."""
+    """Report that one of ``layers`` called its attention function."""
     numbers = (call.scale, call.softcap, call.window)
     if not (isinstance(call.mask, Tensor | None) and all(isinstance(number, int | float | None) for number in numbers)):
         why = (
-            "attention was called with a block mask, or a scale that is a tensor, in a compiled graph: run the model uncompiled"
+            "attention was called with a block mask, or with a scale that is a tensor, in a compiled graph: run the model "
+            "without torch.compile"
         )
         call = AttentionCall(call.name, call.query, call.key, unread=why)
     options = (call.causal, call.scale, call.softcap, call.window, call.bias, call.sinks, call.unread)
@@ -99,7 +102,7 @@ def attended(order: Tensor, number: int, layers: Tensor, call: AttentionCall) ->
 
 
 def end(order: Tensor, number: int) -> None:
-    """The decoder returned."""
+    """Report that the decoder returned."""
     _end(order, number)
 
 

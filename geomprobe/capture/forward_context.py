@@ -1,4 +1,4 @@
-"""One forward pass of the decoder: which rows are tokens, which text each belongs to, and what came before it."""
+"""The context of one forward pass: which rows are tokens, which text each belongs to, and which tokens came before."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,10 +17,12 @@ __all__ = ["Call", "ForwardContext", "cache_of", "one_mask", "padding_mask", "te
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one call of a decoder, by name: families differ in what they pass by position.
+    """The arguments of one call of a decoder, by name, because architectures differ in what they pass by position.
 
     Attributes:
-        seen: how many columns the cache was seen to take in, for a cache that does not count them itself.
+        arguments: the arguments by name.
+        training: whether the decoder is in training mode.
+        seen: number of columns that were observed to enter the cache, for a cache that does not count them itself.
     """
 
     arguments: dict[str, Any]
@@ -29,67 +31,68 @@ class Call:
 
     @property
     def ids(self) -> Tensor | None:
-        """Token ids ``(batch, length)``, if the model was given any."""
+        """The token ids ``(batch, length)``, or ``None`` if the model was called with embeddings."""
         ids = self.arguments.get("input_ids")
         return ids if isinstance(ids, Tensor) else None
 
     @property
     def cache(self) -> Any:
-        """The cache, as :func:`cache_of` finds it."""
+        """The cache that :func:`cache_of` finds, or ``None``."""
         return cache_of(self.arguments)
 
     @cached_property
     def past(self) -> int:
-        """How many columns the cache holds."""
+        """The number of columns in the cache."""
         if self.cache is None:
             return 0
         try:
             return int(self.cache.get_seq_length())
-        except ValueError:  # nothing but recurrent states (Mamba): they know no more than whether anything came before
+        except ValueError:  # only recurrent states (Mamba), which record no more than whether any token came before
             return self.seen if self.cache.has_previous_state() else 0
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Batch and length.
+        """The batch size and the length.
 
         Raises:
-            GeomprobeError: neither ids nor embeddings were given.
+            GeomprobeError: if the decoder was called with neither token ids nor embeddings.
         """
         tokens = self.ids if self.ids is not None else self.arguments.get("inputs_embeds")
         if not isinstance(tokens, Tensor):
-            raise GeomprobeError("the decoder was called without input_ids or inputs_embeds, so its texts are unknown")
+            raise GeomprobeError("the decoder was called without input_ids or inputs_embeds: pass one of them")
         return tokens.shape[0], tokens.shape[1]
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """Where there is a token, ``(batch, length)`` bool; ``None`` for everywhere."""
+        """Which positions are tokens, ``(batch, length)`` bool; ``None`` if all are."""
         return padding_mask(self.arguments.get("attention_mask"), *self.shape, past=self.past)
 
     def whole_mask(self) -> Tensor | None:
-        """A 2-D mask that says of the cached columns, too, where there is a token."""
+        """Return which columns are tokens, including the cached ones, if the 2-D mask covers them; else ``None``."""
         mask = self.arguments.get("attention_mask")
         whole = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == self.past + self.shape[1]
         return mask.bool() if whole and isinstance(mask, Tensor) else None
 
     def starts(self) -> Tensor | None:
-        """Where a text starts within packed rows, ``(batch, length)`` bool; ``None`` when each row is one text."""
+        """Return the positions at which packed texts start, ``(batch, length)`` bool; ``None`` if each batch row is one
+        text."""
         starts = text_starts(self.arguments, *self.shape, tokens=self.mask)
         if starts is not None and starts.device.type == "cpu" and not starts[:, 1:].any():
-            return None  # one text a row after all; on a GPU, looking would wait for it
+            return None  # each row is one text; on a GPU this check would wait for the device
         return starts
 
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """What blocks never see and a probe must know.
+    """Information about one forward that decoder layers do not receive, and that a probe needs.
 
     Attributes:
-        training: the decoder's ``training`` flag; evaluation inside a training run goes through the same hooks.
-        mask: ``(batch, length)`` bool, True where there is a token; ``None`` when every place is one.
-        starts: where texts start in packed rows; ``None`` when each row is one text.
-        sequence: the sequence this forward adds to, when it runs on a KV cache.
-        refed: mask of the leading columns that the forward before has counted already (generation without a cache feeds the
-            whole text again at every step); ``None`` when this is a text of its own.
+        training: whether the decoder is in training mode. Evaluation during training runs through the same hooks.
+        mask: ``(batch, length)`` bool, True where there is a token; ``None`` if all positions are tokens.
+        starts: positions at which packed texts start; ``None`` if each batch row is one text.
+        sequence: the cached sequence that this forward extends, if it runs on a KV cache.
+        refed: mask of the leading columns that were counted in the forward before, because generation without a cache runs the
+            whole text again at every step; ``None`` if this forward does not repeat earlier tokens.
     """
 
     training: bool
@@ -100,17 +103,17 @@ class ForwardContext:
 
     @property
     def mode(self) -> Mode:
-        """Which sums this forward adds to."""
+        """The mode to whose sums this forward is added."""
         return mode_of(self.training)
 
     def rows(self, hidden: Tensor, attention: AttentionRows | None = None) -> Rows:
-        """``hidden`` ``(sites, batch, length, width)`` with this context's mask and texts."""
+        """Return ``hidden`` ``(sites, batch, length, width)`` as rows with the mask and texts of this context."""
         mask = None if self.mask is None else self.mask.to(hidden.device)
         texts = {} if self.starts is None else _texts(self.starts.to(hidden.device), mask)
         return Rows(hidden, mask, attention=attention, **texts)
 
     def refed_rows(self, hidden: Tensor, attention: AttentionRows | None = None) -> Rows | None:
-        """The part of ``hidden`` that was counted before, if any."""
+        """Return the part of ``hidden`` that was counted in the forward before, or ``None``."""
         if self.refed is None:
             return None
         length = self.refed.shape[1]
@@ -118,7 +121,7 @@ class ForwardContext:
         return ForwardContext(self.training, self.refed).rows(hidden[..., :length, :], before)
 
     def layout(self, batch: int, length: int, device: torch.device) -> Layout:
-        """Where tokens stand among the columns that this forward's rows may attend to."""
+        """Return the positions of tokens among the columns that the rows of this forward may attend to."""
         if device not in self._layouts:
             tokens = self.mask if self.sequence is None else self.sequence.tokens
             tokens = torch.ones((batch, length), dtype=torch.bool) if tokens is None else tokens
@@ -132,13 +135,13 @@ class ForwardContext:
 
 
 def padding_mask(mask: Any, batch: int, length: int, *, past: int = 0) -> Tensor | None:
-    """Which of the ``length`` new columns are tokens, from any mask a decoder of Transformers takes.
+    """Return which of the ``length`` new columns are tokens, from any mask that a decoder of Transformers accepts.
 
-    A 2-D mask covers cached columns too, and is cut. In a 4-D mask (or a dict of them, one per kind of layer) a token is a
-    place that attends to itself: causality and windows allow that, padding does not.
+    A 2-D mask includes the cached columns, which are cut off. In a 4-D mask (or a dict of them, one for each kind of layer) a
+    position is a token if it attends to itself, which causal masks and windows allow and padding does not.
 
     Raises:
-        GeomprobeError: any other shape.
+        GeomprobeError: if the mask has another shape.
     """
     mask = one_mask(mask)
     if mask is None:
@@ -151,28 +154,28 @@ def padding_mask(mask: Any, batch: int, length: int, *, past: int = 0) -> Tensor
         return (own if own.dtype == torch.bool else own > -1).expand(batch, length)
     shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
     raise GeomprobeError(
-        f"cannot read which rows are tokens off an attention mask of {shape}: expected (batch, length), as the tokenizer "
-        f"gives, or (batch, heads, {length}, {past + length} or more)"
+        f"cannot read which rows are tokens from an attention mask of {shape}: expected (batch, length), as the tokenizer "
+        f"returns it, or (batch, heads, {length}, {past + length} or more)"
     )
 
 
 def one_mask(mask: Any) -> Any:
-    """The mask itself, or of a dict of them by kind of layer the one that hides no more than padding and causality must."""
+    """Return the mask itself, or for a dict of masks by kind of layer the one of full attention."""
     if not isinstance(mask, dict):
         return mask
     return mask.get("full_attention", next((value for value in mask.values() if value is not None), None))
 
 
 def cache_of(arguments: dict[str, Any]) -> Any:
-    """The KV cache, or the recurrent states of a state-space model, if the model was given one."""
+    """Return the KV cache, or the recurrent states of a state-space model, if the model was called with one; else ``None``."""
     cache = arguments.get("past_key_values")
     return cache if cache is not None else arguments.get("cache_params")
 
 
 def text_starts(arguments: dict[str, Any], batch: int, length: int, *, tokens: Tensor | None = None) -> Tensor | None:
-    """Where a document starts in packed rows: where position ids do not go on, or where ``cu_seq_lens`` cuts.
+    """Return where packed documents start: where position ids do not continue, or where ``cu_seq_lens`` has a boundary.
 
-    ``tokens`` says where there are any: padding between two tokens of a text starts none.
+    ``tokens`` tells which positions are tokens: padding between two tokens of a text does not start a new one.
     """
     positions, cuts, mask = (arguments.get(name) for name in ("position_ids", "cu_seq_lens_q", "attention_mask"))
     mask = one_mask(mask)
@@ -194,12 +197,12 @@ def text_starts(arguments: dict[str, Any], batch: int, length: int, *, tokens: T
             starts[:, 1:] &= ~goes_on & tokens[:, 1:]
     elif isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[2] == length > 1:
         seen = mask[:, 0, :, :length] if mask.dtype == torch.bool else mask[:, 0, :, :length] > -1
-        starts = ~seen.tril(-1).any(-1).expand(batch, length)  # a start attends to nothing before it; padding may lie between
+        starts = ~seen.tril(-1).any(-1).expand(batch, length)  # the first token of a text attends to no earlier token
     return starts
 
 
 def _texts(starts: Tensor, mask: Tensor | None) -> dict[str, Any]:
-    """Text index, position in the text and number of texts, as :class:`Rows` takes them. Counts nothing on the host."""
+    """Text index, position in the text and number of texts, as :class:`Rows` takes them. This does not wait for the device."""
     batch, length = starts.shape
     tokens = (mask if mask is not None else torch.ones_like(starts)).long()
     rows = torch.arange(batch, device=starts.device).unsqueeze(1) * length

@@ -1,4 +1,4 @@
-"""Texts that arrive over several forwards on one KV cache."""
+"""Cached sequences: texts whose tokens arrive over several forwards on one KV cache."""
 
 import weakref
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ Mode = Literal["train", "eval"]
 
 
 def mode_of(training: bool) -> Mode:
-    """Which sums a forward adds to: evaluation inside a training run goes through the same hooks."""
+    """Return the mode to whose sums a forward is added."""
     return "train" if training else "eval"
 
 
 @dataclass(frozen=True)
 class StopTokens:
-    """How ``generate`` ends a row of a batch: the tokens that end it, and the one it is filled with while others go on."""
+    """How ``generate`` ends a row of a batch: the end tokens, and the padding token that it feeds until all rows have ended."""
 
     eos: tuple[int, ...] = ()
     pad: int | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> "StopTokens":
-        """From the generation config of the model, or of the module inside it that has one."""
+        """Return the stop tokens of the generation config of the model, or of the module inside it that has one."""
         configs = (getattr(module, "generation_config", None) for module in model.modules())
         config = next((config for config in configs if config is not None), getattr(model, "config", None))
         eos = getattr(config, "eos_token_id", None)
@@ -39,15 +39,16 @@ class StopTokens:
 
 
 def still_running(ids: Tensor, mask: Tensor, prompt: int, stop_tokens: StopTokens) -> Tensor:
-    """``mask`` less what ``generate`` feeds to rows that have ended while others of the batch go on.
+    """Return ``mask`` without the tokens that ``generate`` feeds to rows that have ended, while other rows continue.
 
-    Alone, a row that ends feeds nothing more: neither the token that ended it nor padding. In a batch it feeds both until the
-    last row ends. That tail is cut, so that a text counts the same in any company. Tokens of the prompt are never cut.
+    If a row is generated alone, neither its end token nor padding is fed to the model. In a batch, both are fed until the last
+    row ends. They are removed from the mask here, so that a text gives the same numbers in every batch. Tokens of the prompt
+    are never removed.
 
     Args:
-        ids: ``(batch, length)`` tokens fed.
-        mask: ``(batch, length)`` bool.
-        prompt: how many columns came before the first generated one.
+        ids: token ids fed so far, ``(batch, length)``.
+        mask: which of them are tokens, ``(batch, length)`` bool.
+        prompt: number of columns before the first generated one.
         stop_tokens: the end and padding tokens.
     """
     if ids.shape[0] == 1 or not stop_tokens.eos or stop_tokens.pad is None:
@@ -57,20 +58,21 @@ def still_running(ids: Tensor, mask: Tensor, prompt: int, stop_tokens: StopToken
     filler = (ids == stop_tokens.pad) & generated
     tail = filler.flip(1).cumprod(1).flip(1).bool()  # the run of padding at the end of each row
     before = torch.cat([tail[:, 1:], torch.ones_like(tail[:, :1])], 1) & ~tail  # the token right before that run
-    # It ended the row: surely when it is an end token, and else when padding follows that is not an end token itself.
+    # This token ended the row if it is an end token, or if it is followed by padding that is not itself an end token.
     ended = ends if stop_tokens.pad in stop_tokens.eos else ends | tail[:, -1:]
     return mask & ~tail & ~(before & ended & generated)
 
 
 class CachedSequence:
-    """Hidden states of texts that are still arriving, kept until they end, with memory like the KV cache's own.
+    """The hidden states of texts that are still being generated, stored until the texts end. The memory is of the order of the
+    KV cache's own.
 
-    Made for a cache that was empty when first seen. The rows become the same :class:`Rows` as if the texts had come in one
-    forward, so nothing downstream knows about generation.
+    A sequence is created for a cache that was empty when first observed. Its rows are the same :class:`Rows` as if the texts
+    had been run in one forward, so the rest of the package does not need to know about generation.
 
     Attributes:
-        columns: tokens fed so far per row, padding included.
-        training: mode of the forward that opened the sequence.
+        columns: number of tokens fed so far per row, including padding.
+        training: whether the decoder was in training mode in the first forward of the sequence.
     """
 
     def __init__(self, cache: Any, stop_tokens: StopTokens, training: bool) -> None:
@@ -91,36 +93,36 @@ class CachedSequence:
 
     @property
     def rearranged(self) -> bool:
-        """Whether the cache was changed between forwards, so that what is kept here belongs to no one text.
+        """Whether the cache was changed between forwards, so that the stored rows do not belong to one text.
 
-        Beam search moves rows; assisted decoding feeds drafts and drops those that are rejected, the last ones unseen.
+        Beam search moves rows. Assisted decoding feeds drafts and removes the rejected ones from the cache.
         """
         return self._rearranged is not None and bool(self._rearranged)
 
     @property
     def cache(self) -> Any:
-        """The cache, or ``None`` when it is gone, so that nothing can come after."""
+        """The cache, or ``None`` if it was garbage collected, so that no further token can arrive."""
         return self._cache()
 
     @property
     def mode(self) -> Mode:
-        """Which sums this sequence adds to."""
+        """The mode to whose sums this sequence is added."""
         return mode_of(self.training)
 
     @property
     def device(self) -> torch.device:
-        """Where the tokens are."""
+        """The device of the tokens."""
         assert self._mask is not None
         return self._mask.device
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Sites seen so far."""
+        """The sites whose hidden states were added so far."""
         return tuple(self._hidden)
 
     def extend(self, ids: Tensor | None, mask: Tensor, past: int, whole: Tensor | None = None) -> None:
-        """A forward of ``mask.shape[1]`` new columns after ``past`` cached ones is about to run."""
-        if past < self.columns:  # cropped
+        """Prepare for a forward of ``mask.shape[1]`` new columns after ``past`` cached columns."""
+        if past < self.columns:  # the cache was cropped
             self._rearranged = torch.tensor(True)
         if past == 0 or mask.shape[1] > 1:  # a prompt, a chunk of one, or the next turn of a chat
             self._prompt = past + mask.shape[1]
@@ -135,17 +137,17 @@ class CachedSequence:
         self._latest_ids = ids
         self._ids = _append(self._ids, ids if ids is not None else torch.full_like(mask, -1, dtype=torch.long))
         if self._mask is not None and whole is not None and past == self.columns and mask.shape[1] > 1:
-            # The next turn: its mask knows of fillers.
+            # The next turn of a chat: its mask excludes the padding that ended rows were fed.
             self._mask = self._mask & whole[:, :past].to(self._mask.device)
         self._mask = _append(self._mask, mask)
         self._before, self.columns = past, past + mask.shape[1]
 
     def remember_keys(self) -> None:
-        """The forward is done: remember each row's newest key, to see at the next one whether the rows are still in place."""
+        """Remember the newest key of each row after a forward, so that the next one can check whether rows were moved."""
         self._signature = self._keys(self.columns)
 
     def _keys(self, columns: int) -> Tensor | None:
-        """The newest cached key, or the recurrent state, of every row in the first layer; needless for one row."""
+        """The newest cached key, or the recurrent state, of every row in the first layer; ``None`` for a single row."""
         layers = getattr(self.cache, "layers", None)
         keys = getattr(layers[0], "keys", None) if layers else None
         if keys is None and layers and isinstance(state := getattr(layers[0], "recurrent_states", {}).get(0), Tensor):
@@ -156,49 +158,49 @@ class CachedSequence:
 
     @property
     def tokens(self) -> Tensor:
-        """Where there are tokens, ``(batch, columns)``: as :meth:`mask`, with what rows were fed that had ended."""
+        """Which columns are tokens, ``(batch, columns)`` bool: as :meth:`mask`, but including tokens fed to ended rows."""
         assert self._mask is not None
         return self._mask
 
     def add(self, site: str, hidden: Tensor, attention: AttentionRows | None = None) -> None:
-        """The new columns' hidden states at one site. Copied: the model may go on to change them in place."""
+        """Add a copy of the hidden states of the new columns at one site. The model may later change them in place."""
         self._hidden.setdefault(site, []).append(hidden.detach().clone())
         if attention is not None:
             self._attention.setdefault(site, []).append(attention)
 
     def latest(self, site: str) -> Tensor:
-        """What :meth:`add` got last for ``site``."""
+        """Return the hidden states that :meth:`add` received last for ``site``."""
         return self._hidden[site][-1]
 
     def latest_mask(self) -> Tensor:
-        """Mask of the columns that the last forward added, ``(batch, new)``."""
+        """Return the mask of the columns that the last forward added, ``(batch, new)``."""
         assert self._mask is not None
         return self._mask[:, self._before :]
 
     def latest_ids(self) -> Tensor | None:
-        """Tokens that the last forward was fed, ``(batch, new)``; ``None`` when it was fed embeddings."""
+        """Return the token ids of the last forward, ``(batch, new)``; ``None`` if it was called with embeddings."""
         return self._latest_ids
 
     def rows(self, site: str) -> Rows:
-        """All rows of a site so far, as of a stack of one site."""
+        """Return all rows of a site so far, as a stack of one site."""
         return self._rows(site, self.mask())
 
     def mark_counted(self) -> None:
-        """Everything so far has been told, and is not to be told again."""
+        """Mark everything so far as counted, so that it is not counted again."""
         self._counted = self.mask()
 
     @property
     def is_counted(self) -> bool:
-        """Whether :meth:`report` was called."""
+        """Whether :meth:`mark_counted` was called."""
         return self._counted is not None
 
     def counted_rows(self, site: str) -> Rows:
-        """The rows of a site that were there at :meth:`report`, with the mask they were told by."""
+        """Return the rows of a site that were counted when :meth:`mark_counted` was called, with their mask at that time."""
         assert self._counted is not None
         return self._rows(site, self._counted)
 
     def _rows(self, site: str, mask: Tensor) -> Rows:
-        """The rows of a site that ``mask`` tells of; of a forward that has not ended, it tells of more than there are."""
+        """The rows of a site under ``mask``, which may have more columns than rows while a forward is running."""
         hidden = self._whole(site)[:, : mask.shape[1]]
         length = hidden.shape[1]
         attention = None
@@ -208,14 +210,14 @@ class CachedSequence:
         return Rows(hidden.unsqueeze(0), mask[:, :length].to(hidden.device), attention=attention)
 
     def _whole(self, site: str) -> Tensor:
-        """Hidden states of a site, ``(batch, columns, width)``; parts are joined once."""
+        """The hidden states of a site, ``(batch, columns, width)``. The parts are joined and stored joined."""
         parts = self._hidden[site]
         if len(parts) > 1:
             parts[:] = [torch.cat(parts, 1)]
         return parts[0]
 
     def mask(self) -> Tensor:
-        """``(batch, columns)`` bool: real tokens, without what ended rows were fed."""
+        """Return which columns are tokens, ``(batch, columns)`` bool, without the tokens fed to ended rows."""
         assert self._ids is not None
         assert self._mask is not None
         return still_running(self._ids, self._mask, self._prompt, self._stop_tokens)

@@ -1,4 +1,4 @@
-"""The hooks: a context opened before the decoder runs, a call per site while it runs, a close whatever happens."""
+"""The hooks of a capture: one before the decoder runs, one at each site, and one after the decoder returns or raises."""
 
 import inspect
 import weakref
@@ -23,32 +23,34 @@ __all__ = ["Capture", "Listener"]
 
 
 class Listener(Protocol):
-    """What a capture reports to. Exceptions that these raise go through the model's forward to its caller."""
+    """The object that a capture reports to. Exceptions that its methods raise reach the caller of the model."""
 
     def wants(self, continues: bool) -> bool:
-        """Whether the forward that is about to run is to be captured; ``continues``: it adds to texts that are."""
+        """Return whether to capture the forward that is about to run. ``continues`` tells that it continues texts that are
+        being captured."""
         ...
 
     def captured(self, context: ForwardContext, site: str, hidden: Tensor, attention: AttentionRows | None) -> None:
-        """One site's hidden states ``(batch, length, width)``, while the forward runs, and what the layer attended to."""
+        """Receive the hidden states ``(batch, length, width)`` and attention summaries of one site, while the forward runs."""
         ...
 
     def ended(self, sequence: CachedSequence) -> None:
-        """Nothing can come after what this sequence holds."""
+        """Called when no further tokens can arrive in ``sequence``."""
         ...
 
     def closed(self, context: ForwardContext | None, completed: bool) -> None:
-        """The decoder returned (``completed``) or raised; called for every forward, ``context`` only for captured ones."""
+        """Called after every forward, when the decoder returned (``completed``) or raised. ``context`` is given only for
+        captured forwards."""
         ...
 
     def failed(self, error: Exception) -> None:
-        """Something inside the capture went wrong; raise it, or let the model go on."""
+        """Called when an error occurred inside the capture. It can raise the error, or return to let the model continue."""
         ...
 
 
 @dataclass(frozen=True)
 class _Previous:
-    """The last forward in evaluation without a cache: the next may feed its texts again, one token longer."""
+    """The last forward without a cache in evaluation. The next forward may run the same texts with one more token."""
 
     ids: Tensor
     mask: Tensor | None
@@ -58,19 +60,20 @@ class _Previous:
 
 
 class Capture:
-    """Hooks on one decoder. Attached once, detached once; nothing but the hooks is put on the model.
+    """The hooks on one decoder. Nothing but the hooks is added to the model.
 
-    A context is open only between the decoder's call and its return. That drops the replays of activation checkpointing, which
-    run layers again during backward, and it is why nothing here needs to know about checkpointing.
+    A context is open only between the call of the decoder and its return. Activation checkpointing runs layers again during
+    backward, when no context is open, so these repetitions are ignored without further code.
 
     Args:
-        model: the model, for what is compiled around its decoder.
+        model: the model that contains the decoder, to find compiled graphs of it.
         decoder: the decoder and its layers.
-        sites: which sites to report.
-        listener: what to report to.
-        stop_tokens: how ``generate`` ends a row.
-        attention: look at attention, too: ``"rows"`` for summaries of each row, ``"maps"`` for head means besides. A layer's
-            site goes with that layer's, ``final_norm`` with the last one's.
+        sites: the sites to report.
+        listener: the object to report to.
+        stop_tokens: how ``generate`` ends a row of a batch.
+        attention: whether to observe attention too: ``"rows"`` for summaries of each row, ``"maps"`` for the weights averaged
+            over heads as well. The site of a layer is reported with the attention of that layer, ``final_norm`` with that of
+            the last layer.
     """
 
     def __init__(
@@ -93,30 +96,30 @@ class Capture:
         self._shape: tuple[int, int] | None = None
         self._handles: list[RemovableHandle] = []
         self._sequences: list[CachedSequence] = []
-        self._passed: weakref.WeakSet[Any] = weakref.WeakSet()  # caches whose texts are not measured
+        self._passed: weakref.WeakSet[Any] = weakref.WeakSet()  # caches whose texts are not to be measured
         self._previous: _Previous | None = None
         self._parameters = tuple(inspect.signature(type(decoder.base).forward).parameters)[1:]
         self._order = torch.zeros(0)
         self._id = -1
-        # Streams are told by their cache itself, which a graph cannot hand over.
-        self._begin_outside = torch.compiler.disable(self.begin, reason="geomprobe looks at the KV cache")  # type: ignore[no-untyped-call]
+        # Cached sequences are identified by their cache object, which a graph cannot pass to an operator.
+        self._begin_outside = torch.compiler.disable(self.begin, reason="geomprobe reads the KV cache")  # type: ignore[no-untyped-call]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy of the model (``copy.deepcopy``, ``torch.save``) gets hooks that do nothing: it is not the one watched."""
+        """A copy of the model (``copy.deepcopy``, ``torch.save``) gets hooks that do nothing, because it is not measured."""
         return _inert_capture, ()
 
     @property
     def is_open(self) -> bool:
-        """Whether a captured forward has begun and not ended; Ctrl-C leaves it so until the next one."""
+        """Whether a captured forward has started and not ended. After Ctrl-C this stays true until the next forward."""
         return self._context is not None
 
     @property
     def sequences(self) -> Iterable[CachedSequence]:
-        """Streams whose texts may still go on."""
+        """The cached sequences whose texts may still continue."""
         return tuple(self._sequences)
 
     def attach(self) -> None:
-        """Register the hooks. Each costs an off-step one attribute look-up."""
+        """Register the hooks. In a forward that is not measured, each hook costs one attribute look-up."""
         try:
             if self._attention is not None:  # first: it may refuse
                 self._attach_attention()
@@ -141,7 +144,10 @@ class Capture:
     def _attach_attention(self) -> None:
         base, layers = self._decoder.base, self._decoder.layers
         if not self._attention_layers:
-            raise GeomprobeError("embed comes before any attention: watch a layer, too, or leave what reads attention out")
+            raise GeomprobeError(
+                "the site 'embed' comes before any attention: measure a layer too, or leave AttentionProfile and "
+                "ContextLasso(attention=True) out"
+            )
         if own := attention_tap.custom_attention(base, layers):
             for i, modules in enumerate(own):
                 hook = partial(attention_tap.install_on_output, partial(self._observe, torch.tensor([i])))
@@ -151,28 +157,28 @@ class Capture:
         for i, layer in enumerate(layers):
             for module in layer.modules():
                 if not attention_tap.is_cross_attention(module):
-                    places.setdefault(module, []).append(i)  # several, where layers share one
+                    places.setdefault(module, []).append(i)  # several layers may share one module
         attention_tap.install(
             self, {module: partial(self._observe, torch.tensor(indices)) for module, indices in places.items()}
         )
 
     @cached_property
     def _attention_layers(self) -> set[int]:
-        """Layers whose attention goes with a site."""
+        """The layers whose attention is reported with a site."""
         last = len(self._decoder.layers) - 1
         places = [self._decoder.sites.index(site) - 1 for site in self._sites]
         return {min(place, last) for place in places if place >= 0}
 
     def _observe(self, layers: Tensor, make: Callable[[], attention_tap.AttentionCall]) -> None:
-        """``layers`` is a tensor on the CPU, since Dynamo would make a graph for every integer."""
+        """``layers`` is a tensor on the CPU, because Dynamo would compile a graph for every value of an integer."""
         if torch.compiler.is_compiling():
             dynamo_ops.attended(self._order, self._id, layers, make())
         else:
             self.attended(layers.tolist(), make)
 
     def attended(self, layers: list[int], make: Callable[[], attention_tap.AttentionCall]) -> None:
-        """One of ``layers``, the first that has not yet, called its attention function. A layer's second call attends to
-        another text."""
+        """Record the call of an attention function, for the first of ``layers`` that has none yet. A second call of a layer is
+        ignored, because it attends to another text."""
         layer = next((layer for layer in layers if layer not in self._attended), None)
         if (context := self._context) is None or layer is None:
             return
@@ -186,11 +192,12 @@ class Capture:
                     layout = context.layout(call.batch, call.length, call.device)
                     self._attended[layer] = call.rows(layout, context.starts, keep=self._attention == "maps")
         except Exception as error:
-            self._context = None  # nothing more of this forward
+            self._context = None  # report nothing more of this forward
             self._listener.failed(error)
 
     def detach(self) -> None:
-        """Remove every hook and end every sequence. Safe to call twice, and inside a hook of a forward that did not raise."""
+        """Remove every hook and end every sequence. It can be called twice, and inside a hook of a forward that did not
+        raise."""
         self._context = self._previous = None
         dynamo_ops.forget(self._id)
         for handle in self._handles:
@@ -210,9 +217,9 @@ class Capture:
             dynamo_ops.begin(self._order, self._id, base.training, arguments)
 
     def begin(self, arguments: dict[str, Any], training: bool) -> None:
-        """The decoder was called."""
+        """Open a context when the decoder is called."""
         try:
-            if self._context is not None:  # left open only by a BaseException (Ctrl-C), which always_call hooks do not see
+            if self._context is not None:  # left open by a BaseException (Ctrl-C), after which always_call hooks do not run
                 context = self._context
                 self._abandon(context)
                 self._listener.closed(context, completed=False)
@@ -225,15 +232,15 @@ class Capture:
             self._listener.failed(error)
 
     def _on_cache(self, call: Call) -> ForwardContext | None:
-        """A context that adds to the cache's sequence, opened when the cache is empty."""
+        """A context that extends the sequence of the cache. A sequence is created when the cache is empty."""
         cache = call.cache
         sequence = next((sequence for sequence in self._sequences if sequence.cache is cache), None)
         call = call if sequence is None else replace(call, seen=sequence.columns)
         past = call.past
-        if sequence is not None and past == 0:  # emptied, for texts of their own
+        if sequence is not None and past == 0:  # the cache was emptied for new texts
             self._end([sequence])
             sequence = None
-        if sequence is not None and past > sequence.columns:  # it ran somewhere this probe did not see
+        if sequence is not None and past > sequence.columns:  # the cache was filled in forwards that were not observed
             self._end([sequence])
             self._passed.add(cache)
         if cache in self._passed and past:
@@ -245,15 +252,15 @@ class Capture:
         if sequence is None:
             if past:
                 raise GeomprobeError(
-                    f"this forward goes on from {past} tokens of a KV cache that the probe has not seen: what they tell is "
-                    "unknown: attach the probe before the cache is filled, and begin with an empty cache of your own "
-                    "(past_key_values=DynamicCache(config=model.config)), as generate() does"
+                    f"this forward continues from {past} tokens of a KV cache that the probe has not seen, so their hidden "
+                    "states are unknown: attach the probe before the cache is filled, and start with an empty cache of your "
+                    "own (past_key_values=DynamicCache(config=model.config)), as generate() does"
                 )
             starts, mask = call.starts(), call.mask
             if starts is not None and bool(((starts if mask is None else starts & mask).sum(1) > 1).any()):
                 raise GeomprobeError(
-                    "packed documents were put on a KV cache, whose next token belongs to the last of them only: run packed "
-                    "documents without past_key_values, or give each document a row of its own"
+                    "packed documents were run on a KV cache, where the next token belongs to the last document only: run "
+                    "packed documents without past_key_values, or give each document its own batch row"
                 )
             self._passed.discard(cache)
             sequence = CachedSequence(cache, self._stop_tokens, call.training)
@@ -266,14 +273,14 @@ class Capture:
         return ForwardContext(sequence.training, sequence=sequence)
 
     def _without_cache(self, call: Call) -> ForwardContext | None:
-        """A context of whole texts; in evaluation perhaps those of the forward before, one token longer."""
+        """A context of whole texts. In evaluation they may be the texts of the forward before with one more token."""
         ids, previous, self._previous = call.ids, self._previous, None
         if ids is None or (call.training and torch.is_grad_enabled()):
             return ForwardContext(call.training, call.mask, call.starts()) if self._listener.wants(continues=False) else None
-        refeeds = call.arguments.get("use_cache") is False  # as generate() says it; another call is a text of its own
+        refeeds = call.arguments.get("use_cache") is False  # as generate() passes it; other calls have texts of their own
         same = previous is not None and previous.training == call.training
         grown = previous if refeeds and same and previous is not None and _grew(previous.ids, ids) else None
-        if grown is not None:  # the same texts again: in or out as they were
+        if grown is not None:  # the same texts again: measured if they were measured before
             wanted = grown.measured and self._listener.wants(continues=True)
         else:
             wanted = self._listener.wants(continues=False)
@@ -305,24 +312,25 @@ class Capture:
             self.hidden(number, hidden)
 
     def hidden(self, number: int, hidden: Tensor) -> None:
-        """A site was passed: its number among all of the model's, since graphs of layers can share a number but no name."""
+        """Report the hidden states of a site, given by its number among all sites of the model, because the graph of a layer
+        can receive a number and not a name."""
         if (context := self._context) is None:
             return
         site = self._decoder.sites[number]
         if hidden.shape[:2] == self._shape and not hasattr(hidden, "placements"):
             self._listener.captured(context, site, hidden, self._take_attention(number))
             return
-        self._context = None  # nothing more of this forward
+        self._context = None  # report nothing more of this forward
         self._listener.failed(
             GeomprobeError(
-                f"{site} is a {type(hidden).__name__} of {tuple(hidden.shape)} where {self._shape} tokens went in: each rank "
-                "holds a part of it (sequence parallelism). A probe needs whole texts: leave sequence parallelism out (with "
-                "parallelize_module, a plan that keeps what goes from layer to layer whole)"
+                f"{site} is a {type(hidden).__name__} of {tuple(hidden.shape)}, but the model was called with {self._shape} "
+                "tokens: each rank holds a part of it (sequence parallelism). A probe needs whole texts: run without sequence "
+                "parallelism (with parallelize_module, use a plan in which the outputs of layers are not sharded)"
             )
         )
 
     def _take_attention(self, number: int) -> AttentionRows | None:
-        """What goes with a site, and is needed no more unless it goes with the next, too."""
+        """The attention that is reported with a site. It is dropped afterwards, unless ``final_norm`` needs it too."""
         layer = min(number, len(self._decoder.layers)) - 1
         rows = self._attended.get(layer)
         if number == len(self._decoder.layers) and "final_norm" in self._sites:
@@ -332,7 +340,7 @@ class Capture:
         return rows
 
     def _close(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        completed = output is not None  # always_call: after an exception there is no output
+        completed = output is not None  # the hook is called with always_call, and after an exception there is no output
         if completed and "final_norm" in self._sites:
             self._pass(len(self._decoder.layers) + 1, output)
         if torch.compiler.is_compiling():
@@ -341,14 +349,14 @@ class Capture:
             self.end(completed)
 
     def end(self, completed: bool = True) -> None:
-        """The decoder returned, or raised."""
+        """Close the context after the decoder returned or raised."""
         context, self._context = self._context, None
         attended, self._attended = self._attended, {}
         if context is not None and completed and self._attention is not None and not attended:
             self._listener.failed(
                 GeomprobeError(
-                    f"no layer of {type(self._decoder.base).__name__} gave its attention away: it neither asks Transformers "
-                    "for its attention function (get_interface) nor returns weights. Leave AttentionProfile and "
+                    f"the attention of {type(self._decoder.base).__name__} cannot be read: it neither gets its attention "
+                    "function from Transformers (get_interface) nor returns weights. Leave AttentionProfile and "
                     "ContextLasso(attention=True) out"
                 )
             )
@@ -361,12 +369,12 @@ class Capture:
         self._listener.closed(context, completed)
 
     def end_dead_sequences(self) -> None:
-        """End the sequences whose caches are gone: nothing can come after."""
+        """End the sequences whose caches were garbage collected, to which no tokens can be added."""
         if self._sequences:
             self._end([sequence for sequence in self._sequences if sequence.cache is None])
 
     def _abandon(self, context: ForwardContext) -> None:
-        """A forward that broke off: its sequence ends with it, since cache and sites no longer agree on what there was."""
+        """Abandon a forward that raised. Its sequence ends, because the cache and the stored hidden states may differ."""
         self._context = None
         if context.sequence is not None:
             if (cache := context.sequence.cache) is not None:
@@ -380,12 +388,12 @@ class Capture:
 
 
 def _grew(before: Tensor, now: Tensor) -> bool:
-    """Whether ``now`` is ``before`` with one more column. Waits for the device only when the shapes say it may be."""
+    """Whether ``now`` is ``before`` with one more column. It waits for the device only if the shapes allow it."""
     return now.shape == (before.shape[0], before.shape[1] + 1) and torch.equal(now[:, :-1], before.to(now.device))
 
 
 class _NoListener:
-    """A listener that wants nothing."""
+    """A listener that captures nothing."""
 
     def wants(self, continues: bool) -> bool:
         return False

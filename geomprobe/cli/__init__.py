@@ -1,1 +1,1 @@
-"""The command line: one function for each command."""
+"""The command line of geomprobe, with one function for each command."""

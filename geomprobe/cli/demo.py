@@ -1,4 +1,5 @@
-"""``geomprobe demo``: train a small GPT-NeoX on text every Python ships, under the probe; sweep its checkpoints; report."""
+"""``geomprobe demo``: trains a small GPT-NeoX with a probe on Python's help pages, sweeps over its checkpoints, and writes a
+report."""
 
 import os
 import shutil
@@ -24,17 +25,17 @@ from geomprobe.tracking.sweep_run import SweepTracker
 __all__ = ["Demo", "log_spaced", "run", "summary", "sweep_and_report", "train"]
 
 TEXT, SWEEP, REPORT = "held-out.txt", "demo-sweep", "report.html"
-"""Names of what the demo leaves beside its checkpoints and W&B runs."""
+"""Names of the files and folders that the demo writes besides checkpoints and W&B runs."""
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo saw.
+    """The losses and readings of the training.
 
     Attributes:
         losses: training loss of every step.
-        held_out: held-out loss by step.
-        readings: the probe's reading of the held-out text by step; empty without the probe.
+        held_out: loss on the held-out text by step.
+        readings: reading of the held-out text by step; empty without a probe.
     """
 
     losses: list[float]
@@ -43,7 +44,7 @@ class Demo:
 
 
 def log_spaced(steps: int) -> list[int]:
-    """1, 2, 4 … and the last step: training moves geometry most at its start.
+    """Return the steps 1, 2, 4 … and the last step, because the geometry changes most at the start of training.
 
     >>> log_spaced(20)
     [1, 2, 4, 8, 16, 20]
@@ -52,7 +53,7 @@ def log_spaced(steps: int) -> list[int]:
 
 
 def train(out: Path, *, steps: int = 400, probe: bool = True, quiet: bool = False) -> Demo:
-    """Train, with the probe on the held-out text at log-spaced steps; checkpoints of the same steps stay in ``out``."""
+    """Train the small model. At log-spaced steps the held-out text is measured, and a checkpoint is saved in ``out``."""
     record = _Record(log_spaced(steps))
     watcher = ProbeCallback(when=record.steps.__contains__)
     callbacks = [record, *([watcher] if probe else [])]
@@ -63,39 +64,39 @@ def train(out: Path, *, steps: int = 400, probe: bool = True, quiet: bool = Fals
 
 
 def run(out: Path, *, steps: int = 400) -> None:
-    """The command: train with a progress bar, say what happened, then read the checkpoints again for a report.
+    """Run the demo: train, print a summary, sweep over the checkpoints, and write the report.
 
     Raises:
-        GeomprobeError: ``out`` is not an empty folder or one of an earlier demo, or cannot be written.
+        GeomprobeError: if ``out`` is neither empty nor the folder of an earlier demo, or if it cannot be written.
     """
     _clear(out)
-    # Offline unless the user chose otherwise: the demo is to run without an account.
+    # Offline unless the user chose otherwise, because the demo must run without an account.
     os.environ.setdefault("WANDB_MODE", "offline")
     os.environ.setdefault("WANDB_DIR", str(out))
     os.environ.setdefault("WANDB_PROJECT", "geomprobe-demo")
     os.environ.setdefault("WANDB_SILENT", "true")
-    print("Training a byte-level GPT-NeoX of 0.9 million parameters, every layer probed.", flush=True)
-    disable_progress_bar()  # of shards being read and written; the bars of the training and of the sweep stay
+    print("Training a byte-level GPT-NeoX of 0.9 million parameters, with a probe on every layer.", flush=True)
+    disable_progress_bar()  # the bars for reading and writing shards; those of the training and of the sweep remain
     try:
         demo = train(out, steps=steps)
         print(f"\n{summary(demo)}\n")
-        print("Sweeping over its checkpoints, beside an untrained model and Gaussian rows.", flush=True)
+        print("Sweeping over its checkpoints, an untrained model and Gaussian rows.", flush=True)
         training, swept = _finished_run(), sweep_and_report(out, log_spaced(steps))
     finally:
         enable_progress_bar()
     print()
-    print(f"open this:    {out / REPORT}")
-    print(f"look inside:  geomprobe inspect {out / f'checkpoint-{steps}'} 'def f(x):'")
+    print(f"open the report:      {out / REPORT}")
+    print(f"inspect a text:       geomprobe inspect {out / f'checkpoint-{steps}'} 'def f(x):'")
     if os.environ["WANDB_MODE"] == "offline":
-        print(f"see curves:   wandb leet {training}")
-        print(f"… the sweep:  wandb leet {swept}")
-        print(f"upload them:  wandb login && wandb sync {training} {swept}")
+        print(f"view the training:    wandb leet {training}")
+        print(f"view the sweep:       wandb leet {swept}")
+        print(f"upload both to W&B:   wandb login && wandb sync {training} {swept}")
 
 
 def sweep_and_report(out: Path, steps: Sequence[int]) -> Path:
-    """Read the checkpoints of ``steps`` on the held-out text, write the report; the folder of the sweep's W&B run.
+    """Sweep over the checkpoints of ``steps`` on the held-out text, write the report, and return the folder of the W&B run.
 
-    Every token is measured closely, so that the page has the numbers of the terminal.
+    The sample is all of the text, so that the report has the same numbers as the terminal.
     """
     folder = out / SWEEP
     with SweepTracker(folder, os.environ["WANDB_PROJECT"], {}) as tracker:
@@ -117,10 +118,10 @@ def sweep_and_report(out: Path, steps: Sequence[int]) -> Path:
 
 
 def _clear(out: Path) -> None:
-    """Make ``out`` the folder of a new demo. What an earlier one left there, of weights that will be gone, is taken away."""
+    """Make ``out`` the folder of a new demo. The checkpoints, sweep and report of an earlier demo are deleted."""
     try:
         if out.is_dir() and any(out.iterdir()) and not (out / TEXT).exists():
-            raise GeomprobeError(f"{out} holds other files: give a folder of the demo's own (--out)")
+            raise GeomprobeError(f"{out} contains other files: give an empty folder or that of an earlier demo (--out)")
         for folder in (out / SWEEP, *out.glob("checkpoint-*")):
             if folder.is_dir():
                 shutil.rmtree(folder)
@@ -132,14 +133,14 @@ def _clear(out: Path) -> None:
 
 
 def _run_folder() -> Path:
-    """Where the active W&B run is kept."""
+    """The folder of the active W&B run."""
     import wandb
 
     return Path(os.path.relpath(Path(wandb.run.dir).parent)) if wandb.run is not None else Path()
 
 
 def _finished_run() -> Path:
-    """The folder of the training's W&B run, which Trainer leaves open."""
+    """Finish the W&B run of the training, which Trainer leaves open, and return its folder."""
     import wandb
 
     place = _run_folder()
@@ -148,14 +149,14 @@ def _finished_run() -> Path:
 
 
 def summary(demo: Demo) -> str:
-    """Entropy and gain of the held-out text by layer and step beside the loss, and what to look for."""
+    """Return tables of entropy, effective rank and gain of the held-out text by layer and step, and a sentence about them."""
     last = max(demo.readings)
     sites = demo.readings[last].sites
     tokens = demo.readings[last][f"tokens/{sites[0]}"]
     parts = [
-        f"How {tokens:,.0f} held-out bytes look from inside, by training step",
-        _table(demo, "entropy", "representation entropy, of its maximum (Def. 3.1)", "{:.3f}"),
-        _table(demo, "effective_rank", "effective rank, of 128 dimensions", "{:.1f}"),
+        f"The representations of {tokens:,.0f} held-out bytes, by training step",
+        _table(demo, "entropy", "representation entropy, as a share of its maximum (Def. 3.1)", "{:.3f}"),
+        _table(demo, "effective_rank", "effective rank, at most 128", "{:.1f}"),
         _table(demo, "gain_per_token", "information gain, nats per token (section 4.1)", "{:.2f}"),
         _finding(demo),
     ]
@@ -163,7 +164,7 @@ def summary(demo: Demo) -> str:
 
 
 def _table(demo: Demo, metric: str, title: str, form: str) -> str:
-    """Steps down, sites across, the loss beside; under each site its course as a line of blocks."""
+    """A table with one row per step and one column per site, with the loss; the last row shows each column as a sparkline."""
     steps = sorted(demo.readings)
     sites = demo.readings[steps[0]].sites
     lines = [title, f"{'step':>5} {'loss':>6}" + "".join(f"{site:>11}" for site in sites)]
@@ -175,7 +176,7 @@ def _table(demo: Demo, metric: str, title: str, form: str) -> str:
 
 
 def _trajectory(values: list[float]) -> str:
-    """Values as a line of blocks, the lowest empty and the highest full.
+    """Values as a sparkline of blocks from the lowest to the highest.
 
     >>> _trajectory([1.0, 2.0, 3.0])
     '▁▅█'
@@ -185,22 +186,22 @@ def _trajectory(values: list[float]) -> str:
 
 
 def _finding(demo: Demo) -> str:
-    """One sentence on what to look for, with this run's own numbers."""
+    """One sentence about the last column, with the numbers of this run."""
     first, *_, last = sorted(demo.readings)
     rank = {step: reading["effective_rank/final_norm"] for step, reading in demo.readings.items()}
     gain = {step: reading["gain_per_token/final_norm"] for step, reading in demo.readings.items()}
     lowest = min(rank, key=lambda step: rank[step])
-    dip = f" by way of {rank[lowest]:.1f} at step {lowest}" if lowest not in (first, last) else ""
+    dip = f" with a minimum of {rank[lowest]:.1f} at step {lowest}" if lowest not in (first, last) else ""
     return textwrap.fill(
-        f"Look for the turn in the last column: while the held-out loss went from {demo.held_out[first]:.2f} to "
+        f"Note the last column: while the held-out loss went from {demo.held_out[first]:.2f} to "
         f"{demo.held_out[last]:.2f}, the effective rank of final_norm went from {rank[first]:.1f} to {rank[last]:.1f}{dip}, "
-        f"and the information gain of each token from {gain[first]:.2f} to {gain[last]:.2f} nats.",
+        f"and the information gain per token went from {gain[first]:.2f} to {gain[last]:.2f} nats.",
         80,
     )
 
 
 class _Record(TrainerCallback):  # type: ignore[misc]
-    """Evaluates and saves at chosen steps, and keeps the losses."""
+    """A callback that evaluates and saves a checkpoint at chosen steps, and records the losses."""
 
     def __init__(self, steps: list[int]) -> None:
         self.steps = steps

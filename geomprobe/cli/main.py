@@ -1,4 +1,4 @@
-"""``geomprobe …``: each command imports what it needs when it runs, so that help answers at once."""
+"""The commands ``geomprobe …``. Each imports what it needs when it runs, so that ``--help`` is printed without delay."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from geomprobe.files import check_writable, write_whole
 __all__ = ["main"]
 
 app = typer.Typer(
-    help="Watch the geometry of a language model's representations from inside the forward pass.",
+    help="Measure the geometry of a language model's representations inside the forward pass.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,12 +27,12 @@ app = typer.Typer(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints, readings and the offline W&B run.")] = Path(
+    out: Annotated[Path, typer.Option(help="Output folder for checkpoints, readings, W&B runs and the report.")] = Path(
         "geomprobe-demo"
     ),
-    steps: Annotated[int, typer.Option(help="Optimizer steps to train for.", min=1)] = 400,
+    steps: Annotated[int, typer.Option(help="Number of optimizer steps.", min=1)] = 400,
 ) -> None:
-    """Train a small GPT-NeoX under the probe, sweep its checkpoints, write a report. Offline, CPU, about three minutes."""
+    """Train a small GPT-NeoX with a probe, sweep over its checkpoints, and write a report (offline, CPU, three minutes)."""
     from geomprobe.cli.demo import run
 
     run(out, steps=steps)
@@ -40,31 +40,33 @@ def demo(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="Hub id, directory or .gguf file.")],
-    text: Annotated[str | None, typer.Argument(help="The text to look at.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="Read the text from a file instead.")] = None,
+    model: Annotated[str, typer.Argument(help="Hub id, directory or .gguf file of a model.")],
+    text: Annotated[str | None, typer.Argument(help="The text to run.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Read the text from this file.")] = None,
     site: Annotated[
-        str | None, typer.Option(help="A site, such as final_norm: show which earlier tokens each token is made of there.")
+        str | None,
+        typer.Option(help="Also print the weights of each token on the earlier tokens at this site, such as final_norm."),
     ] = None,
     token: Annotated[
-        list[str] | None, typer.Option(help="With --site: only of this token, by number or as written; may be repeated.")
+        list[str] | None,
+        typer.Option(help="With --site: print the weights of this token only, by number or as written; may be repeated."),
     ] = None,
     page: Annotated[
-        Path | None, typer.Option("--html", help="Write a page of its own: what each token is made of at every layer.")
+        Path | None, typer.Option("--html", help="Write a page with the weights of each token at every layer to this file.")
     ] = None,
     project: Annotated[str | None, typer.Option("--wandb", help="Log that page to this W&B project.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: sites, curves, tokens, picks.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the sites, curves, tokens and picks as JSON.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
-    gguf_file: Annotated[str | None, typer.Option(help="The GGUF file inside MODEL.")] = None,
+    gguf_file: Annotated[str | None, typer.Option(help="Name of the GGUF file inside MODEL.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; CUDA when there is one.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run the model's own code.")] = False,
+    device: Annotated[str | None, typer.Option(help="Device, such as cpu, cuda or cuda:1. Default: CUDA if available.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run Python code that comes with the model.")] = False,
 ) -> None:
-    """Run one text through a model: a table of all sites, and what each token adds."""
+    """Run one text through a model, and print a table of all sites and the information gain of each token."""
     if (text is None) == (file is None):
-        raise GeomprobeError("give either a TEXT or --file F")
+        raise GeomprobeError("expected one text: give either TEXT or --file FILE")
     if token and site is None:
-        raise GeomprobeError("--token says of which token to show the picks: give --site SITE with it, such as final_norm")
+        raise GeomprobeError("--token needs the site at which to print the weights: give --site SITE too, such as final_norm")
     check_writable(page)
     from tqdm import tqdm
 
@@ -96,28 +98,40 @@ def inspect(
 @app.command()
 def sweep(
     models: Annotated[
-        list[str], typer.Argument(help="A folder of checkpoint-*; or hub ids or directories, several for sizes.")
+        list[str],
+        typer.Argument(help="A folder that contains checkpoint-* folders; or one or more hub ids or directories of models."),
     ],
-    data: Annotated[str, typer.Option(help=".txt, .jsonl[.gz], .parquet, or a data set's id (name:configuration).")],
-    out: Annotated[Path, typer.Option(help="Folder of the run; one that is there is gone on with.")],
-    revisions: Annotated[str, typer.Option(help="Of one model on the hub: step1,step512,…")] = "",
-    field: Annotated[str, typer.Option(help="Where the text of a document stands.")] = "text",
-    split: Annotated[str, typer.Option(help="Split of a data set of the hub.")] = "train",
-    tokens: Annotated[int, typer.Option(help="Tokens that every checkpoint reads.", min=2)] = 65_536,
-    length: Annotated[int | None, typer.Option(help="Longest text: 256, or what the model reads.", min=2)] = None,
-    sample: Annotated[int, typer.Option(help="How many of them are measured closely (gain, Lasso …).", min=2)] = 1024,
-    batch_tokens: Annotated[int, typer.Option(help="Places per forward, padding included.", min=2)] = 2048,
-    seed: Annotated[int, typer.Option(help="Of the order of documents and of the baselines.")] = 0,
-    sketch: Annotated[int | None, typer.Option(help="Sketch covariances by this many directions.", min=1)] = None,
-    baselines: Annotated[bool, typer.Option(help="Also an untrained model, and Gaussian rows.")] = True,
+    data: Annotated[str, typer.Option(help="A .txt, .jsonl[.gz] or .parquet file, or the id of a dataset (NAME:CONFIG).")],
+    out: Annotated[Path, typer.Option(help="Output folder; an existing run is resumed.")],
+    revisions: Annotated[str, typer.Option(help="Revisions of one model on the hub: step1,step512,…")] = "",
+    field: Annotated[str, typer.Option(help="Name of the field that contains the text of a document.")] = "text",
+    split: Annotated[str, typer.Option(help="Split of a dataset on the hub.")] = "train",
+    tokens: Annotated[int, typer.Option(help="Number of tokens that every checkpoint reads.", min=2)] = 65_536,
+    length: Annotated[
+        int | None,
+        typer.Option(help="Maximum tokens per text. Default: 256, or what the model allows if that is less.", min=2),
+    ] = None,
+    sample: Annotated[
+        int, typer.Option(help="Number of tokens on which expensive metrics (information gain, Lasso …) are measured.", min=2)
+    ] = 1024,
+    batch_tokens: Annotated[int, typer.Option(help="Maximum tokens per batch, padding included.", min=2)] = 2048,
+    seed: Annotated[int, typer.Option(help="Seed of the order of documents and of the null baselines.")] = 0,
+    sketch: Annotated[
+        int | None, typer.Option(help="Approximate covariances by this number of random directions.", min=1)
+    ] = None,
+    baselines: Annotated[
+        bool, typer.Option(help="Measure null baselines too: a model with random weights, and Gaussian rows.")
+    ] = True,
     wandb: Annotated[str | None, typer.Option("--wandb", help="Log to this W&B project.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; CUDA when there is one.")] = None,
-    device_map: Annotated[str | None, typer.Option(help="auto, for models that one device does not hold.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Where to take it from, for checkpoints without.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run the models' own code.")] = False,
+    device: Annotated[str | None, typer.Option(help="Device, such as cpu, cuda or cuda:1. Default: CUDA if available.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="auto, for models that do not fit on one device.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Hub id or directory of the tokenizer, for checkpoints without one.")
+    ] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run Python code that comes with the models.")] = False,
 ) -> None:
-    """Read many checkpoints, or sizes of a model, on the same tokens, into a folder that a crash does not harm."""
+    """Measure many checkpoints, or models of several sizes, on the same tokens. A sweep that was stopped can be resumed."""
     from geomprobe.sweeps.checkpoints import find_checkpoints
     from geomprobe.sweeps.sweep import sweep as run_sweep
     from geomprobe.sweeps.table import table
@@ -161,17 +175,17 @@ def sweep(
     print(table(run))
     if run.failed:
         raise GeomprobeError(
-            f"{len(run.failed)} of {len(run.records)} failed (see above); run the same command to try those again"
+            f"{len(run.failed)} of {len(run.records)} records failed (see above); run the same command to try these again"
         )
-    print(f"\nlook at it:  geomprobe report {out}", file=sys.stderr)
+    print(f"\nmake a report of it:  geomprobe report {out}", file=sys.stderr)
 
 
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a sweep.")],
-    to: Annotated[Path, typer.Option(help="A .csv or .parquet file.")],
+    to: Annotated[Path, typer.Option(help="Output file, .csv or .parquet.")],
 ) -> None:
-    """Write every number of a sweep as one long table."""
+    """Write all numbers of a sweep to one table, with one number per row."""
     check_writable(to)
     from geomprobe.sweeps.export import export as write_table
     from geomprobe.sweeps.records import Run
@@ -182,10 +196,12 @@ def export(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of sweeps.", metavar="RUN...")],
-    out: Annotated[Path | None, typer.Option(help="The page; RUN/report.html by default, of several runs report.html.")] = None,
-    show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Output file. Default: RUN/report.html, or report.html for several runs.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
-    """One page of one or several sweeps: entropy and gain by layer, step and size, beside null baselines."""
+    """Write a page with figures of one or several sweeps: every metric by layer, step and size, with null baselines."""
     page = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     from geomprobe.report.page import report_page
     from geomprobe.sweeps.records import Run
@@ -203,11 +219,11 @@ def report(
 @app.command()
 def dashboard(
     project: Annotated[str, typer.Option(help="W&B project.")],
-    entity: Annotated[str | None, typer.Option(help="User or team it belongs to; by default yours.")] = None,
-    name: Annotated[str, typer.Option(help="What the view is called.")] = "geomprobe",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the view as JSON, and save nothing.")] = False,
+    entity: Annotated[str | None, typer.Option(help="User or team of the project. Default: the user who is logged in.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the view.")] = "geomprobe",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the view as JSON without saving it.")] = False,
 ) -> None:
-    """Save a view of a W&B project: every metric a panel, over training, checkpoints and model sizes."""
+    """Save a view of a W&B project with one panel per metric, over training, checkpoints and model sizes."""
     from geomprobe.tracking import workspace as views
 
     print(views.to_json(project, entity, name) if dry_run else views.save(project, entity, name))
@@ -217,7 +233,7 @@ app.add_typer(paper, name="paper")
 
 
 class Bench(StrEnum):
-    """What ``geomprobe bench`` can measure."""
+    """The benchmarks of ``geomprobe bench``."""
 
     overhead = "overhead"
     decode = "decode"
@@ -231,18 +247,25 @@ class Bench(StrEnum):
 def bench(
     what: Annotated[
         Bench,
-        typer.Argument(help="A forward and a training step; generation; growth of memory; the Lasso; attention; a sweep."),
+        typer.Argument(
+            help="overhead: a forward and a training step. decode: generation with on_gain. memory: growth with the number of "
+            "tokens. lasso: the Lasso solver. attention: summaries of attention. sweep: a sweep over two checkpoints."
+        ),
     ],
-    model: Annotated[str | None, typer.Option(help="Hub id, directory or .gguf file; by default random weights.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda …; CUDA when there is one.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Hub id, directory or .gguf file of a model. Default: random weights.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Device, such as cpu or cuda. Default: CUDA if available.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
-    batch: Annotated[int, typer.Option(help="Rows per forward.", min=1)] = 2,
-    length: Annotated[int | None, typer.Option(help="Tokens per row: 256, 512 for the Lasso.", min=1)] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens that a checkpoint of the sweep reads.", min=64)] = 65_536,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 9,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    batch: Annotated[int, typer.Option(help="Number of texts per forward.", min=1)] = 2,
+    length: Annotated[
+        int | None, typer.Option(help="Number of tokens per text. Default: 256, or 512 for lasso.", min=1)
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Number of tokens per checkpoint, for sweep.", min=64)] = 65_536,
+    rounds: Annotated[int, typer.Option(help="Number of interleaved rounds.", min=3)] = 9,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """What the probe costs, as ratios to the bare model from one interleaved run."""
+    """Measure the cost of geomprobe relative to the bare model, in interleaved runs."""
     from geomprobe.bench import lasso, overhead
     from geomprobe.bench import sweep as checkpoints
     from geomprobe.bench.timing import table
@@ -268,8 +291,8 @@ def bench(
 
 
 def main() -> None:
-    """The console script: a :class:`GeomprobeError` is one line and exit code 1, never a traceback."""
-    for stream in (sys.stdout, sys.stderr):  # bars and signs on a terminal that knows only ASCII become question marks
+    """Run the command line. A :class:`GeomprobeError` is printed as one line without a traceback, with exit code 1."""
+    for stream in (sys.stdout, sys.stderr):  # an ASCII terminal shows question marks for other characters
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:

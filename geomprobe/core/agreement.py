@@ -1,4 +1,4 @@
-"""How far two ways of weighing earlier tokens agree, target by target."""
+"""Measures of agreement between two sets of weights on earlier tokens, for each target token."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ __all__ = ["jaccard", "precision", "rank_correlation"]
 
 
 def jaccard(first: Tensor, second: Tensor) -> Tensor:
-    """``|A ∩ B| / |A ∪ B|`` of two sets of picks ``(…, T)`` bool; NaN where both are empty.
+    """Return ``|A ∩ B| / |A ∪ B|`` of two sets of picks, given as bool tensors ``(…, T)``; NaN where both sets are empty.
 
     >>> jaccard(torch.tensor([True, True, False]), torch.tensor([False, True, True]))
     tensor(0.3333, dtype=torch.float64)
@@ -16,9 +16,10 @@ def jaccard(first: Tensor, second: Tensor) -> Tensor:
 
 
 def precision(picked: Tensor, weights: Tensor, among: Tensor) -> Tensor:
-    """Precision at k: of the k largest ``weights`` the share that is ``picked``, k being how many are; NaN where none is.
+    """Return the precision at k: the share of the k largest ``weights`` that are ``picked``, with k the number of picks.
 
-    Weights drawn by lot would find ``k / |among|``.
+    NaN where nothing is picked. For random weights the expected value is ``k / |among|``. All tensors are ``(…, T)``; only
+    tokens in ``among`` are considered.
 
     >>> precision(torch.tensor([True, True, False]), torch.tensor([0.5, 0.1, 0.4]), torch.tensor([True, True, True]))
     tensor(0.5000, dtype=torch.float64)
@@ -30,7 +31,9 @@ def precision(picked: Tensor, weights: Tensor, among: Tensor) -> Tensor:
 
 
 def rank_correlation(first: Tensor, second: Tensor, among: Tensor) -> Tensor:
-    """Spearman's ρ over ``among``, equal values sharing their mean rank; NaN where either has one value only.
+    """Return Spearman's rank correlation over the tokens in ``among``; equal values share their mean rank.
+
+    NaN where all values of either input are equal.
 
     >>> rank_correlation(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([9.0, 7.0, 8.0]), torch.tensor([True, True, True]))
     tensor(1., dtype=torch.float64)
@@ -45,7 +48,7 @@ def rank_correlation(first: Tensor, second: Tensor, among: Tensor) -> Tensor:
 
 
 def _ranks(values: Tensor, among: Tensor) -> Tensor:
-    """Mean ranks; those that are not among come first, and move the others by one number."""
+    """Mean ranks. Values outside ``among`` come first, which shifts all other ranks by the same number."""
     values = torch.where(among, values.double(), -torch.inf).contiguous()
     ordered = values.sort(-1).values
     return (torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True)).double() / 2

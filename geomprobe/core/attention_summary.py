@@ -1,4 +1,5 @@
-"""What each token attends to, head by head, from queries and keys: in chunks, so that no map of a long text is ever whole."""
+"""Summaries of the attention weights of each token, computed from queries and keys in chunks of rows, so that the attention map
+of a long text is never held whole."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -10,38 +11,39 @@ from torch import Tensor
 __all__ = ["HIDDEN", "PICKED", "AttentionMask", "AttentionRows", "Layout", "from_scores", "from_weights"]
 
 PICKED = 0.01
-"""Head-mean weight above which a token is attended to, as in section 4.2."""
+"""Weight, averaged over heads, above which a token counts as attended to, as in section 4.2."""
 
 _ENTRIES = 1 << 19
-"""Scores that are held at once: 2 MiB in float32, near what a core's cache holds; a few such tensors are alive together."""
+"""Number of scores held at once: 2 MiB in float32, about the cache of a core. A few such tensors exist at the same time."""
 
 HIDDEN = -1e30
-"""Score of what must not be seen: its weight underflows to zero, and zero times it is zero."""
+"""Score of a masked column. Its weight underflows to zero, and the product of zero and this score is zero (unlike −inf)."""
 
 
 class AttentionMask(Protocol):
-    """What rows may see."""
+    """Which columns (keys) each row (query) may attend to."""
 
     def columns(self, rows: slice) -> int:
-        """Number of leading columns that hold all these rows see."""
+        """Return a number of leading columns that includes all columns visible to ``rows``."""
         ...
 
     def hide(self, rows: slice, scores: Tensor) -> None:
-        """Of scores ``(batch, heads, rows, columns)`` set those to :data:`HIDDEN`, in place, that the rows must not see."""
+        """Set the scores ``(batch, heads, rows, columns)`` of masked columns to :data:`HIDDEN`, in place."""
         ...
 
 
 @dataclass(frozen=True)
 class AttentionRows:
-    """Summaries of attention weights for every row (query); NaN where there is no attention.
+    """Summaries of the attention weights of every row (query); NaN where there is no attention.
 
     Attributes:
         entropy: ``−Σ_j a_j log a_j`` in nats, ``(…, batch, heads, length)``.
-        first: weight on the first token of the row's text (the usual attention sink), ``(…, batch, heads, length)``.
-        distance: ``Σ_j a_j · (how many tokens back)``, ``(…, batch, heads, length)``.
-        picks: how many tokens have a head-mean weight above 0.01, ``(…, batch, length)``.
-        octaves: head-mean weight by distance, ``(…, batch, length, octaves)``: on the token itself, 1 back, 2–3, 4–7, 8–15 …
-        mean: the head-mean weights themselves ``(…, batch, length, columns)``, where they were asked for.
+        first: weight on the first token of the text (the usual attention sink), ``(…, batch, heads, length)``.
+        distance: the mean distance in tokens, ``Σ_j a_j (t − j)``, ``(…, batch, heads, length)``.
+        picks: number of tokens whose weight, averaged over heads, is above 0.01, ``(…, batch, length)``.
+        octaves: weight averaged over heads by distance, ``(…, batch, length, octaves)``: on the token itself, on the token
+            before, 2–3, 4–7, 8–15 tokens back, and so on.
+        mean: the weights averaged over heads, ``(…, batch, length, columns)``, if they were requested.
     """
 
     entropy: Tensor
@@ -52,17 +54,17 @@ class AttentionRows:
     mean: Tensor | None = None
 
     def map(self, change: Callable[[str, Tensor], Tensor]) -> Self:
-        """Each tensor changed, by name."""
+        """Return a copy with ``change(name, tensor)`` in place of each tensor."""
         tensors: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         changed: dict[str, Any] = {name: None if value is None else change(name, value) for name, value in tensors.items()}
         return type(self)(**changed)
 
     def batch(self, part: slice) -> Self:
-        """Of some batch rows."""
+        """Return the summaries of a part of the batch."""
         return self.map(lambda name, value: value[..., part, :] if name == "picks" else value[..., part, :, :])
 
     def until(self, length: int) -> Self:
-        """Of the leading rows, with as many columns."""
+        """Return the summaries of the first ``length`` rows, with ``length`` columns."""
 
         def cut(name: str, value: Tensor) -> Tensor:
             if name == "mean":
@@ -73,20 +75,23 @@ class AttentionRows:
 
     @classmethod
     def joined(cls, parts: "list[AttentionRows]") -> "AttentionRows":
-        """Rows that came one after another, as of one forward."""
+        """Concatenate the summaries of successive forwards of the same texts, as if they were one forward."""
 
         def join(name: str, first: Tensor) -> Tensor:
             several: list[Tensor] = [getattr(part, name) for part in parts]
             if name not in ("octaves", "mean"):
                 return torch.cat(several, -1)
-            widest = max(value.shape[-1] for value in several)  # later rows have more behind them
+            widest = max(value.shape[-1] for value in several)  # later rows have more earlier tokens
             return torch.cat([torch.nn.functional.pad(value, (0, widest - value.shape[-1])) for value in several], -2)
 
         return parts[0] if len(parts) == 1 else parts[0].map(join)
 
     @classmethod
     def stacked(cls, sites: "list[AttentionRows | None]") -> "AttentionRows | None":
-        """Several sites behind one new leading dimension, NaN for those that have none; ``None`` when all have none."""
+        """Stack the summaries of several sites along a new leading dimension, with NaN for sites that have none.
+
+        Return ``None`` if no site has any.
+        """
         like = next((site for site in sites if site is not None), None)
         if like is None:
             return None
@@ -99,13 +104,13 @@ class AttentionRows:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of a forward stand among the columns that its rows may attend to.
+    """The positions of tokens among the columns (keys) that the rows (queries) of a forward may attend to.
 
     Attributes:
-        position: how many tokens come before each column, ``(batch, columns)``.
-        own: the same of each row, ``(batch, length)``.
-        first: column at which the text of each row begins, ``(batch, length)``; negative when it is no longer there.
-        edges: for each row and octave how many columns are as far back or farther, ``(batch, length, octaves)``.
+        position: number of tokens before each column, ``(batch, columns)``.
+        own: number of tokens before each row, ``(batch, length)``.
+        first: column at which the text of each row begins, ``(batch, length)``; negative if the cache no longer has it.
+        edges: for each row and octave, the number of columns at that distance or farther, ``(batch, length, octaves)``.
     """
 
     position: Tensor
@@ -115,12 +120,12 @@ class Layout:
 
     @classmethod
     def of(cls, tokens: Tensor, length: int, starts: Tensor | None = None) -> "Layout":
-        """Of rows that are the last ``length`` columns.
+        """Return the layout of a forward whose rows are the last ``length`` columns.
 
         Args:
-            tokens: where there are tokens, ``(batch, columns)``.
+            tokens: whether each column is a token, ``(batch, columns)`` bool.
             length: number of rows.
-            starts: where texts start within packed rows, ``(batch, length)``.
+            starts: whether a text starts at each row, ``(batch, length)`` bool, for packed texts.
         """
         batch, columns = tokens.shape
         position = tokens.long().cumsum(1) - 1
@@ -136,7 +141,8 @@ class Layout:
         return cls(position, own, first, edges)
 
     def moved(self, columns: int) -> "Layout":
-        """For keys of another number of columns: a window that has forgotten the oldest, or a cache with room for more."""
+        """Return the layout for another number of columns: fewer if a sliding window has dropped the oldest keys, more if the
+        cache has allocated space for further ones."""
         more = columns - self.position.shape[1]
         if more == 0:
             return self
@@ -158,18 +164,18 @@ def from_scores(
     sinks: Tensor | None = None,
     keep: bool = False,
 ) -> AttentionRows:
-    """Summaries of ``softmax(scale · QKᵀ)`` over what is visible.
+    """Return summaries of the weights ``softmax(scale · QKᵀ)`` over the visible columns.
 
     Args:
-        query: ``(batch, heads, length, width)``.
-        key: ``(batch, groups, columns, width)``; heads are shared out to groups in order.
-        layout: of these columns.
-        mask: what each row sees.
-        scale: of the scores.
-        softcap: c of ``c · tanh(score / c)``.
-        bias: added to the scores, ``(1 or batch, heads, length, columns)``.
-        sinks: a score per head ``(heads,)`` that takes weight from the tokens and gives it to none.
-        keep: keep the head-mean weights.
+        query: queries ``(batch, heads, length, width)``.
+        key: keys ``(batch, groups, columns, width)``. Heads are assigned to groups in order.
+        layout: the layout of these columns.
+        mask: which columns each row may attend to.
+        scale: multiplier of the attention scores.
+        softcap: the constant c of ``c · tanh(score / c)``, if scores are capped.
+        bias: bias added to the scores, ``(1 or batch, heads, length, columns)``.
+        sinks: one additional score per head ``(heads,)``, whose share of the weight goes to no token.
+        keep: whether to keep the weights averaged over heads.
     """
     batch, heads, length, width = query.shape
     groups = key.shape[1]
@@ -192,7 +198,7 @@ def from_scores(
         inside = scores.mul_(weights).sum(-1)
         if sinks is None:
             entropy = total - inside
-        else:  # Σa log a of weights that a sink has made smaller by one factor
+        else:  # a sink reduces all weights by one factor, ``left``
             every = torch.logaddexp(total, sinks - most.squeeze(-1))
             left = (total - every).exp()
             weights.mul_(left.unsqueeze(-1))
@@ -202,7 +208,7 @@ def from_scores(
 
 
 def from_weights(weights: Tensor, layout: Layout, *, keep: bool = False) -> AttentionRows:
-    """Summaries of the weights ``(batch, heads, length, columns)`` that a model computed itself."""
+    """Return summaries of the weights ``(batch, heads, length, columns)`` that a model returned."""
     weights = weights.to(torch.float64 if weights.dtype == torch.float64 else torch.float32)
     batch, heads, length, columns = weights.shape
     out = _Out(layout, heads, length, weights.dtype, keep)
@@ -212,13 +218,13 @@ def from_weights(weights: Tensor, layout: Layout, *, keep: bool = False) -> Atte
 
 
 def _chunks(length: int, entries: int) -> Iterator[slice]:
-    """Rows of ``entries`` scores each, as many at a time as may be held."""
+    """Slices of rows, each row with ``entries`` scores, of at most :data:`_ENTRIES` scores together."""
     step = max(1, _ENTRIES // max(1, entries))
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
 class _Out:
-    """Summaries that are filled chunk by chunk."""
+    """Tensors of summaries that are filled chunk by chunk."""
 
     def __init__(self, layout: Layout, heads: int, length: int, kind: torch.dtype, keep: bool) -> None:
         self._layout = layout
@@ -230,7 +236,8 @@ class _Out:
         self._mean = layout.position.new_zeros((batch, length, columns), dtype=kind) if keep else None
 
     def put(self, part: slice, weights: Tensor, entropy: Tensor) -> None:
-        """Weights ``(batch, heads, rows, columns)`` of some rows, with their entropies; columns after these are not seen."""
+        """Fill in the rows ``part`` from their weights ``(batch, heads, rows, columns)`` and entropies. Columns after the given
+        ones are masked."""
         batch, heads, rows, columns = weights.shape
         self._entropy[:, :, part] = entropy
         first = self._layout.first[:, part]

@@ -1,12 +1,14 @@
 """Information gain and ridge regression from one Cholesky factor of a Gram matrix.
 
-With unit rows Z ``(T, d)``, K = ZZᵀ and noise σ², let ``K + σ²I = LLᵀ``. Then, for every token t on its own past,
+With unit rows Z ``(T, d)``, K = ZZᵀ and noise σ², let ``K + σ²I = LLᵀ``. Then, for every token t given the tokens before it,
 
-- the information gain is ``log(L_tt / σ)``: ``I(y_T; f) = ½ logdet(I + σ⁻²K)`` is their sum (section 4.1);
-- the posterior variance is ``σ_t² = L_tt² − σ²``, also the least value of the ridge objective ``‖z_t − Zβ‖² + σ²‖β‖²``;
+- the information gain is ``log(L_tt / σ)``, and the sum over tokens is ``I(y_T; f) = ½ logdet(I + σ⁻²K)`` (section 4.1);
+- the posterior variance is ``σ_t² = L_tt² − σ²``, which is also the minimum of the ridge objective
+  ``‖z_t − Zβ‖² + σ²‖β‖²``;
 - the ridge coefficients on all earlier tokens are row t of ``−L_tt · L⁻¹``.
 
-σ⁻² is 1e4 at the default noise, so a float32 factor is not safe: factors are float64 here, whatever the rows are.
+At the default noise σ⁻² is 1e4, for which a float32 factor is not accurate enough. All factors are computed in float64,
+whatever the dtype of the rows.
 """
 
 import math
@@ -32,35 +34,41 @@ __all__ = [
 
 
 def scaled_factor(gram: Tensor | Sequence[Tensor], sigma: float) -> tuple[Tensor, Tensor]:
-    """Lower Cholesky factor of ``I + σ⁻²K`` in float64, and the index of the first bad pivot (0 where it succeeded).
+    """Return the lower Cholesky factor of ``I + σ⁻²K`` in float64, and the index of the first bad pivot (0 if there is none).
 
-    ``gram`` is ``(…, T, T)`` or its panels; the factor is ``L/σ`` of the module's ``L``. Never synchronises and never raises on
-    a matrix that is not positive definite: look at the second value.
+    ``gram`` is ``(…, T, T)`` or its panels (:mod:`geomprobe.core.symmetric`). The factor is ``L/σ`` with the ``L`` of this
+    module. This function does not wait for the device, and does not raise if a matrix is not positive definite: check the
+    second value.
     """
     parts = [gram.double()] if isinstance(gram, Tensor) else gram
     return factor_of_identity_plus(scaled(parts, sigma**-2))
 
 
 def factor_of_identity_plus(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Lower Cholesky factor of ``I + matrix`` ``(…, n, n)``, and the index of the first bad pivot, 0 where there is none.
+    """Return the lower Cholesky factor of ``I + matrix`` ``(…, n, n)``, and the index of the first bad pivot (0 if there is
+    none).
 
-    Reads the lower triangle only, and overwrites it.
+    Only the lower triangle of ``matrix`` is read. ``matrix`` is changed in place.
     """
     matrix.diagonal(dim1=-2, dim2=-1).add_(1)
-    # The lower triangle by rows is the upper one by columns, LAPACK's order: no transposing copy, and its faster routine.
+    # The lower triangle by rows is the upper triangle by columns, which is LAPACK's order: this avoids a transposing copy.
     factor, info = torch.linalg.cholesky_ex(matrix.mT, upper=True)
     return factor.mT, info
 
 
 def gains(factor: Tensor) -> Tensor:
-    """Information gain of every token in nats, ``(…, T)``, from :func:`scaled_factor`. A zero (padding) row gains exactly 0."""
+    """Return the information gain of every token in nats, ``(…, T)``, from the factor of :func:`scaled_factor`.
+
+    The gain of a row of zeros, such as padding, is exactly 0.
+    """
     return factor.diagonal(dim1=-2, dim2=-1).log()
 
 
 def information_gain(gram: Tensor, sigma: float = 0.01) -> Tensor:
-    """``I(y_T; f) = ½ logdet(I + σ⁻²K)`` in nats, ``(…,)``: what T noisy readings tell about a Gaussian-process f.
+    """Return ``I(y_T; f) = ½ logdet(I + σ⁻²K)`` in nats, ``(…,)``: the information that T noisy observations give about a
+    function f drawn from a Gaussian process.
 
-    It is a property of the rows alone. It is not the mutual information between tokens, and not a loss.
+    It is a property of the rows only. It is neither the mutual information between tokens nor a loss.
 
     >>> information_gain(torch.eye(2), sigma=1.0)  # log 2
     tensor(0.6931, dtype=torch.float64)
@@ -81,12 +89,13 @@ def information_gain_bound(width: int, length: int, sigma: float = 0.01) -> floa
 
 
 def posterior_variance(factor: Tensor, sigma: float) -> Tensor:
-    """``σ_t²`` of every token given the tokens before it, ``(…, T)``, from :func:`scaled_factor`; 0 to ``‖z_t‖²``."""
+    """Return the posterior variance ``σ_t²`` of every token given the tokens before it, ``(…, T)``, between 0 and ``‖z_t‖²``,
+    from the factor of :func:`scaled_factor`."""
     return sigma**2 * (factor.diagonal(dim1=-2, dim2=-1).square() - 1)
 
 
 def ridge_coefficients(factor: Tensor) -> Tensor:
-    """Ridge coefficients of every token on all earlier ones, ``(…, T, T)`` strictly lower triangular.
+    """Return the ridge coefficients of every token on all earlier tokens, ``(…, T, T)``, strictly lower triangular.
 
     Row t minimises ``‖z_t − Zβ‖² + σ²‖β‖²`` over earlier rows: ``−L_tt · (L⁻¹)_t`` (the scale of L cancels).
     """
@@ -96,19 +105,19 @@ def ridge_coefficients(factor: Tensor) -> Tensor:
 
 
 def exact_increment(variance: Tensor, sigma: float = 0.01) -> Tensor:
-    """``I_{T+1} − I_T = ½ log(1 + σ⁻² σ_T²(z_{T+1}))``: the increment the determinant gives, in nats.
+    """Return ``I_{T+1} − I_T = ½ log(1 + σ⁻² σ_T²(z_{T+1}))`` in nats, the exact increment of the information gain.
 
-    Use this one. The paper's Theorem 4.1 prints another (:func:`theorem_4_1_as_printed`).
+    Theorem 4.1 of the paper prints a different formula, see :func:`theorem_4_1_as_printed`.
     """
     return torch.log1p(variance * sigma**-2) / 2
 
 
 def theorem_4_1_as_printed(variance: Tensor, norm_sq: Tensor | float = 1.0, sigma: float = 0.01) -> Tensor:
-    """Theorem 4.1 with the σ⁻² its proof drops from the off-diagonal block; for reproduction only.
+    """Return the increment that Theorem 4.1 of the paper prints, in nats. Use it only to reproduce the paper.
 
-    Expanding ``det [[I + σ⁻²K, k], [kᵀ, 1 + σ⁻²‖z‖²]]`` by its Schur complement gives
-    ``½ log(1 + σ⁻²‖z‖² − σ²(‖z‖² − σ_T²))``. Right is ``σ⁻²k``, which gives :func:`exact_increment`. They agree at σ = 1 only;
-    at σ = 0.01 this one hardly depends on the context.
+    The proof drops a factor σ⁻² from the off-diagonal block. Expanding ``det [[I + σ⁻²K, k], [kᵀ, 1 + σ⁻²‖z‖²]]`` by its Schur
+    complement gives ``½ log(1 + σ⁻²‖z‖² − σ²(‖z‖² − σ_T²))``. The correct block is ``σ⁻²k``, which gives
+    :func:`exact_increment`. The two agree at σ = 1 only; at σ = 0.01 this one hardly depends on the context.
 
     Args:
         variance: posterior variance ``σ_T²(z_{T+1})``.
@@ -119,21 +128,21 @@ def theorem_4_1_as_printed(variance: Tensor, norm_sq: Tensor | float = 1.0, sigm
 
 
 class GrowingCholesky:
-    """The factor of ``I + σ⁻²ZZᵀ`` while rows arrive: append b rows to t in O(b·t·d + b·t²), nothing is computed twice.
+    """The Cholesky factor of ``I + σ⁻²ZZᵀ``, extended as rows arrive. Appending b rows to t rows costs O(b·t·d + b·t²).
 
-    One instance holds a batch of independent streams of one length; an absent row is a zero row, which gains 0 and changes
-    nothing after it.
+    One instance holds a batch of independent factors of the same length. A row that does not exist in one of them is given as
+    zeros; it gains 0 and does not affect the rows after it.
 
     Args:
-        width: numbers per row.
+        width: number of values per row.
         sigma: noise σ.
-        batch: leading shape of the streams.
-        device: where the factor lives.
+        batch: leading dimensions of the rows, one factor for each entry.
+        device: device of the factor.
 
     >>> factor = GrowingCholesky(width=2, sigma=1.0)
     >>> factor.append(torch.tensor([[1.0, 0.0]]))
     tensor([0.3466], dtype=torch.float64)
-    >>> factor.append(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))  # the same direction again tells less
+    >>> factor.append(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))  # the same direction again gains less
     tensor([0.2027, 0.3466], dtype=torch.float64)
     """
 
@@ -152,15 +161,15 @@ class GrowingCholesky:
 
     @property
     def factor(self) -> Tensor:
-        """Lower factor of ``I + σ⁻²K``, ``(…, t, t)``; what :func:`gains` and :func:`ridge_coefficients` take."""
+        """The lower factor of ``I + σ⁻²K``, ``(…, t, t)``, as :func:`gains` and :func:`ridge_coefficients` take it."""
         return self._factor[..., : self.length, : self.length]
 
     def append(self, rows: Tensor) -> Tensor:
-        """Add ``rows`` ``(…, b, d)`` to every stream; returns their information gains in nats, ``(…, b)``."""
+        """Append ``rows`` ``(…, b, d)`` and return their information gains in nats, ``(…, b)``."""
         rows = rows.to(self._rows)
         old, new = self.length, self.length + rows.shape[-2]
         self._reserve(new)
-        # Over all the room there is: rows not there yet are zero, and a slice of the factor would be copied to be solved with.
+        # Use all allocated rows: those not filled yet are zero, and solving with a slice of the factor would copy it.
         cross = self._rows @ rows.mT * self.sigma**-2
         below = torch.linalg.solve_triangular(self._factor, cross, upper=False)
         corner = rows @ rows.mT * self.sigma**-2 - below.mT @ below
@@ -173,7 +182,7 @@ class GrowingCholesky:
         return gains(corner)
 
     def _reserve(self, length: int) -> None:
-        """Room for ``length`` rows. It grows by a quarter, so that a stream of T tokens copies O(T) rows in all."""
+        """Allocate space for ``length`` rows. It grows by a quarter, so that T appended tokens copy O(T) rows in total."""
         room = self._rows.shape[-2]
         if length <= room:
             return
@@ -182,5 +191,5 @@ class GrowingCholesky:
         factor = self._factor.new_zeros((*self._factor.shape[:-2], grown, grown))
         rows[..., : self.length, :] = self.rows
         factor[..., : self.length, : self.length] = self.factor
-        factor[..., self.length :, self.length :].diagonal(dim1=-2, dim2=-1).fill_(1)  # what is not there yet solves to zero
+        factor[..., self.length :, self.length :].diagonal(dim1=-2, dim2=-1).fill_(1)  # rows not filled yet solve to zero
         self._rows, self._factor = rows, factor

@@ -1,16 +1,16 @@
-"""The Lasso of every row on the rows before it, as one problem per sequence.
+"""The Lasso regression of every row on the rows before it, solved as one problem per sequence.
 
 With unit rows Z ``(T, d)`` and K = ZZᵀ, row t of a strictly lower-triangular B minimises
 
     ½ ‖z_t − Σ_j B_tj z_j‖² + λ Σ_j |B_tj|      (j < t),
 
-which reads nothing of Z but K. Two conventions of the penalty are in use, and differ by what they multiply (`sklearn_penalty`,
-`literal_penalty`). Every solution comes with its duality gap, in the units of this objective: a certificate, not a hope.
+which depends on Z only through K. Two conventions of the penalty are in use, which differ by a factor (``sklearn_penalty``,
+``literal_penalty``). Every solution is returned with its duality gap in the units of this objective, which bounds its error.
 
-Two regimes, told apart by the solution itself. Few picks (the paper's results): an active set per target, solved exactly by its
-own small Cholesky factor and grown by what violates the optimality conditions, for all targets at once. Hundreds of picks (the
-paper's formula): ADMM for all targets through one Cholesky factor, since with ``K + ρI = LLᵀ`` and ``M = L⁻¹`` the solve for
-every leading block is ``tril(R Mᵀ, −1) M``.
+There are two methods, chosen by the number of picks. For few picks (as in the paper's results), each target has an active set,
+which is solved exactly by its own small Cholesky factor and extended by the rows that violate the optimality conditions, for
+all targets at once. For hundreds of picks (as with the formula printed in the paper), ADMM solves all targets through one
+Cholesky factor: with ``K + ρI = LLᵀ`` and ``M = L⁻¹``, the solution for every leading block is ``tril(R Mᵀ, −1) M``.
 """
 
 from collections.abc import Iterator
@@ -32,26 +32,26 @@ __all__ = [
 ]
 
 _ADDED = 6
-"""Violators that join an active set at once. More mean fewer rounds, and more that leave again."""
+"""Number of rows added to an active set at once. With more there are fewer rounds, but more rows are removed again."""
 
 _DENSE = 96
-"""Picks of one target beyond which its sequence is taken to be near-dense."""
+"""Number of picks of one target from which its sequence is solved by ADMM."""
 
 _ADMM_ROUNDS = 200
-"""Enough for all but the targets that conditioning makes slow."""
+"""Largest number of ADMM iterations: enough for all but ill-conditioned targets."""
 
 _SMALL = 1e-3
-"""Of the mean largest penalty: below it a solution is near-dense without a look."""
+"""Share of the mean largest penalty below which a sequence is solved by ADMM without trying active sets."""
 
 _VIOLATES = 1e-9
-"""Of λ: what a row outside an active set must exceed it by to join."""
+"""Relative amount by which a row outside an active set must exceed λ to be added."""
 
 _TIES = 1e-13
-"""Added to the diagonal of active sets: equal rows share their weight instead of making the factor fail."""
+"""Added to the diagonal of active sets, so that equal rows share their weight instead of making the factorisation fail."""
 
 
 def sklearn_penalty(alpha: float, width: int) -> float:
-    """λ of scikit-learn's ``1/(2d) ‖z − Zβ‖² + α‖β‖₁``: αd. The paper's picks are these, at α = 1e-4.
+    """Return λ = αd for scikit-learn's objective ``1/(2d) ‖z − Zβ‖² + α‖β‖₁``. At α = 1e-4 the picks agree with the paper's.
 
     >>> sklearn_penalty(1e-4, 500)
     0.05
@@ -60,24 +60,25 @@ def sklearn_penalty(alpha: float, width: int) -> float:
 
 
 def literal_penalty(weight: float) -> float:
-    """λ of the paper's formula as printed, ``‖z − Zβ‖² + λ‖β‖₁``: half of its λ."""
+    """Return λ for the objective as printed in the paper, ``‖z − Zβ‖² + weight‖β‖₁``: half of its weight."""
     return weight / 2
 
 
 def largest_penalty(gram: Tensor) -> Tensor:
-    """The least λ at which row t picks nothing, ``max_{j<t} |K_tj|``, ``(…, T)``; 0 for the first row."""
+    """Return the smallest λ at which row t picks nothing, ``max_{j<t} |K_tj|``, ``(…, T)``; 0 for the first row."""
     return gram.double().tril(-1).abs().amax(-1)
 
 
 def lasso_objective(gram: Tensor, coefficients: Tensor, penalty: float) -> Tensor:
-    """``½‖z_t − Σ β_j z_j‖² + λ‖β‖₁`` of each target, ``(…, T)``, whoever found the coefficients."""
+    """Return the objective ``½‖z_t − Σ β_j z_j‖² + λ‖β‖₁`` of each target, ``(…, T)``, for any coefficients."""
     return _Problem(gram.double(), penalty).bounds(coefficients.double().tril(-1))[0]
 
 
 def explained(gram: Tensor, coefficients: Tensor, places: Tensor | None = None) -> Tensor:
-    """R²: the share of each target's squared length that its weights rebuild, ``1 − ‖z_t − Σ β_j z_j‖²/‖z_t‖²``, ``(…, T)``.
+    """Return R², the share of each target's squared length that its weights reproduce: ``1 − ‖z_t − Σ β_j z_j‖²/‖z_t‖²``,
+    ``(…, T)``.
 
-    NaN for a row of zeros. With ``places`` ``(…, k)`` the coefficients ``(…, k, T)`` are of those targets only.
+    NaN for a row of zeros. With ``places`` ``(…, k)``, the coefficients ``(…, k, T)`` belong to the targets at these rows only.
     """
     length, own = gram.diagonal(dim1=-2, dim2=-1), gram
     if places is not None:
@@ -87,12 +88,12 @@ def explained(gram: Tensor, coefficients: Tensor, places: Tensor | None = None) 
 
 @dataclass(frozen=True)
 class LassoSolution:
-    """Coefficients, and how far from optimal each target's may be.
+    """The coefficients of all targets, and bounds of their distance from the optimum.
 
     Attributes:
-        coefficients: ``(…, T, T)``, strictly lower triangular: row t holds the weights of the rows before it, exact zeros too.
-        gap: duality gap of each target ``(…, T)``: its objective is at most this much above the least one.
-        tol: the gap that was asked for.
+        coefficients: ``(…, T, T)``, strictly lower triangular. Row t has the weights of the rows before it, many exactly zero.
+        gap: duality gap of each target ``(…, T)``: its objective exceeds the minimum by at most this much.
+        tol: the gap that was requested.
     """
 
     coefficients: Tensor
@@ -101,7 +102,7 @@ class LassoSolution:
 
     @property
     def converged(self) -> Tensor:
-        """Which targets reached ``tol``, ``(…, T)`` bool. Look at it: those that did not are returned as far as they came."""
+        """Which targets reached ``tol``, ``(…, T)`` bool. Check it: targets that did not are returned as they are."""
         return self.gap <= self.tol
 
 
@@ -114,21 +115,22 @@ def solve_lasso(
     start: Tensor | None = None,
     max_rounds: int = 1000,
 ) -> LassoSolution:
-    """Solve for every row on its past.
+    """Solve the Lasso of every row on the rows before it.
 
-    Rows of zeros (padding) pick nothing and are picked by none; so are rows of another text, where the Gram matrix is zero.
-    Which of several equal rows is picked is not determined by the problem: they share the weight.
+    Rows of zeros (padding) pick nothing and are never picked. Rows of different texts, between which the Gram matrix is zero,
+    do not pick each other. If several rows are equal, the problem does not determine which of them is picked: they share the
+    weight.
 
     Args:
-        gram: ``(…, T, T)``, symmetric; factors are float64 whatever it is.
+        gram: symmetric Gram matrices ``(…, T, T)`` of any floating dtype; factors are computed in float64.
         penalty: λ of the objective above.
-        tol: the largest duality gap of a target. The active sets end far below it, ADMM just below.
-        which: the targets to solve, ``(…, T)`` bool; all by default. Others keep the weights they start with.
-        start: coefficients to begin with, such as those of the checkpoint before.
-        max_rounds: of either method; what has not converged by then says so.
+        tol: the largest duality gap allowed. Active sets end far below it, ADMM just below it.
+        which: the targets to solve, ``(…, T)`` bool. Default: all. Other rows keep the coefficients of ``start``.
+        start: initial coefficients, such as those of the checkpoint before. Default: zeros.
+        max_rounds: largest number of iterations of either method. See :attr:`LassoSolution.converged`.
 
     Raises:
-        GeomprobeError: λ is not positive, or the Gram matrix is not square or not finite.
+        GeomprobeError: if λ is not positive, or if the Gram matrix is not square or not finite.
 
     >>> gram = torch.tensor([[1.0, 0.5], [0.5, 1.0]])
     >>> solve_lasso(gram, 0.1).coefficients  # soft threshold of 0.5
@@ -155,8 +157,8 @@ def solve_lasso(
 
 
 def _solve(problem: "_Problem", which: Tensor, tol: float, max_rounds: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Coefficients and gaps of some sequences: active sets where few are picked, ADMM where many are, its stragglers again by
-    active sets, which end exactly however ill-conditioned the rows are."""
+    """Coefficients and gaps of some sequences: by active sets if few rows are picked, by ADMM if many are. Targets on which
+    ADMM does not converge are solved by active sets, which are exact even for ill-conditioned rows."""
     found = torch.zeros_like(problem.gram) if start is None else start.clone()
     if problem.penalty >= _SMALL * float(largest_penalty(problem.gram).mean()):
         _active_sets(problem, which, found, tol, max_rounds, _DENSE)
@@ -172,13 +174,13 @@ def _solve(problem: "_Problem", which: Tensor, tol: float, max_rounds: int, star
 
 
 def _parts(stack: Tensor, entries: int = 1 << 25) -> Iterator[slice]:
-    """Sequences that are solved together: one at a time on a CPU, where that is all its caches hold."""
+    """Slices of sequences that are solved together. On a CPU it is one at a time, which is what its caches hold."""
     step = 1 if stack.device.type == "cpu" else max(1, entries // max(1, stack[0].numel()))
     return (slice(i, min(i + step, len(stack))) for i in range(0, len(stack), step))
 
 
 class _Problem:
-    """The Lassos of some sequences: Gram matrices ``(S, T, T)`` and λ."""
+    """The Lasso problems of some sequences: Gram matrices ``(S, T, T)`` and λ."""
 
     def __init__(self, gram: Tensor, penalty: float) -> None:
         self.gram = gram
@@ -186,20 +188,20 @@ class _Problem:
         self.past = torch.ones(gram.shape[-2:], dtype=torch.bool, device=gram.device).tril(-1)
 
     def gap(self, coefficients: Tensor) -> Tensor:
-        """Duality gap of every target, ``(S, T)``."""
+        """Return the duality gap of every target, ``(S, T)``."""
         objective, bound = self.bounds(coefficients)
         return (objective - bound).clamp_min(0)
 
     def bounds(self, coefficients: Tensor, slope: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Objective of every target ``(S, T)``, and a lower bound of the least one; ``slope`` is ``Zᵀr``, where it is known."""
+        """Return the objective of every target ``(S, T)`` and a lower bound of its minimum. ``slope`` is ``Zᵀr``, if known."""
         if slope is None:
             slope = (self.gram - coefficients @ self.gram) * self.past
         return self.bounds_of(coefficients, slope, self.gram, self.gram.diagonal(dim1=-2, dim2=-1))
 
     def bounds_of(self, coefficients: Tensor, slope: Tensor, gram: Tensor, norm_sq: Tensor) -> tuple[Tensor, Tensor]:
-        """The same from rows ``(…, T)`` of coefficients, of ``Zᵀr`` and of the Gram matrix.
+        """Return the same from rows ``(…, T)`` of the coefficients, of ``Zᵀr`` and of the Gram matrix.
 
-        The bound is the dual objective at ``s·r``, scaled to be feasible: ``s ‖Zᵀr‖∞ ≤ λ``, at the s that is best.
+        The bound is the dual objective at ``s·r``, with the best s for which it is feasible: ``s ‖Zᵀr‖∞ ≤ λ``.
         """
         tiny = torch.finfo(slope.dtype).tiny
         aligned = norm_sq - (coefficients * gram).sum(-1)  # zᵀr
@@ -211,7 +213,7 @@ class _Problem:
 
 
 def _active_sets(problem: _Problem, which: Tensor, found: Tensor, tol: float, max_rounds: int, limit: int) -> None:
-    """Improve the coefficients ``found`` of some targets in place, those that pick ``limit`` rows only as far as they came."""
+    """Improve the coefficients ``found`` of some targets in place. A target stops when it picks ``limit`` rows."""
     gram, penalty = problem.gram, problem.penalty
     length = gram.shape[-1]
     sequence, row = which.nonzero(as_tuple=True)
@@ -221,7 +223,8 @@ def _active_sets(problem: _Problem, which: Tensor, found: Tensor, tol: float, ma
         targets, weights, past = gram[sequence, row], found[sequence, row], problem.past[row]
         slope = torch.where(past, targets - _products(weights, gram, sequence), 0)
         objective, bound = problem.bounds_of(weights, slope, targets, gram.diagonal(dim1=-2, dim2=-1)[sequence, row])
-        # A set that several joined at once may have lost them all again: one that joins an optimal set stays.
+        # If several rows were added at once, all of them may have been removed again; a single row added to an optimal set
+        # stays.
         stuck = objective >= before - 1e-14
         go_on = (objective - bound > tol) & (sets.counts() < limit) & (slope.abs().amax(-1) > penalty * (1 + _VIOLATES))
         if not go_on.any():
@@ -244,14 +247,14 @@ def _products(coefficients: Tensor, gram: Tensor, sequence: Tensor) -> Tensor:
 
 
 class _Sets:
-    """The active set of every target: columns ``(n, m)``, which of them are in use, weights and signs."""
+    """The active set of every target: columns ``(n, m)``, which of them are active, and their weights and signs."""
 
     def __init__(self, column: Tensor, active: Tensor, weight: Tensor, sign: Tensor) -> None:
         self.column, self.active, self.weight, self.sign = column, active, weight, sign
 
     @classmethod
     def of(cls, coefficients: Tensor) -> "_Sets":
-        """From rows of coefficients ``(n, T)``."""
+        """Return the active sets of given rows of coefficients ``(n, T)``."""
         most = int((coefficients != 0).sum(-1).max()) if coefficients.numel() else 0
         column = coefficients.abs().topk(most, dim=-1).indices
         weight = coefficients.gather(1, column)
@@ -261,14 +264,14 @@ class _Sets:
         return self.active.sum(-1)
 
     def keep(self, which: Tensor) -> "_Sets":
-        """Of some targets, in as many places as they need."""
+        """Return the active sets of some targets, in as few columns as they need."""
         active = self.active[which]
         most = int(active.sum(-1).max()) if active.numel() else 0
         order = active.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
         return _Sets(*(x[which].gather(1, order) for x in (self.column, self.active, self.weight, self.sign)))
 
     def admit(self, slope: Tensor, penalty: float, stuck: Tensor, count: int) -> None:
-        """Let the worst violators of ``|Zᵀr| ≤ λ`` in; a single one where that did not help before."""
+        """Add the rows that violate ``|Zᵀr| ≤ λ`` most; a single one for targets that did not improve in the last round."""
         outside = slope.abs().scatter_add_(1, self.column, torch.where(self.active, -torch.inf, 0.0).to(slope))
         worst, column = outside.topk(count, dim=1)
         violates = worst > penalty * (1 + _VIOLATES)
@@ -279,7 +282,8 @@ class _Sets:
         self.sign = torch.cat([self.sign, slope.gather(1, column).sign()], 1)
 
     def solve(self, gram: Tensor, sequence: Tensor, targets: Tensor, penalty: float) -> Tensor:
-        """Go to the optimum of each set with its signs; what reaches zero on the way leaves. Gives coefficients ``(n, T)``."""
+        """Move each set to its optimum for fixed signs, and remove the weights that reach zero on the way. Return coefficients
+        ``(n, T)``."""
         square = gram[sequence[:, None, None], self.column.unsqueeze(2), self.column.unsqueeze(1)]
         goal = targets.gather(1, self.column)
         todo = torch.arange(len(goal), device=goal.device)
@@ -301,7 +305,7 @@ class _Sets:
 
 
 def _admm(problem: _Problem, which: Tensor, tol: float, max_rounds: int, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients and gaps by over-relaxed ADMM: of every target the best weights and the best bound that were seen."""
+    """Coefficients and gaps by over-relaxed ADMM: for every target the best weights and the best bound of all iterations."""
     gram, penalty = problem.gram, problem.penalty
     rho, relaxation = 10 * penalty, 1.7
     shifted = gram.clone()
@@ -315,7 +319,7 @@ def _admm(problem: _Problem, which: Tensor, tol: float, max_rounds: int, start: 
     for i in range(1, max_rounds + 1):
         right = goal + rho * (sparse - scaled_dual)
         dense = (right @ inverse.mT).tril(-1) @ inverse
-        # ZᵀR of the dense iterate, for nothing; it is nearly feasible, where that of the sparse one is off by factors.
+        # ZᵀR of the dense iterate needs no further product. It is nearly feasible, unlike that of the sparse iterate.
         slope = rho * (dense - sparse + scaled_dual) if i % 10 == 0 else None
         if slope is not None:
             bound = torch.maximum(bound, problem.bounds(dense, slope)[1])

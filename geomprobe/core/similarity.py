@@ -1,4 +1,4 @@
-"""Two models, or two sites, against each other."""
+"""Comparisons of two models, or of two sites: the difference of effective ranks, and CKA."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,12 @@ __all__ = ["debiased_cka", "effective_rank_difference"]
 
 
 def effective_rank_difference(untrained: Tensor | float, trained: Tensor | float) -> Tensor:
-    """Diff-eRank (Wei et al. 2024): ``e^H̄_untrained − e^H̄_trained``, from mean matrix entropies over the same texts.
+    """Return the Diff-eRank of Wei et al. (2024), ``e^H̄_untrained − e^H̄_trained``, from mean matrix entropies over the same
+    texts.
 
-    H̄ is ``centered_text_matrix_entropy`` at ``final_norm``, the untrained model one of the same config. From ``−d`` to d;
-    positive where training made rows live in fewer directions. The exponential is of the mean, so it is not the difference of
-    two mean effective ranks, and it is no measure of quality across architectures.
+    H̄ is ``centered_text_matrix_entropy`` at ``final_norm``, and the untrained model has the same configuration. The result is
+    between ``−d`` and d, and positive if training reduced the number of directions that rows use. It is the exponential of a
+    mean, not the difference of two mean effective ranks, and it does not measure quality across architectures.
 
     >>> round(float(effective_rank_difference(2.0, 1.0)), 3)
     4.671
@@ -21,22 +22,23 @@ def effective_rank_difference(untrained: Tensor | float, trained: Tensor | float
 
 
 def debiased_cka(gram_a: Tensor, gram_b: Tensor) -> Tensor:
-    """Debiased linear CKA of two Gram matrices ``ZZᵀ`` ``(…, n, n)`` of the same n tokens: ``(…)``, float64.
+    """Return the debiased linear CKA of two Gram matrices ``ZZᵀ`` ``(…, n, n)`` of the same n tokens, as float64 ``(…)``.
 
-    ``HSIC(A, B) / √(HSIC(A, A) HSIC(B, B))`` (Kornblith et al. 2019) with the unbiased HSIC of Song et al. (2012), as Nguyen et
-    al. (2021) have it. 1 for features that are equal up to rotation, isotropic scale and a shift of all rows; of unrelated
-    ones 0 on average, where the plain estimate is near ``d/(n + d)``; from −1 to 1, and below 0 only by chance.
+    ``HSIC(A, B) / √(HSIC(A, A) HSIC(B, B))`` (Kornblith et al. 2019) with the unbiased HSIC of Song et al. (2012), as in Nguyen
+    et al. (2021). The result is between −1 and 1. It is 1 for features that are equal up to rotation, isotropic scale and a
+    shift of all rows, and 0 on average for unrelated features, for which the biased estimate is near ``d/(n + d)``. Values
+    below 0 occur only by chance.
 
-    It compares the distances between tokens, not what features mean or can be decoded to, and large directions weigh more than
-    small ones. NaN for fewer than four tokens, and where all tokens are equal, or equally far from each other.
+    CKA compares the distances between tokens, not what the features mean or what can be decoded from them, and directions of
+    large variance dominate it. It is NaN for fewer than four tokens, and if all tokens are equal or equally far apart.
     """
     a, b = _u_centred(gram_a), _u_centred(gram_b)
     return _inner(a, b) / (_inner(a, a) * _inner(b, b)).sqrt()
 
 
 def _u_centred(gram: Tensor) -> Tensor:
-    """The Gram matrix without its diagonal, centred so that HSIC is a plain product: ``n(n − 3) HSIC = Σ AB`` (Székely & Rizzo
-    2014); NaN where nothing but rounding is left."""
+    """The Gram matrix without its diagonal, centred so that ``n(n − 3) HSIC = Σ AB`` (Székely & Rizzo 2014); NaN where only
+    rounding errors remain."""
     n = gram.shape[-1]
     diagonal = torch.eye(n, dtype=torch.bool, device=gram.device)
     pairs = gram.double().masked_fill(diagonal, 0)

@@ -1,8 +1,8 @@
-"""Pure functions of the eigenvalues of a covariance. Natural logarithms throughout.
+"""Functions of the eigenvalues of a covariance: entropies, effective rank and other ranks. All logarithms are natural.
 
-Every function takes eigenvalues ``(…, d)`` in any order, non-negative to rounding, and returns ``(…,)``. None of them looks at
-how many rows the covariance was estimated from, except where ``n`` is an argument: with n < d rows the rank is at most n,
-whatever the model, so compare only numbers measured on equally many tokens.
+Every function takes eigenvalues ``(…, d)`` in any order, which are non-negative up to rounding, and returns ``(…,)``. Unless
+``n`` is an argument, the result does not account for the number of rows that the covariance was estimated from. With n < d rows
+the rank is at most n for any model, so compare only numbers measured on equally many tokens.
 """
 
 import math
@@ -26,25 +26,25 @@ __all__ = [
 ]
 
 _FITTED = slice(3, 100)
-"""Which eigenvalues, of the largest first, α-ReQ is fitted to."""
+"""The eigenvalues to which α-ReQ is fitted, by their index in descending order."""
 
 _WHOLE_ROOT, _WHOLE_LOG = 2.0, 128.0
-"""How many times the floor an eigenvalue must be to count whole: where its root is taken, and where its logarithm is."""
+"""Multiples of the floor from which an eigenvalue has full weight: where square roots are taken, and where logarithms are."""
 
 
 def log_volume(eigenvalues: Tensor, epsilon: float = 0.1) -> Tensor:
-    """``logdet(I + d/ε² Σ)``, in nats: the part of the rate-distortion entropy that depends on the spectrum.
+    """Return ``logdet(I + d/ε² Σ)`` in nats, the part of the rate-distortion entropy that depends on the spectrum.
 
-    Rounding of either sign in a null space is not clipped: it cancels in the sum, and its positive half alone would not.
+    Rounding errors of either sign in a null space are not clipped, because they cancel in the sum.
     """
     width = eigenvalues.shape[-1]
     return torch.log1p(width / epsilon**2 * eigenvalues).sum(-1)
 
 
 def rate_distortion_entropy(eigenvalues: Tensor, n: Tensor | float, epsilon: float = 0.1) -> Tensor:
-    """``L = (d + n)/2 · logdet(I + d/ε² Σ)`` in nats (Def. 3.1): the cost of coding n rows to distortion ε.
+    """Return ``L = (d + n)/2 · logdet(I + d/ε² Σ)`` in nats (Def. 3.1), the cost of coding n rows to distortion ε.
 
-    It grows with n by construction; use the normalised value to compare. It is not the entropy of the tokens.
+    It grows with n by construction, so use the normalised value for comparisons. It is not the entropy of the tokens.
 
     >>> float(rate_distortion_entropy(torch.tensor([0.5, 0.5]), n=2.0))  # doctest: +ELLIPSIS
     18.46...
@@ -54,14 +54,14 @@ def rate_distortion_entropy(eigenvalues: Tensor, n: Tensor | float, epsilon: flo
 
 
 def max_rate_distortion_entropy(width: int, n: Tensor | float, epsilon: float = 0.1) -> Tensor:
-    """The largest value of ``L`` over unit rows: ``(d + n)/2 · d·log(1 + 1/ε²)``, reached at ``Σ = I/d``."""
+    """Return the maximum of ``L`` over unit rows, ``(d + n)/2 · d·log(1 + 1/ε²)``, which is attained at ``Σ = I/d``."""
     return torch.as_tensor((width + n) / 2 * width * math.log1p(1 / epsilon**2), dtype=torch.float64)
 
 
 def equal_spectrum_entropy(rank_ratio: Tensor | float, epsilon: float = 0.1) -> Tensor:
-    """Eq. 1: the normalised entropy of a covariance with r equal eigenvalues, from r/d alone.
+    """Return the normalised entropy of a covariance with r equal eigenvalues, given r/d (Eq. 1).
 
-    ``(r/d)·log(1 + (1/ε²)/(r/d)) / log(1 + 1/ε²)``. It stands in for a measured entropy only as far as the spectrum is flat.
+    ``(r/d)·log(1 + (1/ε²)/(r/d)) / log(1 + 1/ε²)``. It approximates a measured entropy only if the spectrum is nearly flat.
 
     >>> float(equal_spectrum_entropy(1.0))
     1.0
@@ -72,7 +72,7 @@ def equal_spectrum_entropy(rank_ratio: Tensor | float, epsilon: float = 0.1) -> 
 
 
 def matrix_entropy(eigenvalues: Tensor) -> Tensor:
-    """``H = −Σ p log p`` with p the eigenvalues divided by their sum (von Neumann entropy), in nats; 0 to log d.
+    """Return ``H = −Σ p log p`` in nats, with p the eigenvalues divided by their sum (von Neumann entropy); 0 to log d.
 
     >>> float(matrix_entropy(torch.tensor([1.0, 1.0, 0.0])))  # log 2
     0.6931471824645996
@@ -84,35 +84,36 @@ def matrix_entropy(eigenvalues: Tensor) -> Tensor:
 
 
 def effective_rank(eigenvalues: Tensor) -> Tensor:
-    """``e^H`` (Roy & Vetterli 2007), 1 to d: how many equal directions would have the same entropy."""
+    """Return the effective rank ``e^H`` (Roy & Vetterli 2007), 1 to d: the number of equal directions with the same entropy."""
     return matrix_entropy(eigenvalues).exp()
 
 
 def rank_ratio(eigenvalues: Tensor) -> Tensor:
-    """``r/d`` with r the effective rank. Divides by d, so a wider model scores lower at the same geometry."""
+    """Return ``r/d`` with r the effective rank. At the same effective rank, a wider model has a smaller value."""
     return effective_rank(eigenvalues) / eigenvalues.shape[-1]
 
 
 def stable_rank(eigenvalues: Tensor) -> Tensor:
-    """``‖Z‖_F² / ‖Z‖₂² = Σλ / λ_max``, 1 to d (Def. 4.2). It is at most the rank."""
+    """Return the stable rank ``‖Z‖_F² / ‖Z‖₂² = Σλ / λ_max``, 1 to d (Def. 4.2). It is at most the rank."""
     return eigenvalues.sum(-1) / eigenvalues.amax(-1)
 
 
 def participation_ratio(eigenvalues: Tensor) -> Tensor:
-    """``(Σλ)² / Σλ²``, 1 to d; between the stable rank and the effective rank."""
+    """Return the participation ratio ``(Σλ)² / Σλ²``, 1 to d, which is between the stable rank and the effective rank."""
     return eigenvalues.sum(-1).square() / eigenvalues.square().sum(-1)
 
 
 def rankme(eigenvalues: Tensor, floor: float = 0.0) -> Tensor:
-    """RankMe (Garrido et al. 2023): ``exp(−Σ p log p)`` with ``p = √λ / Σ√λ``, the shares of *singular* values; 1 to d.
+    """Return RankMe (Garrido et al. 2023), ``exp(−Σ p log p)`` with ``p = √λ / Σ√λ``, the shares of *singular* values; 1 to d.
 
-    At least the effective rank, because roots are more even than eigenvalues: it weighs small directions more, down to those
-    that are rounding, which they drown by adding 1e-7 to every p and which are left out here. Theirs is of embeddings as they
-    come, a probe's of unit rows. It is no accuracy: they rank models of one kind by it.
+    It is at least the effective rank, because square roots are more even than the eigenvalues: small directions have more
+    weight. This includes directions that contain only rounding errors. Garrido et al. suppress them by adding 1e-7 to every p;
+    here they are left out. Garrido et al. use embeddings without scaling, and a probe uses unit rows. RankMe is not an
+    accuracy; its authors use it to rank models of one kind.
 
     Args:
-        floor: eigenvalues of at most this share of the largest are left out as rounding, and those of up to twice as much
-            count in part. NaN where none is left.
+        floor: eigenvalues up to this share of the largest are left out as rounding errors, and those up to twice that share are
+            weighted down. NaN if none is left.
 
     >>> float(rankme(torch.tensor([1.0, 1.0, 1e-9]), floor=1e-6))
     2.0
@@ -121,16 +122,16 @@ def rankme(eigenvalues: Tensor, floor: float = 0.0) -> Tensor:
 
 
 def alpha_req(eigenvalues: Tensor, floor: float = 0.0) -> Tensor:
-    """α-ReQ (Agrawal et al. 2022): the exponent of ``λ_j ∝ j^−α``; 0 or more, 0 for equal eigenvalues.
+    """Return α-ReQ (Agrawal et al. 2022), the exponent of ``λ_j ∝ j^−α``; 0 or more, and 0 for equal eigenvalues.
 
-    Least squares of log λ on log j for j from 4 to 100, the largest first, with weights 1/j, by which every octave of j weighs
-    the same: what their code does, over ranges that vary. Theirs are eigenvalues of the covariance of features as they come,
-    less their mean; a probe's of unit rows, less each text's mean or none. It says how fast a spectrum falls, not whether it
-    is a power law.
+    It is a least-squares fit of log λ on log j over j = 4 … 100 in descending order of λ, with weights 1/j, so that every
+    octave of j has the same weight. This is what the authors' code does, over varying ranges of j. They use the covariance of
+    features after subtracting their mean; a probe uses unit rows, with or without subtracting the mean of each text. α-ReQ
+    tells how fast a spectrum decays, not whether it is a power law.
 
     Args:
-        floor: eigenvalues of at most this share of the largest are left out as rounding, and those of up to 128 times as
-            much count in part. NaN where fewer than two are left.
+        floor: eigenvalues up to this share of the largest are left out as rounding errors, and those up to 128 times that share
+            are weighted down. NaN if fewer than two are left.
 
     >>> float(alpha_req(torch.arange(1, 50).double() ** -1.5))  # doctest: +ELLIPSIS
     1.5...
@@ -145,20 +146,23 @@ def alpha_req(eigenvalues: Tensor, floor: float = 0.0) -> Tensor:
 
 
 def _above(floor: float, whole: float, values: Tensor, eigenvalues: Tensor) -> Tensor:
-    """How much of each of ``values`` counts: 0 up to ``floor`` of the largest eigenvalue, 1 from ``whole`` times as much on.
+    """The weight of each of ``values``: 0 up to ``floor`` times the largest eigenvalue, 1 from ``whole`` times that threshold,
+    and linear in between.
 
-    Between them a straight line. A step would let rounding decide about whatever lies beside it, one direction in or out: on
-    trained models of width 128 that moved RankMe by 1e-3 and α-ReQ by 3e-3. Where roots are taken a short line will do, and a
-    long one would take away much of what RankMe counts: a quarter, on SmolLM2, one up to 128 times the floor. For logarithms
-    one up to eight times was too steep: two ways to the same rows of tiny models had an α-ReQ 2e-4 apart, with this one 3e-5.
+    With a step instead of the linear part, rounding would decide whether a direction near the threshold counts: on trained
+    models of width 128 this changed RankMe by 1e-3 and α-ReQ by 3e-3. For square roots a short linear part is enough, and a
+    long one removes much of RankMe (a quarter on SmolLM2, up to 128 times the floor). For logarithms, a linear part up to eight
+    times the floor was too steep: two ways to compute the same rows of tiny models gave values of α-ReQ that differed by 2e-4,
+    against 3e-5 here.
     """
     edge = floor * eigenvalues.amax(-1, keepdim=True)
-    share = (values - edge) / ((whole - 1) * edge)  # without a floor infinite, or NaN for 0
+    share = (values - edge) / ((whole - 1) * edge)  # infinite if the floor is 0, or NaN for a value of 0
     return torch.where(values > edge, share.clamp_max(1), 0)
 
 
 def condition_number(eigenvalues: Tensor) -> Tensor:
-    """``λ_max / λ_min``, infinite for a singular covariance (always, when n < d), to rounding: ``λ_min ≤ d·eps·λ_max``."""
+    """Return ``λ_max / λ_min``. It is infinite for a covariance that is singular up to rounding (``λ_min ≤ d·eps·λ_max``), as
+    every covariance of n < d rows is."""
     largest, smallest = eigenvalues.amax(-1), eigenvalues.amin(-1)
     rounding = eigenvalues.shape[-1] * torch.finfo(eigenvalues.dtype).eps * largest
     return largest / torch.where(smallest > rounding, smallest, 0)

@@ -1,4 +1,4 @@
-"""Information gain of a stream without end, in memory that does not grow."""
+"""Information gain of rows that arrive one after another, in memory that does not grow with their number."""
 
 from functools import partial
 
@@ -11,18 +11,19 @@ __all__ = ["GainStream"]
 
 
 class GainStream:
-    """Information gain of each row on all rows before it, exact for any length, in O(d²) memory per stream.
+    """The information gain of each row given all rows before it, exact for any number of rows, in O(d²) memory per stream.
 
-    The first d rows are a growing factor of ``I + σ⁻²ZZᵀ``. Then the rows are folded into ``A = I + σ⁻²ZᵀZ = RRᵀ`` (d×d) and
-    a new factor grows over *whitened* rows ``R⁻¹z``: since ``det(A + σ⁻²ZᵀZ) = det A · det(I + σ⁻²(ZR⁻ᵀ)(ZR⁻ᵀ)ᵀ)``, it gives
-    the same gains; after every further d rows it is folded again. No sum is updated by a rank-one formula, so nothing drifts.
+    The first d rows extend a factor of ``I + σ⁻²ZZᵀ``. Then these rows are added to the d×d matrix ``A = I + σ⁻²ZᵀZ = RRᵀ``,
+    and a new factor is started for the *whitened* rows ``R⁻¹z``. It gives the same gains, because
+    ``det(A + σ⁻²ZᵀZ) = det A · det(I + σ⁻²(ZR⁻ᵀ)(ZR⁻ᵀ)ᵀ)``. This is repeated after every d rows. No sum is updated by a
+    rank-one formula, so rounding errors do not accumulate.
 
     Args:
-        width: numbers per row, d.
+        width: number of values per row, d.
         sigma: noise σ.
-        batch: leading shape of the streams.
-        device: where the factors live.
-        block: rows between two folds, d by default; the numbers do not depend on it.
+        batch: leading dimensions of the rows, one stream for each entry.
+        device: device of the factors.
+        block: number of rows after which a new factor is started. Default: d. The result does not depend on it.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class GainStream:
         self._pending: list[Tensor] = []
 
     def append(self, rows: Tensor) -> Tensor:
-        """Add unit rows ``(…, b, d)``, zero where absent; returns their gains in nats, ``(…, b)``."""
+        """Append unit rows ``(…, b, d)``, with zeros for missing rows, and return their gains in nats, ``(…, b)``."""
         rows, done = rows.double(), 0
         gains = [rows[..., :0, 0]]
         while done < rows.shape[-2]:
@@ -54,7 +55,7 @@ class GainStream:
         return torch.cat(gains, dim=-1)
 
     def _append(self, rows: Tensor) -> Tensor:
-        """Rows that fit into the current block."""
+        """Append rows that fit into the current block."""
         whitened = rows
         if self._whitener is not None:
             whitened = torch.linalg.solve_triangular(self._whitener, rows.mT, upper=False).mT
@@ -66,7 +67,7 @@ class GainStream:
         return gains
 
     def _fold(self) -> None:
-        """Put the block's rows into the d×d form, and start the next block on top of it."""
+        """Add the rows of the block to the d×d form, and start the next block from it."""
         block = torch.cat(self._pending, dim=-2)
         self._outer += block.mT @ block * self.sigma**-2
         scaled = self._outer.clone()

@@ -1,4 +1,4 @@
-"""Products ``a aᵀ`` of which only the lower triangle is computed, as column panels."""
+"""Symmetric products ``a aᵀ`` of which only the lower triangle is computed, as panels of columns."""
 
 from collections.abc import Sequence
 
@@ -8,17 +8,18 @@ from torch import Tensor
 __all__ = ["assemble", "panel_starts", "panels", "scaled"]
 
 _LEAST = 64
-"""Columns of the narrowest panel: matrix products of fewer are slower than what they save."""
+"""Least number of columns of a panel: for fewer, the matrix products cost more than they save."""
 
 
 def panel_starts(n: int) -> range:
-    """First columns of the panels of an n×n matrix: at most four, of at least 64 columns."""
+    """Return the first columns of the panels of an n×n matrix. There are at most four panels, of at least 64 columns each."""
     return range(0, max(n, 1), max(_LEAST, -(-n // 4)))
 
 
 def panels(a: Tensor) -> list[Tensor]:
-    """The lower triangle of ``a @ aᵀ`` for ``(…, n, k)``: panel i is ``(…, rows, columns)`` from row and column
-    ``panel_starts(n)[i]`` on. Up to 3/8 less work than the whole.
+    """Return the lower triangle of ``a @ aᵀ`` for ``a`` of shape ``(…, n, k)`` as a list of panels.
+
+    Panel i contains the rows and columns from ``panel_starts(n)[i]`` on. This is up to 3/8 less work than the whole product.
 
     >>> a = torch.tensor([[1.0], [2.0]])
     >>> panels(a)
@@ -30,13 +31,13 @@ def panels(a: Tensor) -> list[Tensor]:
 
 
 def assemble(parts: Sequence[Tensor]) -> Tensor:
-    """The whole symmetric matrix, ``(…, n, n)``."""
+    """Return the whole symmetric matrix ``(…, n, n)`` from its panels."""
     lower = scaled(parts, 1.0).tril()
     return lower + lower.tril(-1).mT
 
 
 def scaled(parts: Sequence[Tensor], scale: Tensor | float) -> Tensor:
-    """``scale`` times the matrix, ``(…, n, n)``; what is above the lower triangle means nothing. ``scale`` broadcasts."""
+    """Return ``scale`` times the matrix, ``(…, n, n)``. Only its lower triangle is meaningful. ``scale`` is broadcast."""
     if len(parts) == 1:
         return parts[0] * scale
     n = parts[0].shape[-2]

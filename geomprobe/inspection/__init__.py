@@ -1,1 +1,1 @@
-"""One text under one model: the table of all sites, and which tokens each token is made of."""
+"""Inspection of one text under one model: a table of all sites, and the Lasso, ridge and attention weights of each token."""

@@ -1,4 +1,4 @@
-"""One text through one model: every site's numbers, and what each token adds."""
+"""Runs one text through a model and returns the numbers of every site and the information gain of each token."""
 
 import math
 import re
@@ -21,24 +21,25 @@ from geomprobe.report.token_page import TokenPage
 __all__ = ["Inspection", "inspect_text", "visible"]
 
 _ON_PAGE = 12
-"""Picks of a token that the page shows of each kind."""
+"""Largest number of picks of each kind that the page shows for a token."""
 
 _ATTENTION = (
-    "Attention is the mean over heads, in the layer before the site: embed has none, final_norm shows the last layer's."
+    "Attention weights are means over heads, in the layer before the site: embed has none, and final_norm has those of the "
+    "last layer."
 )
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """The reading of one text, its tokens as text, and what they are made of where that was asked for.
+    """The reading of one text, its tokens, and the earlier tokens that each token picks, if that was requested.
 
     Attributes:
         reading: the numbers of every site.
         tokens: the text, token by token.
-        picks: what tokens are made of, by site.
+        picks: the picks of every token, one entry for each site.
         shown: the site whose picks are printed.
         chosen: the tokens whose picks are printed, by number; ``None`` for all.
-        model: what the page is called.
+        model: name of the model, the title of the page.
     """
 
     reading: Reading
@@ -49,17 +50,17 @@ class Inspection:
     model: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """:meth:`Reading.to_dict` with ``tokens``, and ``picks`` by site if any."""
+        """Return :meth:`Reading.to_dict` with ``tokens``, and with ``picks`` by site if there are any."""
         picks = {"picks": [picks.to_dict() for picks in self.picks]} if self.picks else {}
         return self.reading.to_dict() | {"tokens": list(self.tokens)} | picks
 
     def __str__(self) -> str:
-        """The table of all sites, then the text with the gain of each token under it, then what tokens are made of."""
+        """Return the table of all sites, the text with the gain of each token under it, and the picks of tokens."""
         made_of = [self._all_made_of(picks) for picks in self.picks if picks.site == self.shown]
         return "\n\n".join([str(self.reading), self._gains(), *made_of])
 
     def to_html(self) -> str:
-        """A page of its own: the text as tokens, what each is made of at every site that was asked for, no network needed."""
+        """Return a self-contained HTML page with the tokens of the text and their picks at every requested site."""
         sites = tuple(picks.site for picks in self.picks)
         by_kind = {kind: [picks.kinds[kind] for picks in self.picks] for kind in self.picks[0].kinds}
         shown = {
@@ -80,31 +81,31 @@ class Inspection:
         return page.to_html()
 
     def _gain(self, site: str) -> list[float]:
-        """Gain of every token at a site; NaN where it is not known."""
+        """The gain of every token at a site; NaN where it is not known."""
         known = f"gain_per_token/{site}" in self.reading
         gain = [*self.reading.curve("gain", site).mean] if known else []
         return gain + [math.nan] * (len(self.tokens) - len(gain))  # a curve ends with its last finite row
 
     def _all_made_of(self, picks: Picks, width: int = 80) -> str:
-        """A line for every token: how much of its row earlier tokens rebuild, and which, the weightiest that fit."""
+        """A line for every token with the R² of its Lasso and the earlier tokens of largest weight, as many as fit."""
         if self.chosen is not None:
-            title = f"what the chosen tokens are made of at {picks.site}: weights of earlier ones"
+            title = f"weights on earlier tokens at {picks.site}, for the chosen tokens"
             return "\n".join([title, *(line for t in self.chosen for line in ("", *self.made_of(picks, t, width)))])
-        lines = [f"what each token is made of at {picks.site}: R², and Lasso weights of earlier ones", ""]
+        lines = [f"Lasso of each token on the earlier tokens at {picks.site}: R² and weights", ""]
         for t, (token, weights, share) in enumerate(zip(self.tokens, picks.lasso, picks.r2, strict=True)):
             start = f"{t:>4} {_fit(token, 14)} {'' if math.isnan(share) else _share(share):>4} "
             lines.append(self._picked(start, weights, width))
         return "\n".join(lines)
 
     def made_of(self, picks: Picks, t: int, width: int = 80) -> list[str]:
-        """Four lines: a token, and what its Lasso, its ridge regression and attention give weight to."""
-        share = f"R² of the Lasso: {_share(picks.r2[t])}" if math.isfinite(picks.r2[t]) else "the first: nothing came before"
+        """Return four lines: a token, and the largest weights of its Lasso, its ridge regression and its attention."""
+        share = f"R² of the Lasso: {_share(picks.r2[t])}" if math.isfinite(picks.r2[t]) else "the first token of the text"
         named = {kind.replace("lasso", "Lasso"): rows for kind, rows in picks.kinds.items()}
         shown = (self._picked(f"     {kind:<10}", rows[t], width) for kind, rows in named.items() if rows is not None)
         return [f"{t:>4} [{visible(self.tokens[t])}]   {share}", *shown]
 
     def _picked(self, line: str, weights: Sequence[Pick], width: int) -> str:
-        """``line`` with as many picks as fit."""
+        """``line`` followed by as many picks as fit."""
         for j, weight in weights:
             pick = f" {visible(self.tokens[j])} {_share(weight)}"
             if _columns(line) + _columns(pick) > width - 2:
@@ -113,9 +114,9 @@ class Inspection:
         return line.rstrip()
 
     def _gains(self, site: str = "final_norm", width: int = 80) -> str:
-        """The text in lines, a bar under every token as high as its information gain."""
+        """The text in lines, with a bar under every token whose height shows its information gain."""
         if f"gain_per_token/{site}" not in self.reading:
-            return f"no token had a finite row at {site}, so there are no gains to show"
+            return f"no token has a finite row at {site}, so there are no gains to show"
         gain = self._gain(site)
         lines, words, bars, used = [], "", "", 0
         finite = [value for value in gain if math.isfinite(value)]
@@ -147,15 +148,15 @@ def inspect_text(
     """Run ``text`` through the model under a probe of every site.
 
     Args:
-        loaded: model and tokenizer.
+        loaded: the model and its tokenizer.
         text: the text.
-        site: the site at which to show what each token is made of; nowhere by default.
-        all_sites: find out at all sites, for the page.
-        tokens: of which tokens to print that, by number or as they are written; of all by default.
-        progress: told how many sites are done, as they are.
+        site: the site whose picks are printed. Default: none.
+        all_sites: whether to compute the picks at all sites, for the page.
+        tokens: the tokens whose picks are printed, by number or as they are written. Default: all.
+        progress: a function that is called with the number of sites that have been completed since its last call.
 
     Raises:
-        GeomprobeError: the text is empty or longer than the model reads, or there is no such site or token.
+        GeomprobeError: if the text is empty or longer than the model accepts, or if there is no such site or token.
     """
     ids = tokenize(loaded, text)
     decoder = find_decoder(loaded.model)
@@ -169,24 +170,24 @@ def inspect_text(
     with torch.inference_mode(), Probe(loaded.model, decoder=decoder, on_error="raise") as probe:
         decoder.base(input_ids=ids, use_cache=False)
     reading = probe.read()
-    reading.notes += [f"no attention: {why}"] if why else []
+    reading.notes += [f"attention was not measured: {why}"] if why else []
     return Inspection(reading, written, picks, site, chosen, _name(loaded))
 
 
 def _name(loaded: Loaded) -> str:
-    """What the model is called: its id on the hub, or the name of its folder."""
+    """The name of the model: its id on the hub, or the name of its folder."""
     name = str(getattr(loaded.model.config, "name_or_path", "")) or type(loaded.model).__name__
     return Path(name).name if Path(name).exists() else name
 
 
 def _written(tokenizer: Any, token: int) -> str:
-    """A token as it stands in a text: SentencePiece's vocabularies drop its leading space where it is decoded alone."""
+    """A token as it is written in a text. SentencePiece tokenizers drop the leading space of a token that is decoded alone."""
     text, piece = str(tokenizer.decode([token])), tokenizer.convert_ids_to_tokens(token)
     return f" {text}" if isinstance(piece, str) and piece.startswith("▁") and not text.startswith(" ") else text
 
 
 def _find(token: str, written: Sequence[str]) -> list[int]:
-    """Numbers of the tokens that ``token`` means."""
+    """The numbers of the tokens that ``token`` refers to, by number or as written."""
     if re.fullmatch(r"-?[0-9]{1,9}", token) and -len(written) <= int(token) < len(written):
         return [int(token) % len(written)]
     if found := [t for t, other in enumerate(written) if other.strip() == token.strip() != ""]:
@@ -197,7 +198,7 @@ def _find(token: str, written: Sequence[str]) -> list[int]:
 
 
 def _fit(token: str, width: int) -> str:
-    """A token in exactly ``width`` places."""
+    """A token in exactly ``width`` columns of the terminal."""
     name = visible(token)
     while _columns(name) > width:
         name = name[:-2] + "…"
@@ -205,16 +206,16 @@ def _fit(token: str, width: int) -> str:
 
 
 def _share(value: float) -> str:
-    """Two digits without the zero before them."""
+    """A number with two decimals, without a leading zero."""
     return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
 
 
 def _columns(text: str) -> int:
-    """How many places of a terminal a text takes."""
+    """The number of columns that a text takes in a terminal."""
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
 def visible(token: str) -> str:
-    """A token on one line, with what cannot be seen made visible."""
+    """Return a token on one line, with signs for characters that cannot be seen."""
     shown = token.replace("\n", "⏎").replace("\t", "⇥").strip(" ")
     return "".join(c if c.isprintable() else "�" for c in shown) or "␣"

@@ -1,4 +1,4 @@
-"""Which earlier tokens each token of a text is made of, and attends to, at every site."""
+"""The weights of each token of a text on the earlier tokens at every site: Lasso, ridge regression and attention."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,29 +23,30 @@ from geomprobe.probe import Probe
 __all__ = ["Pick", "Picks", "pick_tokens"]
 
 _LASSO, _SIGMA = ContextLasso(), InformationGain().sigma
-"""The Lasso of the paper's picks, and the noise of its ridge regression."""
+"""The options of the Lasso whose picks agree with the paper's, and the noise σ of the paper's ridge regression."""
 
 _MOST = 100
-"""Picks of a token that are kept, the weightiest: no more shares than these are above 0.01."""
+"""Largest number of picks kept for a token: at most 100 attention weights can be above 0.01."""
 
 _KINDS = ("lasso", "ridge", "attention")
 
 Pick = tuple[int, float]
-"""An earlier token by its number in the text, and its weight."""
+"""The number of an earlier token in the text, and its weight."""
 
 
 @dataclass(frozen=True)
 class Picks:
-    """Which earlier tokens each token of a text is made of at one site (section 4.2).
+    """The earlier tokens that each token of a text picks at one site (section 4.2).
 
     Attributes:
-        site: where.
-        lasso: for every token the picks of its Lasso, weights above 0.01.
-        ridge: its ridge regression (σ = 0.01) on all earlier tokens, weights above 0.01 either way.
-        attention: what it attends to in the layer before the site, head-mean weights above 0.01; ``None`` where there is none.
-        r2: for every token the share of its row's squared length that the Lasso's weights rebuild; NaN for the first.
+        site: the site.
+        lasso: for every token the picks of its Lasso: the earlier tokens with a weight above 0.01.
+        ridge: the picks of its ridge regression (σ = 0.01): the earlier tokens with a weight above 0.01 in magnitude.
+        attention: the picks of attention in the layer before the site: the earlier tokens with a weight, averaged over heads,
+            above 0.01. ``None`` if there is no attention.
+        r2: for every token the share of its row's squared length that the Lasso reproduces; NaN for the first token.
 
-    Picks stand in the order of their weights, largest first, and at most 100.
+    The picks of a token are sorted by magnitude, largest first, and there are at most 100 of each kind.
     """
 
     site: str
@@ -56,11 +57,11 @@ class Picks:
 
     @property
     def kinds(self) -> dict[str, tuple[tuple[Pick, ...], ...] | None]:
-        """The picks by the name of their kind."""
+        """The picks by kind: ``"lasso"``, ``"ridge"`` and ``"attention"``."""
         return {"lasso": self.lasso, "ridge": self.ridge, "attention": self.attention}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists; a share that is not defined is ``None``."""
+        """Return the picks as plain lists, with ``None`` for an undefined R²."""
         lists = {k: None if rows is None else [[list(pick) for pick in row] for row in rows] for k, rows in self.kinds.items()}
         return {"site": self.site, **lists, "r2": [value if math.isfinite(value) else None for value in self.r2]}
 
@@ -73,20 +74,20 @@ def pick_tokens(
     decoder: Decoder,
     progress: Callable[[int], object] = lambda done: None,
 ) -> tuple[tuple[Picks, ...], str]:
-    """Solve for every token of one text at ``sites``, by default all.
+    """Compute the picks of every token of one text.
 
     Args:
         model: the model.
-        ids: the text, ``(1, length)``.
-        sites: where.
-        decoder: the decoder of the model; run once.
-        progress: told how many sites are done, as they are.
+        ids: token ids of the text, ``(1, length)``.
+        sites: the sites. Default: all.
+        decoder: the decoder of the model, which is run once.
+        progress: a function that is called with the number of sites that have been completed since its last call.
 
     Returns:
-        the picks of each site, and why they have no attention (empty if they do).
+        The picks of each site, and the reason why there is no attention (empty if there is).
 
     Raises:
-        GeomprobeError: an unknown site.
+        GeomprobeError: if a site does not exist.
     """
     why = ""
     probe = Probe(model, [_Solve(True, progress)], sites=sites, decoder=decoder, on_error="raise")
@@ -110,7 +111,7 @@ def pick_tokens(
 
 @dataclass(frozen=True)
 class _Solve(Metric):
-    """The picks of a single text, as tensors: numbers of tokens and weights."""
+    """The picks of a single text as tensors: the numbers of tokens and their weights."""
 
     compare: bool
     progress: Callable[[int], object] = field(compare=False, repr=False)
@@ -146,7 +147,7 @@ class _Solve(Metric):
 
 
 def _table(kind: str, weights: Tensor) -> State:
-    """The weightiest of each row: numbers and weights, ``(…, T, picks)``."""
+    """The numbers and weights of the tokens of largest weight in each row, ``(…, T, picks)``."""
     token = weights.abs().topk(min(_MOST, weights.shape[-1]), dim=-1).indices
     return {f"{kind}_token": token.double(), f"{kind}_weight": weights.gather(-1, token)}
 

@@ -1,1 +1,1 @@
-"""Named metrics: which accumulators each needs, and the scalars and curves it reads off them."""
+"""Metrics: which accumulators each of them needs, and the scalars and curves that are computed from their states."""

@@ -1,4 +1,4 @@
-"""Single numbers that dwarf all others."""
+"""The metric of massive activations."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,16 +15,18 @@ __all__ = ["MassiveActivations"]
 
 @dataclass(frozen=True, kw_only=True)
 class MassiveActivations(Metric):
-    """How far the largest numbers of a text's hidden states stand out (Sun et al. 2024), means over texts.
+    """The largest activations of a text compared with its median activation (Sun et al. 2024).
 
-    - ``activation_max``, ``activation_median``: the largest and the median |h| of all n·d numbers of a text, 0 or more;
-    - ``activation_ratio``: the first over the second, 1 or more; of texts whose median is not zero;
-    - ``massive_activations``: how many numbers are above 100 and at least 1000 times the median; mostly a few, at fixed
-      dimensions of the first token, in the middle layers.
+    Scalars, means over texts:
 
-    They are of numbers by coordinate, so a rotation of the space changes them, as it changes nothing else a probe reads. They
-    are not outlier *features* (Dettmers et al. 2022), dimensions that are large at every token, and say nothing of which
-    token or dimension is massive. Costs a median of n·d numbers for every text at every site.
+    - ``activation_max``, ``activation_median``: the largest and the median |h| of all n·d numbers in the rows of a text;
+    - ``activation_ratio``: the largest divided by the median, 1 or more, over texts whose median is not zero;
+    - ``massive_activations``: how many numbers are above 100 and at least 1000 times the median. There are usually a few, at
+      fixed dimensions of the first token, in the middle layers.
+
+    These numbers depend on single coordinates, so they change under a rotation of the space, unlike the other numbers of a
+    probe. They do not measure outlier *features* (Dettmers et al. 2022), which are dimensions that are large at every token,
+    and they do not tell which token or dimension is massive. The cost is a median of n·d numbers for each text and site.
     """
 
     @property

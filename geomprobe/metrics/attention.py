@@ -1,4 +1,4 @@
-"""What tokens attend to."""
+"""The metric of attention weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,24 +15,26 @@ __all__ = ["AttentionProfile"]
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionProfile(Metric):
-    """Where the heads of each layer look: softmax weights before dropout, on whatever attention the model runs on.
+    """Summaries of the attention weights of each layer: softmax weights before dropout, under any attention implementation.
 
-    The site of a layer shows the attention inside that layer; ``final_norm`` shows the last layer's; ``embed`` has none.
-    Scalars, means over heads and over tokens with a past:
+    The site of a layer has the attention inside that layer, ``final_norm`` has that of the last layer, and ``embed`` has none.
 
-    - ``attention_entropy``: ``−Σ_j a_j log a_j`` in nats; it grows with how much there is to see;
-    - ``attention_sink``: the weight on the text's first token (Xiao et al. 2024), 0 to 1;
-    - ``attention_distance``: ``Σ_j a_j (t − j)``, how many tokens back;
-    - ``attention_picks``: how many tokens have a head-mean weight above 0.01 (section 4.2).
+    Scalars, means over heads and over tokens that have earlier tokens in their text:
 
-    Curves: ``attention_entropy`` by position in the text; ``attention_octaves``, head-mean weight by distance: on the token
-    itself, 1 back, 2–3, 4–7, 8–15 …; ``attention_entropy_by_head``, ``attention_sink_by_head`` and
-    ``attention_distance_by_head``, by number of the head.
+    - ``attention_entropy``: ``−Σ_j a_j log a_j`` in nats. It grows with the number of visible tokens;
+    - ``attention_sink``: the weight on the first token of the text (Xiao et al. 2024), 0 to 1;
+    - ``attention_distance``: ``Σ_j a_j (t − j)``, the mean distance in tokens;
+    - ``attention_picks``: the number of tokens whose weight, averaged over heads, is above 0.01 (section 4.2).
 
-    Weights say where a head looks, not what it changes by it: a head that looks at a sink often does nothing.
+    Curves: ``attention_entropy`` by position in the text; ``attention_octaves``, the weight averaged over heads by distance: on
+    the token itself, on the token before, 2–3, 4–7, 8–15 tokens back, and so on; ``attention_entropy_by_head``,
+    ``attention_sink_by_head`` and ``attention_distance_by_head`` by the number of the head.
+
+    The weights show which tokens a head attends to, not how much this changes its output: a head that attends to a sink often
+    contributes nothing.
 
     Raises:
-        GeomprobeError: when the probe is attached, and the model has no attention or keeps it to itself.
+        GeomprobeError: when the probe is attached, if the model has no attention or its weights cannot be read.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""What a metric is."""
+"""The base class of metrics, and curves over positions in the text."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ __all__ = ["Curve", "Metric"]
 
 @dataclass(frozen=True)
 class Curve:
-    """A mean at every position of a text, with what stands behind it.
+    """The mean of a quantity at every position of a text, with the number of texts behind it.
 
     Attributes:
-        mean: mean over the texts that reach the position; NaN where none does.
-        std: population standard deviation over those texts; ``None`` where it is not known.
-        count: how many texts reach the position. Late positions rest on few, long texts.
+        mean: mean over the texts that reach the position; NaN if there is none.
+        std: population standard deviation over those texts; ``None`` if it is not known.
+        count: number of texts that reach the position. Late positions are reached by few, long texts only.
     """
 
     mean: tuple[float, ...]
@@ -27,7 +27,7 @@ class Curve:
 
     @classmethod
     def from_sums(cls, total: Tensor, count: Tensor, squares: Tensor | None = None) -> "Curve":
-        """From Σx, n and Σx² by position; positions after the last text's end are dropped."""
+        """Return the curve from Σx, n and Σx² by position. Positions that no text reaches are dropped from the end."""
         reached = int(count.nonzero().max()) + 1 if bool(count.any()) else 0
         total, count = total[:reached], count[:reached]
         mean = total / count
@@ -41,21 +41,24 @@ class Curve:
 
 
 class Metric(ABC):
-    """Pure functions of accumulated states, for one site. Subclasses are frozen dataclasses.
+    """The base class of metrics: pure functions of the accumulated states of one site. Subclasses are frozen dataclasses.
 
-    Names are ``snake_case`` without a slash and belong to one metric of a probe; a curve may share its scalar's name. W&B sees
-    ``geomprobe/<name>/<site>``.
+    Names of scalars and curves are in ``snake_case`` without a slash. No two metrics of a probe may have a scalar of the same
+    name, but a curve may have the name of a scalar. In W&B a scalar is ``geomprobe/<name>/<site>``.
     """
 
     @property
     @abstractmethod
     def accumulators(self) -> tuple[Accumulator, ...]:
-        """The accumulators this metric reads. Equal ones are shared between metrics, and updated once."""
+        """The accumulators whose states this metric reads. Metrics share equal accumulators, which are updated only once."""
 
     @abstractmethod
     def scalars(self, states: Mapping[Accumulator, State]) -> Mapping[str, Tensor | float]:
-        """Numbers by name, from the state of each accumulator in :attr:`needs`; at least one row was seen."""
+        """Return the scalars by name, computed from the state of each accumulator in :attr:`accumulators`.
+
+        It is called only if at least one row was accumulated.
+        """
 
     def curves(self, states: Mapping[Accumulator, State]) -> Mapping[str, Curve]:
-        """Curves over positions by name; none unless a metric says otherwise."""
+        """Return the curves over positions by name. A metric that does not override this has none."""
         return {}

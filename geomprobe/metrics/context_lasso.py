@@ -1,4 +1,4 @@
-"""Which earlier tokens a token is made of."""
+"""The metric of the Lasso regression of each token on the earlier tokens of its text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,42 +17,50 @@ __all__ = ["ContextLasso"]
 
 @dataclass(frozen=True, kw_only=True)
 class ContextLasso(Metric):
-    """The Lasso of each token's unit row on the earlier rows of its text (section 4.2): how few rebuild it, and how well.
+    """The Lasso regression of each token's unit row on the earlier rows of its text (section 4.2).
 
-    Scalars, means over targets (tokens with a past):
+    Scalars, means over targets, which are the tokens that have earlier tokens in their text:
 
-    - ``lasso_picks``: how many earlier tokens have a weight above ``threshold``; ``lasso_nonzero``: how many have any;
-    - ``lasso_r2``: ``1 − ‖z − Σβz‖²``, the share of the row's squared length that they rebuild, 0 to 1;
-    - ``lasso_first``: the share of Σ|β| on the text's first token, of targets that have any weight;
-    - ``lasso_unsolved``: the share of targets whose duality gap stayed above ``tol``; look at it before the others.
+    - ``lasso_picks``: the number of earlier tokens with a weight above ``threshold``; ``lasso_nonzero``: the number with a
+      weight other than zero;
+    - ``lasso_r2``: ``1 − ‖z − Σβz‖²``, the share of the row's squared length that the weighted earlier rows reproduce, 0 to 1;
+    - ``lasso_first``: the share of Σ|β| on the first token of the text, over targets that have any weight;
+    - ``lasso_unsolved``: the share of targets whose duality gap stayed above ``tol``. If it is not zero, the other numbers are
+      approximate.
 
-    Curve ``lasso_weight``: Σ|β| by distance, place 0 the token right before; ``count``: how many targets have one so far back.
+    Curve ``lasso_weight``: Σ|β| by distance, starting with the token directly before; its ``count`` is the number of targets
+    that have a token at that distance.
 
-    It says which rows a row can be written by, not which ones the model computed it from. ``attention=True`` compares with the
-    head-mean attention weights a of the layer before the site (of the last layer at ``final_norm``; ``embed`` has none):
+    The weights show by which rows a row can be reproduced, not from which rows the model computed it. ``attention=True``
+    compares them with the attention weights a, averaged over heads, of the layer before the site (at ``final_norm`` of the last
+    layer; ``embed`` has none):
 
-    - ``lasso_attention_jaccard``: of the tokens that either picks (weight above ``threshold``), the share that both do;
-    - ``lasso_attention_precision``: of the k tokens attended to most, the share that the Lasso picks, k being how many it
-      picks; ``lasso_attention_chance``: what that would be for k tokens drawn by lot, so below it there is no agreement at all;
+    - ``lasso_attention_jaccard``: among the tokens that the Lasso or attention picks (weight above ``threshold``), the share
+      that both pick;
+    - ``lasso_attention_precision``: among the k tokens with the largest attention weights, the share that the Lasso picks, with
+      k the number of tokens that the Lasso picks; ``lasso_attention_chance``: the precision expected by chance, for k random
+      tokens;
     - ``lasso_attention_rank``: Spearman's rank correlation of β and a over all earlier tokens;
-    - ``eq5_r2``: the R² of the second term of Eq. 5, which rebuilds a row with coefficients ``a_tj / a_jj``. Eq. 5's first
-      term, the token's own value vector times its weight on itself, is left out. It has no least value: weights on tokens
-      that hardly attend to themselves imply huge coefficients.
+    - ``eq5_r2``: the R² of Eq. 5, which reproduces a row with the coefficients ``a_tj / a_jj``, without the first term of the
+      equation (the value vector of the token itself). It has no lower bound: weights on tokens that hardly attend to themselves
+      imply very large coefficients.
 
-    and adds the curves ``attention_weight`` and ``eq5_weight`` by the same distances as ``lasso_weight``.
+    It also adds the curves ``attention_weight`` and ``eq5_weight`` by the same distances as ``lasso_weight``.
 
     Args:
-        penalty: α of the convention ``"sklearn"``, ``1/(2d)‖z − Zβ‖² + α‖β‖₁``, by which the paper's picks come out; λ of
-            ``"literal"``, ``‖z − Zβ‖² + λ‖β‖₁``, the formula it prints, which picks hundreds.
+        penalty: α of the convention ``"sklearn"``, ``1/(2d)‖z − Zβ‖² + α‖β‖₁``, with which the picks agree with those of the
+            paper; λ of ``"literal"``, ``‖z − Zβ‖² + λ‖β‖₁``, the formula printed in the paper, which picks many more tokens.
         convention: ``"sklearn"`` or ``"literal"``.
-        threshold: weight above which a token is picked.
-        rate: the share of tokens that are solved. A text of 512 tokens costs some 50 ms per site on two cores, and solving
-            waits for the device: in training, take a small one, and few steps.
-        tol: duality gap that each target is solved to, in units of ``½‖z − Zβ‖² + λ‖β‖₁``.
-        attention: compare with attention. Keeps a map of each text at a few sites at a time, while it generates at all sites.
+        threshold: weight above which a token counts as picked.
+        rate: share of the tokens that are solved. A text of 512 tokens costs about 50 ms per site on two cores, and solving
+            waits for the device: during training, use a small rate and measure few steps.
+        tol: duality gap to which each target is solved, in units of ``½‖z − Zβ‖² + λ‖β‖₁``.
+        attention: whether to compare with attention. Attention maps of a few sites are held at a time, and of all sites while
+            a text is generated.
 
     Raises:
-        GeomprobeError: an argument is out of its range; with ``attention``, when the probe is attached and the model has none.
+        GeomprobeError: if an argument is out of range; with ``attention``, when the probe is attached to a model whose
+            attention cannot be read.
     """
 
     penalty: float = 1e-4
@@ -64,7 +72,9 @@ class ContextLasso(Metric):
 
     def __post_init__(self) -> None:
         if not (self.penalty > 0 and self.tol > 0 and self.threshold >= 0 and 0 < self.rate <= 1):
-            raise GeomprobeError(f"{self!r}: expected penalty and tol above 0, threshold of 0 or more, rate from 0 to 1")
+            raise GeomprobeError(
+                f"{self!r}: expected penalty and tol above 0, threshold of 0 or more, rate above 0 and at most 1"
+            )
         if self.convention not in ("sklearn", "literal"):
             raise GeomprobeError(f"ContextLasso(convention={self.convention!r}): expected 'sklearn' or 'literal'")
 

@@ -1,4 +1,4 @@
-"""How sharply texts turn in the space of hidden states."""
+"""The metric of the curvature of texts in the space of hidden states."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ __all__ = ["Curvature"]
 
 @dataclass(frozen=True, kw_only=True)
 class Curvature(Metric):
-    """The mean angle between successive steps ``x_{t+1} − x_t`` of a text's hidden states, not scaled to length one.
+    """The mean angle between successive steps ``x_{t+1} − x_t`` of the hidden states of a text, without scaling to length one.
 
     Scalars:
 
-    - ``curvature``: radians, 0 (a straight line) to π (there and back); mean over all turns of all texts, where Hosseini &
-      Fedorenko (2023) take the mean of each sentence first. Rows drawn independently of each other turn by about 2π/3 (their
-      steps share a row, so the cosine is −½), not π/2;
+    - ``curvature``: in radians, from 0 (a straight line) to π (every step reverses the one before); the mean over all turns of
+      all texts, whereas Hosseini & Fedorenko (2023) average over each sentence first. Independent random rows have an angle of
+      about 2π/3, not π/2, because successive steps share a row and their cosine is −½;
     - ``curvature_still``: the share of turns with a step of length zero, which have no angle and are left out.
 
-    Curve ``curvature`` by position of the row where the path turns; a text's first and last rows have none.
+    Curve ``curvature`` by the position of the row at which the path turns. The first and the last row of a text have no angle.
 
-    It is of the path of one text from token to token, not the curvature of the manifold that rows lie on, and it does not see
-    how long the steps are.
+    This is the curvature of the path of one text from token to token, not of the manifold that the rows lie on. It does not
+    depend on the length of the steps.
     """
 
     @property

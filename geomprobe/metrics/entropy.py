@@ -1,4 +1,4 @@
-"""Representation entropy and the other readings of the spectrum."""
+"""The metric of representation entropy, with the other quantities of the spectrum of the covariance."""
 
 import math
 from collections.abc import Mapping
@@ -20,39 +20,44 @@ __all__ = ["RepresentationEntropy"]
 
 @dataclass(frozen=True, kw_only=True)
 class RepresentationEntropy(Metric):
-    """How widely a site's rows spread over directions: Def. 3.1, matrix entropy and the ranks, on unit rows.
+    """Measures of how widely the unit rows of a site spread over directions: Def. 3.1, matrix entropy, and ranks.
 
-    Over the whole stream, as if it were one text (all rows in one covariance Σ):
+    Scalars over all tokens, whose rows are pooled in one covariance Σ:
 
     - ``entropy``: ``L / L_max``, 0 to 1, with ``L = (d+n)/2 · logdet(I + d/ε² Σ)``; ``entropy_nats``: L itself;
     - ``matrix_entropy``: ``H = −Σp log p`` in nats, ``matrix_entropy_log_d = H/log d`` and
-      ``matrix_entropy_log_n = H/log min(n, d)`` (centred: n less one per text). Look at all three: most of a trend of H/log d
-      over model sizes is its denominator;
+      ``matrix_entropy_log_n = H/log min(n, d)`` (with ``center``, n is reduced by one for each text). Compare all three: most
+      of a trend of H/log d over model sizes comes from its denominator;
     - ``effective_rank`` e^H, ``rank_ratio`` e^H/d, ``stable_rank``, ``participation_ratio``;
-    - ``rankme`` and ``alpha_req`` (:mod:`geomprobe.core.spectrum`), of the eigenvalues above
-      :func:`~geomprobe.accumulators.covariance.rounding`, those close to it in part;
-    - ``anisotropy``: mean cosine of two different rows.
+    - ``rankme`` and ``alpha_req`` (:mod:`geomprobe.core.spectrum`), computed from the eigenvalues above
+      :func:`~geomprobe.accumulators.covariance.rounding`; those close to that threshold are weighted down;
+    - ``anisotropy``: the mean cosine of two different rows.
 
-    Mean over texts: ``text_entropy``, ``text_entropy_nats``; with ``text_spectrum`` also ``text_matrix_entropy``,
-    ``text_matrix_entropy_log_d``, ``text_matrix_entropy_log_n``, ``text_effective_rank`` and ``text_rank_ratio``.
+    Scalars that are means over texts: ``text_entropy``, ``text_entropy_nats``; with ``text_spectrum`` also
+    ``text_matrix_entropy``, ``text_matrix_entropy_log_d``, ``text_matrix_entropy_log_n``, ``text_effective_rank`` and
+    ``text_rank_ratio``.
 
-    None of these is the entropy of the tokens or of the model's predictions. All grow with the number of rows until n ≫ d.
+    None of these is the entropy of the tokens or of the model's predictions. The entropies and ranks grow with the number of
+    rows until n ≫ d, so compare only readings on equally many tokens.
 
     Args:
         epsilon: distortion ε of the entropies.
-        center: subtract each text's mean row before scaling (Wei et al. 2024); every name then starts with ``centered_``.
-        texts: the numbers of texts too. Without them a forward costs the covariance alone: for sweeps over many tokens.
-        text_spectrum: the per-text eigenvalue metrics too; about ten times dearer per forward.
-        sketch: keep Σ by its image of this many random directions instead of whole, for models too wide for a d×d sum at
-            every layer (70B: 27 GB of sums, 2.7 GB with ``sketch=512``). ``sketch_residual`` is then the share of tr Σ that the
-            sketch does not know, with the bounds of :func:`~geomprobe.accumulators.covariance_sketch.sketched_eigenvalues`:
-            small means accurate, for ``entropy`` much smaller than ε²/d. ``rankme``, of roots, is too high where the rest is
-            not spread evenly (by 14% at a residual of 1e-3 and ``λ_j ∝ j^−3``); ``alpha_req`` is fitted to what exceeds the
-            residual. The numbers of texts stay exact.
+        center: whether to subtract the mean row of each text before scaling rows to length one, as in Wei et al. (2024). Every
+            name then starts with ``centered_``.
+        texts: whether to compute the means over texts too. Without them a forward costs only the covariance, which is useful
+            for many tokens.
+        text_spectrum: whether to compute the means over texts that need eigenvalues too, at about ten times the cost.
+        sketch: number of random directions by which Σ is approximated instead of stored whole, for models too wide for a d×d
+            sum at every layer (a 70B model needs 27 GB of sums, or 2.7 GB with ``sketch=512``). The scalar ``sketch_residual``
+            is then the share of tr Σ that is missing from the sketch, with the bounds given in
+            :func:`~geomprobe.accumulators.covariance_sketch.sketched_eigenvalues`: the smaller it is, the more accurate are the
+            numbers; for ``entropy`` it must be much smaller than ε²/d. ``rankme`` is too high if the missing part is not spread
+            evenly (by 14% at a residual of 1e-3 and ``λ_j ∝ j^−3``), and ``alpha_req`` is fitted to the eigenvalues that exceed
+            the residual. The means over texts stay exact.
 
     Raises:
-        GeomprobeError: ``epsilon`` is not a number from 1e-5 to 1e3, the range float64 holds; ``sketch`` is not a positive
-            whole number; ``text_spectrum`` is asked for without ``texts``.
+        GeomprobeError: if ``epsilon`` is not between 1e-5 and 1e3, the range that float64 allows; if ``sketch`` is not a
+            positive whole number; or if ``text_spectrum`` is set without ``texts``.
     """
 
     epsilon: float = 0.1
@@ -69,7 +74,7 @@ class RepresentationEntropy(Metric):
         if self.sketch is not None and (not isinstance(self.sketch, int) or self.sketch < 1):
             raise GeomprobeError(f"RepresentationEntropy(sketch={self.sketch!r}): expected a number of directions, such as 512")
         if self.text_spectrum and not self.texts:
-            raise GeomprobeError("RepresentationEntropy(texts=False, text_spectrum=True): spectra of texts need texts=True")
+            raise GeomprobeError("RepresentationEntropy(texts=False, text_spectrum=True): text_spectrum needs texts=True")
 
     @property
     def _stream(self) -> Covariance | CovarianceSketch:
@@ -121,7 +126,7 @@ class RepresentationEntropy(Metric):
 
     def _of_texts(self, state: State, stream: State) -> dict[str, Tensor | float]:
         width = stream["sum"].shape[0]
-        texts = torch.where(state["texts"] > 0, state["texts"], torch.nan)  # none may have begun since the last reading
+        texts = torch.where(state["texts"] > 0, state["texts"], torch.nan)  # zero if no text began since the last reset
         measured: dict[str, Tensor | float] = {
             "text_entropy": state["entropy"] / texts,
             "text_entropy_nats": state["entropy_nats"] / texts,
@@ -139,5 +144,5 @@ class RepresentationEntropy(Metric):
 
 
 def _over_log(entropy: Tensor, count: float) -> Tensor | float:
-    """``H / log count``; undefined (NaN) for a single direction, whose entropy cannot be anything but 0."""
+    """``H / log count``; NaN for a single direction, whose entropy is always 0."""
     return entropy / math.log(count) if count > 1 else math.nan

@@ -1,4 +1,4 @@
-"""Information gain of every token on its own past."""
+"""The metric of the information gain of every token on the earlier tokens of its text."""
 
 import itertools
 import math
@@ -22,27 +22,28 @@ _EXACT = Covariance(exact=True)
 
 @dataclass(frozen=True, kw_only=True)
 class InformationGain(Metric):
-    """``I(y_T; f) = ½ logdet(I + σ⁻²K)`` of each text (section 4.1), and its exact increments token by token.
+    """The information gain ``I(y_T; f) = ½ logdet(I + σ⁻²K)`` of each text (section 4.1), and its exact increment per token.
 
     Scalars:
 
-    - ``information_gain``: nats per text, mean over texts; ``information_gain_per_dim``: the same over d, as the paper has it;
-    - ``gain_per_token``: all nats over all tokens;
-    - with ``stream``, ``stream_information_gain``: the whole stream as if it were one text, ``½ logdet(I + σ⁻²Σzzᵀ)``.
+    - ``information_gain``: nats per text, mean over texts; ``information_gain_per_dim``: the same divided by d, as in the
+      paper;
+    - ``gain_per_token``: the gain of all texts divided by the number of tokens;
+    - with ``stream``, ``stream_information_gain``: the gain of all tokens as if they were one text, ``½ logdet(I + σ⁻²Σzzᵀ)``.
 
-    Curves by position in the text: ``gain`` (increments, with their spread over texts), ``information_gain`` (their running
-    sum, the paper's Figure 3) and ``posterior_variance`` (0 to 1, the least value of the ridge objective).
+    Curves by position in the text: ``gain`` (the increments, with their standard deviation over texts), ``information_gain``
+    (their running sum, the paper's Figure 3) and ``posterior_variance`` (0 to 1, the minimum of the ridge objective).
 
-    A token that repeats a direction gains little; one that opens a new one gains up to ``½ log(1 + σ⁻²)``, 4.61 nats at
-    σ = 0.01. This is not mutual information between tokens, and not surprisal.
+    A token whose row repeats earlier directions has a small gain; one in a new direction gains up to ``½ log(1 + σ⁻²)``, which
+    is 4.61 nats at σ = 0.01. This is neither mutual information between tokens nor surprisal.
 
     Args:
-        sigma: noise σ, 0.01 in the paper. Gains depend on it: compare only equal σ.
-        stream: also the gain of the whole stream, from a covariance of its own with float64 products (σ⁻² would lift the
-            rounding of float32 ones above the identity).
+        sigma: noise σ, 0.01 in the paper. Compare only gains for the same σ.
+        stream: whether to compute the gain of all tokens as one text too, from a separate covariance with float64 products
+            (σ⁻² would raise the rounding errors of float32 products above the identity).
 
     Raises:
-        GeomprobeError: ``sigma`` is not a number from 1e-5 to 1e3, the range float64 holds.
+        GeomprobeError: if ``sigma`` is not between 1e-5 and 1e3, the range that float64 allows.
     """
 
     sigma: float = 0.01
@@ -62,7 +63,7 @@ class InformationGain(Metric):
 
     def scalars(self, states: Mapping[Accumulator, State]) -> Mapping[str, Tensor | float]:
         state = states[self._texts]
-        texts = torch.where(state["texts"] > 0, state["texts"], torch.nan)  # none may have begun since the last reading
+        texts = torch.where(state["texts"] > 0, state["texts"], torch.nan)  # zero if no text began since the last reset
         measured = {
             "information_gain": state["total"] / texts,
             "information_gain_per_dim": state["total_per_dim"] / texts,
@@ -77,7 +78,7 @@ class InformationGain(Metric):
         gain = Curve.from_sums(state["gain"], state["count"], state["gain_sq"])
         return {
             "gain": gain,
-            # A position that holds no finite row gains nothing, as padding does; the sum goes on after it.
+            # A position without a finite row gains nothing, as padding does; the running sum continues after it.
             "information_gain": Curve(
                 tuple(itertools.accumulate(0.0 if math.isnan(mean) else mean for mean in gain.mean)), None, gain.count
             ),

@@ -1,1 +1,1 @@
-"""Loading models, and the small one that the demo trains."""
+"""Models: loading them from a hub or a disk, and the small model that the demo trains."""

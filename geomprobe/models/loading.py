@@ -1,4 +1,4 @@
-"""Models and tokenizers from a hub id, a local directory or a GGUF file: one way for every command."""
+"""Loads models and tokenizers from a hub id, a local directory or a GGUF file, for all commands."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,15 +38,16 @@ def load(
     Args:
         model: a hub id, a directory, or the path of a ``.gguf`` file.
         revision: branch, tag or commit on the hub.
-        gguf_file: the file to read inside ``model``.
-        dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto`` (what the checkpoint has).
-        device: where to; CUDA when there is one, else the CPU.
-        device_map: ``auto`` and its like, for a model that one device does not hold; in place of ``device``.
-        tokenizer: where to take the tokenizer from, if not from ``model``.
-        trust_remote_code: run the model's own code. Only when you trust whoever wrote it.
+        gguf_file: name of the GGUF file inside ``model``.
+        dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto`` (the dtype of the checkpoint).
+        device: device of the model. Default: CUDA if available, else the CPU.
+        device_map: device map of Accelerate, such as ``auto``, for a model that does not fit on one device. It replaces
+            ``device``.
+        tokenizer: hub id or directory of the tokenizer. Default: ``model``.
+        trust_remote_code: whether to run Python code that comes with the model. Use it only if you trust the author.
 
     Raises:
-        GeomprobeError: it cannot be had or read; the message holds the cause.
+        GeomprobeError: if the model cannot be found or read. The message contains the cause.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -60,7 +61,7 @@ def load(
     if not path.exists() and (path.is_absolute() or model.startswith((".", "~"))):
         raise GeomprobeError(f"{model}: no such directory; expected one that save_pretrained() wrote, or a hub id")
     if gguf_file is None and path.is_dir() and not (path / "config.json").exists():
-        raise GeomprobeError(f"{model}: a directory without a config.json; expected one that save_pretrained() wrote")
+        raise GeomprobeError(f"{model}: this directory has no config.json; expected one that save_pretrained() wrote")
     source = {"revision": revision, "gguf_file": gguf_file, "trust_remote_code": trust_remote_code}
     source = {name: value for name, value in source.items() if value}
     weights = {} if gguf_file else {"use_safetensors": True}
@@ -71,9 +72,9 @@ def load(
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, device_map=device_map, **source, **weights).eval()
         if device_map is None:
             loaded = loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if not reads("a", add_special_tokens=False).input_ids:  # Transformers makes one up, which reads nothing
-            raise OSError("no tokenizer there: save one beside the weights, or say where to take it from (tokenizer)")
-    except Exception as error:  # whatever a hub, a disk or a file format can do wrong
+        if not reads("a", add_special_tokens=False).input_ids:  # Transformers creates one without a vocabulary
+            raise OSError("there is no tokenizer: save one beside the weights, or name another source of it (tokenizer)")
+    except Exception as error:  # a hub, a disk or a file format can raise errors of many kinds
         first_line = str(error).strip().split("\n")[0].rstrip(".")
         raise GeomprobeError(
             f"cannot load {model!r}: {type(error).__name__}: {first_line}. Expected a hub id, a directory with config.json, "
@@ -83,35 +84,37 @@ def load(
 
 
 def untrained(loaded: Loaded, *, seed: int = 0) -> Loaded:
-    """The same architecture with the random weights that a training starts from, in evaluation mode, on the same device.
+    """Return a model of the same configuration with newly initialised random weights, in evaluation mode, on the same device.
 
     Raises:
-        GeomprobeError: the model cannot be made from its configuration.
+        GeomprobeError: if the model cannot be created from its configuration.
     """
     model = loaded.model
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             fresh = type(model)(model.config)
-    except Exception as error:  # code of the model's own
-        raise GeomprobeError(f"cannot make an untrained {type(model).__name__}: {type(error).__name__}: {error}") from error
+    except Exception as error:  # raised by code of the model
+        raise GeomprobeError(f"cannot create an untrained {type(model).__name__}: {type(error).__name__}: {error}") from error
     return Loaded(fresh.to(device=model.device, dtype=model.dtype).eval(), loaded.tokenizer)
 
 
 def tokenize(loaded: Loaded, text: str) -> torch.Tensor:
-    """Token ids of one text ``(1, length)`` on the model's device.
+    """Return the token ids of one text ``(1, length)`` on the device of the model.
 
     Raises:
-        GeomprobeError: the text has no token, or more than the model reads.
+        GeomprobeError: if the text has no token, or more tokens than the model accepts.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise GeomprobeError(f"the text is not Unicode: {error}") from error
+        raise GeomprobeError(f"the text is not valid Unicode: {error}; give a text that can be encoded as UTF-8") from error
     ids: torch.Tensor = loaded.tokenizer(text, return_tensors="pt").input_ids
     if not text or not ids.shape[1]:
-        raise GeomprobeError("the text is empty: give at least one token to look at")
+        raise GeomprobeError("the text is empty: give a text of at least one token")
     limit = getattr(loaded.model.config, "max_position_embeddings", None) or ids.shape[1]
     if ids.shape[1] > limit:
-        raise GeomprobeError(f"the text has {ids.shape[1]:,} tokens and this model reads {limit:,}: give a shorter text")
+        raise GeomprobeError(
+            f"the text has {ids.shape[1]:,} tokens and this model accepts at most {limit:,}: give a shorter text"
+        )
     return ids.to(loaded.model.device)

@@ -1,4 +1,4 @@
-"""A small byte-level GPT-NeoX and the text every Python ships: a training that runs anywhere, offline, in a minute or two."""
+"""A small byte-level GPT-NeoX and its training data, the help pages of Python: it trains offline in a minute or two."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,27 +24,27 @@ from transformers import (
 __all__ = ["BLOCK", "byte_blocks", "byte_tokenizer", "held_out_text", "prose", "toy_trainer"]
 
 BLOCK = 128
-"""Bytes in a text."""
+"""Number of bytes in a text."""
 _BATCH = 32
 
 
 def prose() -> str:
-    """English that every Python carries: its own help pages."""
+    """Return English prose that every Python installation contains: the pages of ``help()``."""
     from pydoc_data.topics import topics
 
     return "\n\n".join(page for _, page in sorted(topics.items()))
 
 
 def byte_blocks(length: int = BLOCK) -> tuple[torch.Tensor, torch.Tensor]:
-    """The prose of Python's own help pages as bytes, in blocks ``(n, length)``: for training, and 64 held out."""
+    """Return :func:`prose` as bytes in blocks ``(n, length)``: those for training, and 64 held-out blocks."""
     data = torch.frombuffer(bytearray(prose().encode()), dtype=torch.uint8).long()
     blocks = data[: len(data) // length * length].view(-1, length)
     return blocks[:-64], blocks[-64:]
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer whose tokens are the bytes of a text, so that checkpoints of the demo can be inspected like any model."""
-    # ByteLevel writes bytes that print nothing as letters after U+0100, in order; all others as themselves.
+    """Return a tokenizer whose tokens are the bytes of a text, so that checkpoints of the demo can be loaded like any model."""
+    # ByteLevel writes non-printable bytes as letters from U+0100 on, in order, and all others as themselves.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = {byte: chr(byte) for byte in printable}
     letters |= {byte: chr(256 + i) for i, byte in enumerate(byte for byte in range(256) if byte not in letters)}
@@ -55,7 +55,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def held_out_text(length: int = BLOCK) -> bytes:
-    """The text of the blocks that are held out."""
+    """Return the text of the held-out blocks."""
     return bytes(byte_blocks(length)[1].flatten().tolist())
 
 
@@ -71,18 +71,18 @@ def toy_trainer(
     quiet: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Trainer:
-    """A Trainer on the CPU, with a fresh model of the same weights every time, in 32 dimensions a head.
+    """Return a Trainer on the CPU with a new model, which has the same initial weights every time, and heads of 32 dimensions.
 
     Args:
-        out: its output folder.
-        steps: optimizer steps of 32 texts.
-        width: dimensions of a hidden state, a multiple of 32.
-        layers: how many.
-        length: bytes in a text, and how many the model reads.
-        report_to: ``"wandb"`` logs every step and the held-out loss.
-        run_name: of the W&B run.
-        quiet: show no bar.
-        callbacks: of the Trainer.
+        out: output folder of the Trainer.
+        steps: number of optimizer steps, of 32 texts each.
+        width: number of dimensions of a hidden state, a multiple of 32.
+        layers: number of decoder layers.
+        length: number of bytes in a text, which is also the maximum length of the model.
+        report_to: ``"wandb"`` to log every step and the held-out loss to W&B.
+        run_name: name of the W&B run.
+        quiet: whether to hide the progress bar.
+        callbacks: callbacks of the Trainer.
     """
     set_seed(0)
     model = GPTNeoXForCausalLM(
@@ -128,11 +128,11 @@ def toy_trainer(
 
 
 class _Bar(ProgressCallback):  # type: ignore[misc]
-    """The Trainer's progress bar with the loss in it, instead of a printed line per log."""
+    """The progress bar of the Trainer, which shows the loss instead of printing a line for every log."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.2f}")
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        pass  # held-out text takes a second; a bar that flashes by helps nobody
+        pass  # no second bar for the evaluation, which takes about a second

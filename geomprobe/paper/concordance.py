@@ -14,21 +14,6 @@ __all__ = ["to_html", "to_markdown", "to_text"]
 
 _WIDTH = 80
 
-_INTRODUCTION = """\
-# The paper, item by item
-
-*The Information of Large Language Model Geometry* (Tan, Li and Huang, 2024) as things that run. `geomprobe paper fig1 … fig6`,
-`tokens`, `theory` and `errata` measure one figure, table or section each, and write a picture, a page and the numbers;
-`geomprobe paper all` runs them all, and `geomprobe paper concordance` prints the table below.
-
-A figure or table is one file with an `Experiment`: what it measures, how that is drawn, and what it says of the paper's claims.
-A claim of the paper, a control of ours and an erratum get separate verdicts. To add one, write such a file, name it in
-`geomprobe/cli/paper.py`, and give it a line in `items.py`. The folder may import `theory`, `sweeps`, `inspection`, `report`,
-`models`, `capture` and `core`.
-
-This file is written by `python -m tests.paper.test_concordance`, from `items.py`.
-"""
-
 
 def to_text() -> str:
     """For a terminal of 80 columns."""
@@ -46,13 +31,12 @@ def _lines(item: Item) -> str:
 
 
 def to_markdown() -> str:
-    """The ``README.md`` of this folder."""
+    """For the ``README.md`` of this folder: the concordance and the errata."""
     rows = [
         (item.name, item.subject, "<br>".join(map(_code, _shown(item))), _linked(item.test), item.verdict) for item in ITEMS
     ]
     errata = [(item.name, item.erratum, _code(f"geomprobe paper {item.command}")) for item in ITEMS if item.erratum]
     parts = [
-        _INTRODUCTION,
         "## Concordance\n",
         _table(("item", "what it is", "computed by", "tested by", "verdict"), rows),
         "## Errata\n\nWhat is wrong as printed, or needs a condition.\n",

@@ -180,7 +180,7 @@ def _fall(model: Numbers, kind: str, length: int) -> float:
     return float(later[:quarter].mean() - later[-quarter:].mean())
 
 
-_UNITS = {
+_UNITS: dict[Callable[[Numbers, str, int], float], str] = {
     _rise: "nats / d that each further token adds",
     _fall: "nats from the first quarter's increments to the last's",
 }

@@ -1,1 +1,1 @@
-"""From hook to state: gathering rows, and keeping the states that they add to."""
+"""Recording: collects the hidden states that the hooks report, and adds them to the states of the accumulators."""

@@ -1,4 +1,4 @@
-"""States over ranks: they add, so one all-reduce is all there is."""
+"""The sum of states over all ranks of a distributed run, by one all-reduce."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,19 +13,21 @@ from geomprobe.errors import GeomprobeError
 __all__ = ["Keyed", "is_distributed", "replicas", "sum_over_ranks"]
 
 Keyed = dict[str, State]
-"""States by a name that means the same on every rank."""
+"""States by a name that is the same on every rank."""
 
 
 def is_distributed() -> bool:
-    """Whether several processes run together, as ``accelerate launch`` or ``torchrun`` start them."""
+    """Return whether several processes run together, as started by ``accelerate launch`` or ``torchrun``."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def replicas(model: nn.Module) -> int:
-    """How many ranks see the same rows of ``model``: those that share its layers by tensor parallelism.
+    """Return the number of ranks that run the same texts through ``model``, because they share its layers by tensor
+    parallelism.
 
-    Transformers says it of a model that it loaded so. Else parameters do that are DTensors: on a mesh with a dimension
-    ``"tp"``, or on any in a model without FSDP (which makes DTensors, too, but its ranks run texts of their own).
+    Transformers marks a model that it loaded with tensor parallelism. Otherwise it is recognised by parameters that are
+    DTensors on a mesh with a dimension ``"tp"``, or on any mesh in a model without FSDP (which uses DTensors too, but whose
+    ranks run different texts).
     """
     if not is_distributed():
         return 1
@@ -36,25 +38,26 @@ def replicas(model: nn.Module) -> int:
     for mesh in meshes:
         if "tp" in (mesh.mesh_dim_names or ()):
             return int(mesh["tp"].size())
-    from torch.distributed.fsdp import FSDPModule  # slow to import, and not there where torch has no distributed part
+    from torch.distributed.fsdp import FSDPModule  # slow to import, and missing in builds of torch without distributed
 
     has_fsdp = any(isinstance(module, FSDPModule) for module in model.modules())
     return 1 if has_fsdp or not meshes else int(meshes[0].size())
 
 
 def sum_over_ranks(states: Keyed, group: dist.ProcessGroup | None = None, *, replicas: int = 1) -> Keyed:
-    """The sum of every rank's states: a collective, to be called on all ranks of ``group``, also on those that saw nothing.
+    """Return the sum of the states of all ranks. This is a collective operation: call it on all ranks of ``group``, including
+    those that measured nothing.
 
-    Ranks may hold different names and curves of different lengths: shapes are agreed on first, then everything travels as one
-    float64 vector. On every rank the result is the same to the last bit.
+    Ranks may have different names, and curves of different lengths. The shapes are gathered first, and then all states are
+    reduced as one float64 vector. The result is bit-identical on all ranks.
 
     Args:
-        states: this rank's.
-        group: all ranks by default.
-        replicas: how many ranks saw the same rows; they count once.
+        states: the states of this rank.
+        group: the process group. Default: all ranks.
+        replicas: number of ranks that measured the same rows, which are counted once.
 
     Raises:
-        GeomprobeError: the other ranks were not reached.
+        GeomprobeError: if the other ranks cannot be reached.
     """
     shapes: dict[tuple[str, str], torch.Size] = {}
     gathered: list[dict[tuple[str, str], torch.Size]] = [{} for _ in range(dist.get_world_size(group))]
@@ -89,14 +92,14 @@ def sum_over_ranks(states: Keyed, group: dist.ProcessGroup | None = None, *, rep
 def _reaching_all(group: dist.ProcessGroup | None) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # gloo's or NCCL's: a closed connection, a timeout, an answer to another question
+    except RuntimeError as error:  # from gloo or NCCL: a closed connection, a timeout, or a mismatched collective
         raise GeomprobeError(
-            f"rank {dist.get_rank(group)} could not sum over {dist.get_world_size(group)} ranks: another has ended, or does "
-            f"not call read() ({type(error).__name__}: {error}). What this rank saw is not lost: state_dict() holds it, and "
-            "read() gives it after torch.distributed.destroy_process_group()"
+            f"rank {dist.get_rank(group)} could not sum over {dist.get_world_size(group)} ranks: another rank has ended, or "
+            f"does not call read() ({type(error).__name__}: {error}). The sums of this rank are not lost: state_dict() returns "
+            "them, and read() works after torch.distributed.destroy_process_group()"
         ) from error
 
 
 def _device(group: dist.ProcessGroup | None) -> torch.device:
-    """Where this group's collectives run: NCCL moves CUDA tensors only."""
+    """The device of the tensors that are reduced: NCCL accepts CUDA tensors only."""
     return torch.device("cuda", torch.cuda.current_device()) if "nccl" in dist.get_backend(group) else torch.device("cpu")

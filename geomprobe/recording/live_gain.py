@@ -1,4 +1,4 @@
-"""Information gain of new tokens while a model generates them."""
+"""The information gain of new tokens, computed while a model generates them."""
 
 import weakref
 from dataclasses import dataclass
@@ -16,12 +16,13 @@ __all__ = ["GainUpdate", "LiveGain"]
 
 @dataclass(frozen=True)
 class GainUpdate:
-    """What the tokens of one forward told, as it happened.
+    """The information gain of the tokens of one forward.
 
     Attributes:
-        nats: information gain by site, ``(batch, new)``, on the model's device: reading a number off it waits.
-        ids: the tokens fed, ``(batch, new)``; ``None`` when the model was given embeddings.
-        start: how many columns each row had before, padding included.
+        nats: information gain in nats by site, ``(batch, new)``, on the device of the model. Converting it to Python numbers
+            waits for the device.
+        ids: the token ids of the forward, ``(batch, new)``; ``None`` if the model was called with embeddings.
+        start: number of columns of each row before this forward, including padding.
     """
 
     nats: dict[str, Tensor]
@@ -30,7 +31,7 @@ class GainUpdate:
 
 
 class LiveGain:
-    """One growing factor per sequence for all sites together: a step of generation is one batched append."""
+    """One growing Cholesky factor per sequence, batched over sites, so that a step of generation is one batched append."""
 
     def __init__(self, sigma: float) -> None:
         self._sigma = sigma
@@ -39,9 +40,16 @@ class LiveGain:
         )
 
     def step(self, sequence: CachedSequence) -> GainUpdate:
-        """The gains of the columns that the last forward added to ``sequence``."""
+        """Return the gains of the columns that the last forward added to ``sequence``.
+
+        Raises:
+            GeomprobeError: if rows of the cache were moved, as beam search and assisted decoding do.
+        """
         if sequence.rearranged:
-            raise GeomprobeError("live gains cannot follow beam search or assisted decoding: rows move, drafts are dropped")
+            raise GeomprobeError(
+                "on_gain does not support beam search or assisted decoding, which move rows and remove drafts: generate with "
+                "num_beams=1 and no assistant"
+            )
         groups: dict[tuple[torch.device, int], list[str]] = {}
         for site in sequence.sites:
             latest = sequence.latest(site)
@@ -51,7 +59,7 @@ class LiveGain:
         for key, sites in groups.items():
             new = sequence.latest(sites[0]).shape[1]
             factor = factors.get(key)
-            if factor is None:  # the sequence is new: take up everything there is
+            if factor is None:  # the sequence is new: append all of its rows
                 factor = factors[key] = GainStream(
                     key[1], self._sigma, batch=(len(sites), sequence.latest(sites[0]).shape[0]), device=key[0]
                 )

@@ -1,4 +1,4 @@
-"""The recorder: it listens to a capture, gathers the sites of a forward, and adds them to the states."""
+"""The recorder: it listens to a capture, collects the hidden states of a forward, and adds them to the states."""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -18,25 +18,26 @@ from geomprobe.schedule import Schedule
 __all__ = ["Recorder"]
 
 _ENTRIES = 1 << 24
-"""Numbers that the largest tensor of a gathered group may hold: 128 MiB in float64."""
+"""Largest number of entries of a tensor when several sites are measured together: 128 MiB in float64."""
 
 
 class Recorder:
-    """What a capture reports to: it decides which forwards are measured, and adds what they show to a :class:`StateStore`.
+    """The listener of a capture: it decides which forwards are measured, and adds their rows to a :class:`StateStore`.
 
     Args:
-        store: where the states are.
-        sites: the sites there may be, in the model's order.
-        when: which forwards to measure, as a function of how many came before; ``None`` for all.
-        on_error: ``"warn"``: a fault warns once and ends the measuring. ``"raise"``: it raises.
-        on_gain: told the information gain of new tokens after every forward on a KV cache.
-        sigma: the noise of that information gain.
-        on_fault: called once the forward in which a fault ended the measuring has returned, to take the hooks off.
+        store: the store of the states.
+        sites: all sites that may be reported, in the order of the model.
+        when: which forwards to measure, as a function of the number of forwards before; ``None`` for all.
+        on_error: ``"warn"``: an error issues one warning and ends the measurement. ``"raise"``: the error is raised.
+        on_gain: a function that is called with the information gain of new tokens after every forward on a KV cache.
+        sigma: noise σ of that information gain.
+        on_fault: a function that is called after an error has ended the measurement, when the forward has returned, to remove
+            the hooks.
 
     Attributes:
-        paused: whether forwards pass unmeasured.
-        fault: the exception that ended the measuring, or ``None``.
-        forwards: how many forwards were offered to ``when``.
+        paused: whether forwards are not measured.
+        fault: the exception that ended the measurement, or ``None``.
+        forwards: number of forwards for which ``when`` was called.
     """
 
     def __init__(
@@ -62,19 +63,20 @@ class Recorder:
         self._group = _Group(store, sites)
         self._remarks: list[str] = []
 
-    # -- what a capture reports ---------------------------------------------------------------------------------------------
+    # -- called by the capture ----------------------------------------------------------------------------------------------
 
     def wants(self, continues: bool) -> bool:
-        """Whether the forward that is about to run is to be captured; ``continues``: it adds to texts that are."""
+        """Return whether to capture the forward that is about to run. ``continues`` tells that it continues texts that are
+        being captured."""
         if self.paused or self.fault is not None:
             return False
-        if continues:  # texts that are measured are measured to their end
+        if continues:  # texts are measured to their end
             return True
         step, self.forwards = self.forwards, self.forwards + 1
         return self.when is None or self.when(step)
 
     def captured(self, context: ForwardContext, site: str, hidden: Tensor, attention: AttentionRows | None = None) -> None:
-        """One site's hidden states ``(batch, length, width)``, and what its layer attended to."""
+        """Record the hidden states ``(batch, length, width)`` of one site, and the attention summaries of its layer."""
         if self.fault is not None:
             return
         try:
@@ -86,7 +88,7 @@ class Recorder:
             self.failed(error)
 
     def ended(self, sequence: CachedSequence) -> None:
-        """Nothing can come after what this sequence holds."""
+        """Add a sequence to the states, when no further tokens can arrive in it."""
         if self.fault is None:
             try:
                 if self._holds_texts(sequence):
@@ -95,7 +97,8 @@ class Recorder:
                 self.failed(error)
 
     def closed(self, context: ForwardContext | None, completed: bool) -> None:
-        """The decoder returned (``completed``) or raised; ``context`` only for captured forwards."""
+        """Measure what was collected, after the decoder returned (``completed``) or raised. ``context`` is given only for
+        captured forwards."""
         sequence = None if context is None else context.sequence
         if completed and self.fault is None:
             try:
@@ -105,50 +108,50 @@ class Recorder:
         else:
             self.drop()
             if self.fault is None and context is not None and sequence is None:
-                self._note("a forward broke off: some of the sites that it had passed may count its tokens", warn=False)
+                self._note("a forward raised an exception: its tokens may be counted at some of the sites", warn=False)
         if self.fault is not None:
-            if completed:  # not while the model's own exception walks through the hooks
+            if completed:  # not while an exception of the model passes through the hooks
                 self._on_fault()
         elif completed and sequence is not None:
             self._tell_gains(sequence)
 
     def failed(self, error: Exception) -> None:
-        """Something went wrong inside: raise it, or warn and let the model go on."""
+        """Raise an error that occurred inside the probe, or issue a warning and let the model continue."""
         if self.on_error == "raise":
             self.fault = error
             raise error
         self.fault = error.with_traceback(None)  # its stack holds activations
         warnings.warn(
-            f"geomprobe stopped watching, the model goes on: {type(error).__name__}: {error}. What was measured so far "
-            "is kept; use Probe(on_error='raise') to see where it happened",
+            f"geomprobe stopped measuring, and the model continues: {type(error).__name__}: {error}. The numbers measured so "
+            "far are kept; use Probe(on_error='raise') to get a traceback",
             RuntimeWarning,
             stacklevel=2,
         )
 
-    # -- what a probe asks --------------------------------------------------------------------------------------------------
+    # -- called by the probe ------------------------------------------------------------------------------------------------
 
     def drop(self) -> None:
-        """Forget the sites that are gathered and not yet measured."""
+        """Discard hidden states that were collected and not yet measured."""
         self._group.drop()
 
     def with_sequences(self, sequences: Iterable[CachedSequence]) -> StateStore:
-        """What was seen, with the texts that are still arriving."""
+        """Return a store with everything recorded so far, including texts that are still being generated."""
         return self.store.with_sequences([sequence for sequence in sequences if self._holds_texts(sequence)])
 
     def notes(self, is_open: bool) -> list[str]:
-        """What a reader must know; ``is_open``: a forward has begun and not ended."""
+        """Return the remarks of a reading. ``is_open`` tells that a forward has started and not ended."""
         if self.fault is None:
-            unfinished = ["a forward has begun and not ended: some sites may count its tokens"] * is_open
+            unfinished = ["a forward has started and not ended: its tokens may be counted at some of the sites"] * is_open
             return [*self._remarks, *unfinished]
         stopped = f"the probe stopped in forward {self.forwards}: {type(self.fault).__name__}: {self.fault}"
-        return [*self._remarks, f"{stopped} (some of the sites that this forward had passed may count it)"]
+        return [*self._remarks, f"{stopped} (the tokens of this forward may be counted at some of the sites)"]
 
     def _holds_texts(self, sequence: CachedSequence) -> bool:
-        """Whether a sequence holds texts; what beam search and assisted decoding leave in it is none."""
+        """Whether the rows of a sequence are those of texts, which is not so after beam search or assisted decoding."""
         if sequence.rearranged:
             self._note(
-                "texts of beam search or assisted decoding were left out: rows move, drafts are dropped. Generate with "
-                "num_beams=1 and no assistant, or run the finished text through the model under the probe"
+                "texts generated by beam search or assisted decoding were left out, because these move rows and remove drafts. "
+                "Generate with num_beams=1 and no assistant, or run the finished text through the model under the probe"
             )
         return not sequence.rearranged
 
@@ -164,7 +167,7 @@ class Recorder:
             self._on_gain(update)
 
     def _note(self, text: str, *, warn: bool = True) -> None:
-        """Say it in every reading, and once in a warning, unless the model has raised something worse."""
+        """Add a remark to every later reading, and issue it once as a warning unless ``warn`` is false."""
         if text in self._remarks:
             return
         self._remarks.append(text)
@@ -173,9 +176,9 @@ class Recorder:
 
 
 class _Group:
-    """Sites of one forward, gathered until there are enough of them to measure at once.
+    """Hidden states of successive sites of one forward, collected until there are enough of them to measure together.
 
-    Copied, because the model may go on to change them in place; dropped once they are measured.
+    They are copied, because the model may later change them in place, and discarded after they were measured.
     """
 
     def __init__(self, store: StateStore, sites: Sequence[str]) -> None:
@@ -187,7 +190,7 @@ class _Group:
         self._start = self._held = 0
 
     def put(self, context: ForwardContext, site: str, hidden: Tensor, attention: AttentionRows | None = None) -> None:
-        """Take one site's hidden states ``(batch, length, width)``; measures the group when it is full."""
+        """Add the hidden states ``(batch, length, width)`` of one site, and measure the group when it is full."""
         i = self._index[site]
         follows = context is self._context and i == self._start + self._held and i % GROUP
         device = torch.device("cpu") if hidden.device.type == "mps" else hidden.device  # MPS has no float64
@@ -215,7 +218,7 @@ class _Group:
             self.flush()
 
     def flush(self) -> None:
-        """Measure what is here."""
+        """Measure the collected hidden states, and discard them."""
         context, hidden, attention = self._context, self._buffer[: self._held], AttentionRows.stacked(self._attention)
         sites = slice(self._start, self._start + self._held)
         self.drop()
@@ -226,5 +229,5 @@ class _Group:
                     self._store.add(context.mode, sites, refed, sign=-1)
 
     def drop(self) -> None:
-        """Forget what is here."""
+        """Discard the collected hidden states."""
         self._context, self._buffer, self._attention, self._held = None, torch.empty(0), [], 0

@@ -1,4 +1,4 @@
-"""What a probe has seen: a state for every mode, site and accumulator, and all that states can do because they add."""
+"""The store of all states of a probe, one for every mode, site and accumulator."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
@@ -18,18 +18,19 @@ Bank = dict[str, dict[Accumulator, State]]
 """States by site and accumulator."""
 
 GROUP = 4
-"""Sites that are measured together: enough to spread the cost of starting small kernels, few enough to stay in a cache."""
+"""Number of sites that are measured together: enough to reduce the cost of launching small kernels, and few enough for their
+tensors to stay in a cache."""
 
 
 class StateStore:
-    """Sums over everything that was measured, by mode, site and accumulator.
+    """The sums over everything that was measured, by mode, site and accumulator.
 
-    The states of neighbouring sites lie stacked, so that they are added to at once. States add, so what was loaded, or was
-    measured on another device, lies beside them until it is read.
+    The states of neighbouring sites are stacked, so that they are updated together. States that were loaded, or measured on
+    another device, are stored separately and added when the store is read.
 
     Args:
-        accumulators: what to sum; equal ones were dropped by the caller. The first is a :class:`TokenCount`.
-        sites: the sites there may be, in the model's order.
+        accumulators: the accumulators, without duplicates. The first one is a :class:`TokenCount`.
+        sites: all sites that may be added, in the order of the model.
     """
 
     def __init__(self, accumulators: Sequence[Accumulator], sites: Sequence[str]) -> None:
@@ -40,9 +41,9 @@ class StateStore:
         self._rest: dict[str, State] = {}
 
     def add(self, mode: Mode, sites: slice, rows: Rows, *, sign: int = 1) -> None:
-        """Add rows ``(sites, batch, length, width)`` into the states of ``sites``, or with ``sign=-1`` take them out again.
+        """Add rows ``(sites, batch, length, width)`` to the states of ``sites``, or subtract them with ``sign=-1``.
 
-        ``sites`` are positions among this store's sites, within one group of :data:`GROUP`.
+        ``sites`` are indices into the sites of this store, within one group of :data:`GROUP` sites.
         """
         group = sites.start // GROUP
         stack = (mode, group, rows.hidden.device, rows.width)
@@ -59,12 +60,12 @@ class StateStore:
             for accumulator, more in measured.items():
                 _check_shapes(accumulator, more, self._stacks[stack][accumulator], sites.stop - sites.start)
             self._seen[stack].update(range(sites.start, sites.stop))
-            for accumulator, more in measured.items():  # only now: a fault in one leaves all as they were
+            for accumulator, more in measured.items():  # after all succeeded, so that an error leaves the states unchanged
                 signed = more if sign > 0 else {name: -value for name, value in more.items()}
                 add(self._stacks[stack][accumulator], signed, within)
 
     def add_sequence(self, sequence: CachedSequence) -> None:
-        """Add what a sequence holds beyond what was is_counted and forgotten."""
+        """Add the rows of a sequence, without those that were marked as counted before."""
         for name in sequence.sites:
             i = self._sites.index(name)
             with full_precision(sequence.device.type):
@@ -73,7 +74,8 @@ class StateStore:
                     self.add(sequence.mode, slice(i, i + 1), sequence.counted_rows(name), sign=-1)
 
     def with_sequences(self, sequences: Iterable[CachedSequence]) -> Self:
-        """A store that also holds texts that are still arriving. Changes nothing here."""
+        """Return a store that also contains the texts of ``sequences``, which are still being generated. This store is not
+        changed."""
         arriving = self._empty()
         for sequence in sequences:
             arriving.add_sequence(sequence)
@@ -81,7 +83,7 @@ class StateStore:
 
     @property
     def banks(self) -> dict[Mode, Bank]:
-        """The states of each mode; a site appears when it is first seen."""
+        """The states of each mode by site. A site is missing until rows of it were added."""
         accumulators = {repr(accumulator): accumulator for accumulator in self._accumulators}
         banks: dict[Mode, Bank] = {"train": {}, "eval": {}}
         named = self._named()
@@ -92,7 +94,10 @@ class StateStore:
         return banks
 
     def over_ranks(self, replicas: int) -> Self:
-        """The sum over all processes that run together, a collective; itself in one alone. ``replicas`` saw the same rows."""
+        """Return the sum of the stores of all processes (a collective operation), or this store if there is one process only.
+
+        ``replicas`` is the number of ranks that measured the same rows.
+        """
         if not is_distributed():
             return self
         total = sum_over_ranks(self._named(), replicas=replicas)
@@ -100,13 +105,13 @@ class StateStore:
         return self._of(total)
 
     def reset(self, mode: Mode | None) -> None:
-        """Forget what was seen in ``mode``, or in both."""
+        """Discard the states of ``mode``, or of both modes if it is ``None``."""
         for stack in [stack for stack in self._stacks if mode in (None, stack[0])]:
             del self._stacks[stack], self._seen[stack]
         self._rest = {place: state for place, state in self._rest.items() if mode not in (None, place.split("/")[0])}
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Everything as flat named tensors on the CPU: ``mode/site/accumulator/sum``."""
+        """Return all states as tensors on the CPU, named ``mode/site/accumulator/sum``."""
         return {
             f"{place}/{name}": value
             for place, state in self._named().items()
@@ -114,10 +119,10 @@ class StateStore:
         }
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """What :meth:`to_tensors` gave, in place of what is here.
+        """Replace all states with those that :meth:`to_tensors` returned.
 
         Raises:
-            GeomprobeError: it comes from other accumulators or sites.
+            GeomprobeError: if ``tensors`` comes from a store with other accumulators or sites.
         """
         named: dict[str, State] = {}
         for key, value in tensors.items():
@@ -128,7 +133,8 @@ class StateStore:
         self._rest = named
 
     def _named(self) -> dict[str, State]:
-        """States by ``mode/site/accumulator``, which means the same in every process and in a file; to be read only."""
+        """The states by ``mode/site/accumulator``, names that are the same in every process and in files. Do not modify
+        them."""
         parts: dict[str, list[State]] = {place: [state] for place, state in self._rest.items()}
         for stack, states in self._stacks.items():
             for i in sorted(self._seen[stack]):
@@ -137,11 +143,14 @@ class StateStore:
                     parts.setdefault(place, []).append({name: value[i % GROUP] for name, value in state.items()})
         for place, several in parts.items():
             if len({_width(state) for state in several}) > 1:
-                raise GeomprobeError(f"the state that was loaded is of another model: {place} has other widths")
+                raise GeomprobeError(
+                    f"the loaded state belongs to another model: {place} has another width. Load the state of a probe "
+                    "on this model"
+                )
         return {place: merge(several) if len(several) > 1 else several[0] for place, several in parts.items()}
 
     def _of(self, *parts: Mapping[str, State]) -> Self:
-        """The store of several :meth:`_named`, added."""
+        """A store with the sum of several :meth:`_named`."""
         store = self._empty()
         for named in parts:
             for place, state in named.items():
@@ -149,39 +158,39 @@ class StateStore:
         return store
 
     def _check(self, named: Mapping[str, State]) -> None:
-        """Whether states from elsewhere are of a store like this one."""
+        """Check that states from a file or another process belong to a store like this one."""
         places = {f"{mode}/{site}/{a!r}": a for mode in ("train", "eval") for site in self._sites for a in self._accumulators}
-        advice = "make the probe with the arguments of the one that saved it"
+        advice = "make the probe with the arguments of the probe that saved the state"
         if unknown := set(named) - set(places):
-            raise GeomprobeError(f"this state holds {min(unknown)!r}, which a probe like this one does not keep: {advice}")
+            raise GeomprobeError(f"this state contains {min(unknown)!r}, which this probe does not have: {advice}")
         seen = {place.rsplit("/", 1)[0] for place in named}
         if missing := {place for place in places if place.rsplit("/", 1)[0] in seen} - set(named):
-            raise GeomprobeError(f"this state holds no {min(missing)!r}, which a probe like this one keeps: {advice}")
+            raise GeomprobeError(f"this state does not contain {min(missing)!r}, which this probe needs: {advice}")
         for place, state in named.items():
             kept = set(places[place].new_state(_width(state), torch.device("meta")))
             if missing := kept.symmetric_difference(state):
-                raise GeomprobeError(f"this state's {place!r} and what a probe like this one keeps differ by {min(missing)!r}")
+                raise GeomprobeError(f"{place!r} of this state and of this probe differ by {min(missing)!r}: {advice}")
 
     def _empty(self) -> Self:
         return type(self)(self._accumulators, self._sites)
 
 
 def _check_shapes(accumulator: Accumulator, more: State, state: State, sites: int) -> None:
-    """A sum over the sites together would pass for the sum of each."""
+    """Check the shapes of a contribution: a sum over all sites would otherwise be broadcast to each of them."""
     shapes = {name: tuple(value.shape) for name, value in more.items()}
     if more.keys() != state.keys() or any(
         value.shape[:1] != (sites,) or value.dim() != state[name].dim() for name, value in more.items()
     ):
         raise GeomprobeError(
-            f"{accumulator!r}.measure() gave {shapes}: expected the names of zero(), and before each of its shapes a "
-            f"dimension of {sites} sites, as rows.hidden has (sum over the last dimensions only)"
+            f"{accumulator!r}.contribution() returned {shapes}: expected the names and shapes of new_state(), with a leading "
+            f"dimension of {sites} sites as in rows.hidden (sum over the last dimensions only)"
         )
 
 
 def _width(state: State) -> int:
-    """Numbers per row, of a state that shows it."""
+    """The number of values per row, if the state has a sum of rows; else 1."""
     return state["sum"].shape[-1] if "sum" in state else 1
 
 
 _Stack = tuple[Mode, int, torch.device, int]
-"""Where states lie stacked: mode, number of the group, device and width."""
+"""The key of a stack of states: mode, number of the group of sites, device and width."""

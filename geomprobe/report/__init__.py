@@ -1,1 +1,1 @@
-"""Pages for a browser, each one file that needs nothing else."""
+"""Reports: self-contained HTML pages of sweeps and of single texts."""

@@ -1,4 +1,4 @@
-"""What the report says of each number: its name, its unit, how to read it, and what it is not."""
+"""The description of each metric in the report: its title, its unit, how to read it, and a caveat."""
 
 from typing import NamedTuple
 
@@ -6,14 +6,14 @@ __all__ = ["COMPACT", "Description", "describe"]
 
 
 class Description(NamedTuple):
-    """Of one metric.
+    """The description of one metric.
 
     Attributes:
-        title: over a figure.
-        axis: along an axis, with the unit.
-        read: one sentence, how to read it.
-        caveat: one sentence, what it is not.
-        log: whether it spans so much that a log axis shows it better.
+        title: title of a figure.
+        axis: label of an axis, with the unit.
+        read: one sentence on how to read the metric.
+        caveat: one sentence on what it does not mean.
+        log: whether to draw it on a logarithmic axis.
     """
 
     title: str
@@ -40,118 +40,119 @@ _WORDS = {
     "lasso_picks": Description(
         "Lasso picks",
         "earlier tokens",
-        "How many earlier tokens the Lasso needs to rebuild a token’s row: fewer means sparser structure.",
-        "Which rows a row can be written by is not which ones the model computed it from.",
+        "The number of earlier tokens from which the Lasso reproduces a token’s row: fewer means sparser structure.",
+        "The rows by which a row can be reproduced are not those from which the model computed it.",
     ),
     "lasso_r2": Description(
         "Lasso R²",
         "share of the row",
-        "How much of a token’s row its picked earlier rows rebuild: 1 is all of it, 0 nothing.",
-        "It is not the quality of a prediction: a row that the past rebuilds well can still carry a surprising token.",
+        "How much of a token’s row the Lasso reproduces from earlier rows: 1 is all of it, 0 is nothing.",
+        "It is not the quality of a prediction: a row that earlier rows reproduce well can still belong to a surprising token.",
     ),
     "lasso_attention_rank": Description(
-        "Lasso and attention, ranked",
+        "Rank correlation of Lasso and attention",
         "Spearman’s ρ",
-        "Rank correlation of Lasso weights and attention weights over all earlier tokens: 1 is the same order, 0 none.",
-        "It is not about the largest weights alone: long tails of small ones weigh as much.",
+        "Rank correlation of Lasso weights and attention weights over all earlier tokens: 1 is the same order, 0 no relation.",
+        "It does not only depend on the largest weights: the many small ones contribute as much.",
     ),
     "eq5_r2": Description(
         "R² of Eq. 5",
         "R²",
-        "How well the coefficients that attention implies rebuild a row: 1 is exactly.",
-        "It is not all of Eq. 5: the first term, a token’s own value vector, is left out. Below 0 is no error: tokens that "
-        "hardly attend to themselves imply huge coefficients.",
+        "How well the coefficients that Eq. 5 derives from attention reproduce a row, without the equation’s first term (the "
+        "token’s own value vector): 1 is exactly.",
+        "A value below 0 is not an error: tokens that hardly attend to themselves imply very large coefficients.",
     ),
     "attention_entropy": Description(
         "Attention entropy",
         "nats",
-        "How widely heads spread their attention: 0 is on one token, log n evenly on n.",
-        "It is not comparable between text lengths: it grows with how much there is to see.",
+        "How widely heads spread their attention: 0 is on one token, log n is evenly on n tokens.",
+        "It is not comparable between texts of different length: it grows with the number of visible tokens.",
     ),
     "attention_sink": Description(
         "Attention sink",
         "weight on the first token",
-        "The share of attention that goes to a text’s first token.",
-        "A sink is not a sign that the first token matters: heads with nothing to do look there.",
+        "The share of attention on the first token of a text.",
+        "A high value does not mean that the first token matters: heads often attend to it when they contribute nothing.",
     ),
     "text_entropy": Description(
         "Entropy of single texts",
         "share of its maximum",
-        "Each text’s own representation entropy, averaged: how widely the rows of one text spread.",
-        "It is not comparable between text lengths, as few rows cannot fill many directions.",
+        "The representation entropy of each text’s own rows, averaged over texts: how widely the rows of one text spread.",
+        "It is not comparable between texts of different length, because few rows cannot fill many directions.",
     ),
     "text_matrix_entropy": Description(
         "Prompt entropy",
         "nats",
-        "Matrix entropy of each text’s own rows, averaged: low means a text is squeezed into few directions.",
+        "The matrix entropy of each text’s own rows, averaged over texts: a low value means that the rows of a text lie in few "
+        "directions.",
         "It is not the uncertainty of the model about the prompt.",
     ),
     "centered_text_matrix_entropy": Description(
         "Prompt entropy, centred",
         "nats",
-        "The same after each text’s mean row is taken away, as Wei et al. have it.",
+        "The same after the mean row of each text was subtracted, as in Wei et al. (2024).",
         "It is not comparable with the entropy of rows that were not centred.",
     ),
     "diff_erank": Description(
         "Diff-eRank",
         "directions",
-        "How many effective directions training took away: effective rank of the untrained model less that of this one.",
-        "It is not a score of the model: it depends on the texts, their number and the width.",
+        "By how much training reduced the effective rank: that of the untrained model minus that of this checkpoint.",
+        "It is not a score of the model: it depends on the texts, on their number and on the width.",
     ),
     "cka_first": Description(
         "CKA with the first checkpoint",
         "linear CKA",
-        "How alike a layer is to itself at the first checkpoint, up to rotation and scale: 1 is the same geometry.",
-        "It is not sensitive to small directions: a few large ones decide it.",
+        "How similar a layer is to itself at the first checkpoint, up to rotation and scale: 1 is the same geometry.",
+        "It is not sensitive to directions of small variance: a few large ones dominate it.",
     ),
     "cka_previous": Description(
-        "CKA with the checkpoint before",
+        "CKA with the previous checkpoint",
         "linear CKA",
-        "How alike a layer is to itself one checkpoint earlier: dips show when the geometry moved.",
-        "It is not a speed: checkpoints lie unequally far apart.",
+        "How similar a layer is to itself at the previous checkpoint: low values show when the geometry changed.",
+        "It is not a rate of change: the intervals between checkpoints differ.",
     ),
     "rankme": Description(
         "RankMe",
         "directions",
-        "e to the entropy of the normalised singular values: a smooth count of directions in use (Garrido et al. 2023).",
-        "It is not the effective rank above, which weighs squared singular values.",
+        "The exponential of the entropy of the normalised singular values: a smooth count of directions (Garrido et al. 2023).",
+        "It is not the effective rank above, which is computed from squared singular values.",
     ),
     "alpha_req": Description(
         "α-ReQ",
         "exponent α",
-        "How fast the eigenvalues fall, as k<sup>−α</sup>: near 1 the spectrum is balanced, above it few directions dominate.",
-        "It is not a test that the spectrum is a power law: any spectrum yields an α.",
+        "How fast the eigenvalues decay, as k<sup>−α</sup>: for values far above 1 few directions dominate.",
+        "It does not test whether the spectrum is a power law: any spectrum has an α.",
     ),
     "anisotropy": Description(
         "Anisotropy",
         "mean cosine",
-        "Mean cosine of two different rows: 0 is spread evenly, 1 all one way.",
-        "High is not collapse: one offset that all rows share is enough.",
+        "The mean cosine of two different rows: 0 for rows spread evenly, 1 for rows that all point in the same direction.",
+        "A high value does not mean collapse: an offset that all rows share is enough.",
     ),
     "curvature": Description(
         "Curvature",
         "angle",
-        "The mean angle by which a text’s path turns from token to token: lower is straighter.",
-        "It is not invariant to scale of single dimensions: a massive one straightens every path.",
+        "The mean angle between successive steps from token to token: a lower value means a straighter path.",
+        "It depends on the scale of single dimensions: one very large dimension makes every path straighter.",
     ),
     "activation_ratio": Description(
         "Largest activation",
         "times the median",
-        "The largest activation over the median one: high where a few dimensions are massive.",
-        "It is not a fault of the model: massive activations act as biases for attention sinks.",
+        "The largest activation divided by the median one: high if a few activations are massive.",
+        "It is not a defect of the model: massive activations act as biases for attention sinks.",
         log=True,
     ),
     "massive_activations": Description(
         "Massive activations",
         "count",
-        "How many activations are massive by Sun et al.’s (2024) rule: very large, and far above the median.",
-        "It is not a count of dimensions in use.",
+        "The number of massive activations as defined by Sun et al. (2024): very large, and far above the median.",
+        "It is not the number of dimensions in use.",
     ),
 }
 COMPACT = tuple(name for name, about in _WORDS.items() if about.read)
-"""The metrics that have a small figure of their own."""
+"""The metrics that have a small figure in the last section of the report."""
 
 
 def describe(metric: str) -> Description:
-    """Of a metric; one that the report does not know is called by its name."""
+    """Return the description of a metric. A metric without one is described by its name."""
     return _WORDS.get(metric, Description(metric.replace("_", " "), ""))

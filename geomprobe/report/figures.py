@@ -1,8 +1,8 @@
-"""Figures of runs. Every function gives a plotly ``Figure``, in light colours, or ``None`` where the run lacks its numbers.
+"""Figures of runs. Every function returns a Plotly ``Figure`` in light colours, or ``None`` if the run lacks its numbers.
 
-What a figure says holds for all: lines go from faint (early, shallow, small) to strong, an untrained model of the same
-configuration is dashed, Gaussian rows of the same number and width are dotted. ``meta`` of a line is its colour on dark paper,
-``customdata`` what each place along x is called. Names from a run are made harmless (:func:`geomprobe.report.theme.safe`).
+In all figures, lines go from faint (early, shallow or small) to strong, an untrained model of the same configuration is dashed,
+and Gaussian rows of the same number and width are dotted. ``meta`` of a line is its colour in the dark scheme, and
+``customdata`` has the labels of its points. Names from a run are escaped (:func:`geomprobe.report.theme.escape_label`).
 """
 
 import itertools
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 __all__ = ["across_depth", "agreement", "agreement_over_checkpoints", "gain_curves", "heatmap", "over_checkpoints", "scaling"]
 
 _SITES = 6
-"""Most layers that are drawn as lines over checkpoints."""
+"""Largest number of layers that are drawn as lines over checkpoints."""
 _NAMED = 5
-"""Most lines of a sequence that a legend names."""
+"""Largest number of lines of a sequence that a legend names."""
 _FIRST, _LATER = 16, 60
-"""How many positions of a curve are drawn: the first ones, and evenly from there on."""
+"""Number of positions of a curve that are drawn: all of the first ones, and evenly spaced later ones."""
 _AGREEMENT = (
-    ("lasso_attention_precision", "of the tokens attended to most, picked by the Lasso", "solid", categorical(0)),
-    ("lasso_attention_chance", "… if drawn by lot", "dot", categorical(0)),
-    ("lasso_attention_jaccard", "of tokens that either picks, picked by both", "solid", categorical(3)),
+    ("lasso_attention_precision", "share of the most attended tokens that the Lasso picks", "solid", categorical(0)),
+    ("lasso_attention_chance", "the same, expected by chance", "dot", categorical(0)),
+    ("lasso_attention_jaccard", "share of tokens picked by either that both pick", "solid", categorical(3)),
 )
 
 
@@ -40,7 +40,7 @@ _AGREEMENT = (
 
 
 def heatmap(run: Run, metric: str) -> "Figure | None":
-    """Layers × checkpoints, every checkpoint as wide as the next. Needs two of each."""
+    """Return a heatmap of layers × checkpoints, with columns of equal width, or ``None`` for fewer than two of either."""
     records, sites = run.checkpoints, _sites(run, metric)
     if len(records) < 2 or len(sites) < 2:
         return None
@@ -65,7 +65,8 @@ def heatmap(run: Run, metric: str) -> "Figure | None":
 
 
 def across_depth(run: Run, metric: str) -> "Figure | None":
-    """A line for every checkpoint, from ``embed`` to ``final_norm``. Models of different depth share an axis from 0 to 1."""
+    """Return a figure with one line per checkpoint from ``embed`` to ``final_norm``. Models of different depth share an axis
+    from 0 to 1."""
     sites = _sites(run, metric)
     if len(sites) < 2:
         return None
@@ -91,7 +92,7 @@ def across_depth(run: Run, metric: str) -> "Figure | None":
 
 
 def _by_layer(sites: Sequence[str]) -> dict[str, Any]:
-    """The axis of sites 0, 1, 2 …: both ends and round numbers of layers between.
+    """The axis of sites 0, 1, 2 …, with ticks at both ends and at round numbers of layers.
 
     >>> _by_layer(["embed", *(f"layer_{i:02d}" for i in range(30)), "final_norm"])["ticktext"]
     ['embed', '5', '10', '15', '20', '25', 'final']
@@ -113,10 +114,11 @@ def _by_layer(sites: Sequence[str]) -> dict[str, Any]:
 
 
 def over_checkpoints(runs: Sequence[Run], metric: str, *, most: int = _SITES) -> "Figure | None":
-    """Along training, or along size: for one run lines of up to ``most`` layers, for several one of each at its last site.
+    """Return a figure over training steps or model sizes: for one run with lines for up to ``most`` layers, for several runs
+    with one line each at the last site.
 
-    Models of different depth are met at the same share of it. Baselines are those of the last site. ``"loss"`` is a metric
-    here. Needs two checkpoints.
+    For models of different depth, layers at the same share of the depth are compared. Baselines are those of the last site.
+    ``metric`` can be ``"loss"``. Return ``None`` for fewer than two checkpoints.
     """
     axis = _Axis.of(runs)
     single = len(runs) == 1
@@ -158,9 +160,10 @@ def _trajectory(axis: "_Axis", records: Sequence[Record], y: list[float | None],
 
 @dataclass(frozen=True)
 class _Axis:
-    """Where checkpoints lie along x.
+    """The positions of checkpoints on the x axis.
 
-    Steps that span two decades lie on a log axis. It has no place for step 0: that stands one gap before the next step.
+    Steps that span two decades have a logarithmic axis. Step 0, which has no position on it, is drawn one interval before the
+    first step.
     """
 
     place: Callable[[Record], float]
@@ -198,9 +201,11 @@ class _Axis:
 
 
 def gain_curves(runs: Sequence[Run], *, increments: bool = False, per_dimension: bool = False) -> "Figure | None":
-    """Information gain against position in the text, at the last site: a line for every checkpoint, of several runs for the
-    last of each. The running sum (the paper's Figure 3), or what each token adds. Not every position is drawn; an
-    increment is then the mean of the positions since the one before.
+    """Return a figure of information gain against the position in the text at the last site, with one line per checkpoint, or
+    for several runs one line for the last checkpoint of each.
+
+    It shows the running sum (the paper's Figure 3), or the gain of each token with ``increments``. Not every position is drawn;
+    the increments between two drawn positions are averaged.
     """
     if len(runs) == 1:
         picked, names = [(runs[0], record) for record in runs[0].checkpoints], _labels(runs[0])
@@ -230,12 +235,12 @@ def gain_curves(runs: Sequence[Run], *, increments: bool = False, per_dimension:
         "xaxis": _titled("position in the text, tokens"),
         "yaxis": _titled("nats per dimension" if per_dimension else "nats"),
     }
-    title = "What each token adds" if increments else "Information gain of the text so far"
+    title = "Information gain of each token" if increments else "Information gain of the text so far"
     return _figure([line for line in lines if line], title, **layout)
 
 
 def _curve(record: Record, metric: str) -> Curve | None:
-    """At the last site that has it."""
+    """The curve at the last site that has it."""
     reading = record.reading
     for site in reversed(reading.sites if reading else ()):
         try:
@@ -246,7 +251,7 @@ def _curve(record: Record, metric: str) -> Curve | None:
 
 
 def _positions(length: int) -> list[int]:
-    """Positions 1 … length: the first ones all, later ones evenly.
+    """The positions that are drawn, from 1 to ``length``: all of the first ones, and evenly spaced later ones.
 
     >>> _positions(5), _positions(2048)[14:18], len(_positions(2048))
     ([1, 2, 3, 4, 5], [15, 16, 50, 84], 76)
@@ -257,7 +262,7 @@ def _positions(length: int) -> list[int]:
 
 
 def _means(curve: Curve, ends: Sequence[int]) -> list[float]:
-    """The mean of a curve over the positions since the end before, each by how many texts reach it."""
+    """The means of a curve between successive ``ends``, weighted by the number of texts that reach each position."""
     means = []
     for start, end in zip((0, *ends), ends, strict=False):
         pairs = [(m, n) for m, n in zip(curve.mean[start:end], curve.count[start:end], strict=True) if math.isfinite(m)]
@@ -270,7 +275,8 @@ def _means(curve: Curve, ends: Sequence[int]) -> list[float]:
 
 
 def agreement(run: Run) -> "Figure | None":
-    """How far Lasso and attention agree at each layer of the last checkpoint, beside what lots would give."""
+    """Return a figure of the agreement of Lasso and attention at each layer of the last checkpoint, with that expected by
+    chance."""
     sites = _sites(run, "lasso_attention_precision")
     if not sites:
         return None
@@ -291,7 +297,7 @@ def agreement(run: Run) -> "Figure | None":
 
 
 def agreement_over_checkpoints(run: Run) -> "Figure | None":
-    """The same as the mean over layers, along training or size."""
+    """Return a figure of the same, as means over layers, over training steps or model sizes."""
     axis, sites = _Axis.of([run]), _sites(run, "lasso_attention_precision")
     records = [record for record in run.checkpoints if axis.knows(record)]
     lines = [
@@ -315,9 +321,9 @@ def _mean(record: Record, metric: str, sites: Iterable[str]) -> float | None:
 
 
 def scaling(run: Run, metric: str) -> "Figure | None":
-    """A metric at the last site against the number of parameters, with the power law that fits it best.
+    """Return a figure of a metric at the last site against the number of parameters, with the best fit of a power law.
 
-    The figure says how far the points speak for that law, and when another does as well.
+    Its annotation compares this fit with a logarithm and a constant.
     """
     from geomprobe.theory.power_law import fit_power_law
 
@@ -337,7 +343,7 @@ def scaling(run: Run, metric: str) -> "Figure | None":
     try:
         law = fit_power_law(sizes, [value for _, value in known])
     except GeomprobeError as error:
-        said = f"no law fitted: {escape_label(str(error), most=90)}"
+        said = f"no power law was fitted: {escape_label(str(error), most=90)}"
     else:
         ratio = max(sizes) / min(sizes)
         along = [min(sizes) * ratio ** (i / 40) for i in range(41)]
@@ -355,7 +361,7 @@ def scaling(run: Run, metric: str) -> "Figure | None":
 
 
 def _verdict(weights: dict[str, float]) -> str:
-    """What the Akaike weights say of a power law; within a factor e of it another law fits as well.
+    """A sentence that compares the Akaike weights of a power law and the other laws. A law within a factor e fits as well.
 
     >>> _verdict({"power": 0.5, "log-linear": 0.3, "constant": 0.2})
     'A logarithm and a constant fit as well.<br>Akaike weights: power 0.50, logarithm 0.30, constant 0.20'
@@ -379,7 +385,7 @@ def _verdict(weights: dict[str, float]) -> str:
 
 
 def _value(record: Record | None, metric: str, site: str) -> float | None:
-    """Four digits of a number, ``None`` where it is missing or not finite. Gaussian rows have one site, whatever is asked."""
+    """A number with four digits, or ``None`` if it is missing or not finite. For Gaussian rows, ``site`` is ignored."""
     if record is None or record.reading is None:
         return None
     if metric == "loss":
@@ -392,20 +398,20 @@ def _four(value: float) -> float | None:
 
 
 def _sites(run: Run, metric: str) -> list[str]:
-    """The sites at which any checkpoint has the metric, shallow to deep: in the order of the deepest model."""
+    """The sites at which any checkpoint has the metric, in the order of the deepest model."""
     readings = sorted((record.reading for record in run.checkpoints if record.reading), key=lambda r: -len(r.sites))
     sites = list(dict.fromkeys(site for reading in readings for site in reading.sites))
     return [site for site in sites if any(_value(record, metric, site) is not None for record in run.checkpoints)]
 
 
 def _own(record: Record, sites: Iterable[str]) -> list[str]:
-    """Those of ``sites`` that the record's model has, shallow to deep."""
+    """Those of ``sites`` that the model of the record has, in order."""
     known = {*sites}
     return [site for site in (record.reading.sites if record.reading else ()) if site in known]
 
 
 def _labels(run: Run) -> list[str]:
-    """What the checkpoints are called beside each other, no two alike."""
+    """Unique labels of the checkpoints."""
     if run.axis == "step":
         names = [f"step {record.step:,}" for record in run.checkpoints]
     else:
@@ -414,15 +420,15 @@ def _labels(run: Run) -> list[str]:
 
 
 def _ticks(run: Run, records: Sequence[Record]) -> list[str]:
-    """What checkpoints are called under an axis: by step, by size where each has its own, else by name."""
+    """Tick labels of checkpoints: their steps, their sizes if these are unique, or else their names."""
     numbers = [record.step if run.axis == "step" else record.parameters for record in records]
     known = [si_format(number) for number in numbers if number is not None]
     return known if len({*known}) == len(records) else [escape_label(record.name, most=10) for record in records]
 
 
 def _nulls(checkpoints: Iterable[tuple[Run, Record, str, Ink]]) -> list[tuple[Record, dict[str, Any]]]:
-    """The null baselines of named checkpoints and how to draw them: in a colour of their own, or where there are several in
-    those of the checkpoints."""
+    """The null baselines of named checkpoints and how to draw them. A single baseline has its own colour; several have the
+    colours of their checkpoints."""
     checkpoints = list(checkpoints)
     drawn: list[tuple[Record, dict[str, Any]]] = []
     for kind, (label, dash, own) in BASELINES.items():
@@ -437,7 +443,7 @@ def _nulls(checkpoints: Iterable[tuple[Run, Record, str, Ink]]) -> list[tuple[Re
 
 
 def _some(things: Sequence[Any], most: int) -> list[Any]:
-    """At most so many of them, evenly, with both ends.
+    """At most ``most`` of the things, evenly spaced, including both ends.
 
     >>> _some(range(31), 4), _some("ab", 6)
     ([0, 10, 20, 30], ['a', 'b'])
@@ -447,13 +453,13 @@ def _some(things: Sequence[Any], most: int) -> list[Any]:
 
 
 def _ranked(count: int) -> tuple[list[Ink], list[bool]]:
-    """Colours of a sequence, and which of it the legend names."""
+    """The colours of a sequence of lines, and which of them the legend names."""
     named = set(_some(range(count), _NAMED))
     return [sequence(i / (count - 1) if count > 1 else 0.75) for i in range(count)], [i in named for i in range(count)]
 
 
 def _distinct(runs: Sequence[Run]) -> list[Ink]:
-    """Colours of runs: by size where they have different ones, else one for each."""
+    """The colours of runs: a sequence by model size if all sizes differ, or else categorical colours."""
     sizes = sorted({run.checkpoints[-1].parameters or 0 for run in runs})
     if len(sizes) == len(runs):
         colours = _ranked(len(sizes))[0]
@@ -482,7 +488,7 @@ def _line(
 
 
 def _drawn(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that have a number."""
+    """The lines that have a number."""
     return [line for line in lines if any(y is not None for y in line["y"])]
 
 

@@ -1,4 +1,4 @@
-"""One page of one or several runs: what was measured, figures with what they are not, and their numbers as tables."""
+"""The report page of one or several runs: a summary, figures with explanations and caveats, and their numbers as tables."""
 
 import json
 import math
@@ -37,11 +37,11 @@ _RANKS = {
 }
 _GLANCE = {
     "loss": ("the loss", "nats per token"),
-    "entropy": ("the entropy of the last layer", "of its maximum"),
+    "entropy": ("the entropy at the last site", "of its maximum"),
     "effective_rank": ("its effective rank", "directions"),
-    "gain_per_token": ("what a token adds", "nats"),
+    "gain_per_token": ("the information gain per token", "nats"),
 }
-"""The first figures of a page, and what its first sentence calls them."""
+"""The metrics of the first figures of the page, with their names and units in its first sentence."""
 _SCALED = (
     "entropy",
     "matrix_entropy",
@@ -52,16 +52,19 @@ _SCALED = (
 )
 _OTHERS = "Other views"
 _LEAST = {3: 20, 4: 13, 6: 20}
-"""How wide a figure is at least, in rem, where there are so many side by side."""
+"""Minimum width of a figure in rem, by the number of figures side by side."""
 
 
 @dataclass(frozen=True)
 class FigureGroup:
-    """Figures under one heading, and two sentences on them.
+    """Figures under one heading, with an explanation and a caveat.
 
     Attributes:
-        views: sets of figures of which one is seen at a time, by what the switches say: ``(run, normalisation)``.
-        tabled: how many figures of a view have their numbers in a table; those after them show the same numbers again.
+        title: the heading.
+        read: how to read the figures.
+        caveat: what they do not mean.
+        views: sets of figures of which one is visible at a time, by the values of the switches: ``(run, normalisation)``.
+        tabled: number of figures of a view whose numbers are in a table; the other figures show the same numbers again.
     """
 
     title: str
@@ -72,17 +75,21 @@ class FigureGroup:
 
 
 def report_page(runs: Sequence[Run]) -> str:
-    """The page as one document: it loads nothing, and runs from a file.
+    """Return the report as one self-contained HTML document, which works from a file.
 
     Raises:
-        GeomprobeError: there is no run, or one in which no checkpoint was read.
+        GeomprobeError: if there is no run, or if a run has no checkpoint that was measured.
     """
     if not runs:
         raise GeomprobeError("a report needs a run: give the folder of a sweep")
     for run in runs:
         if not run.checkpoints:
-            why = f"the last of {len(run.failed)} said {run.failed[-1].error}" if run.failed else "it has no records yet"
-            raise GeomprobeError(f"{run.path}: no checkpoint of this run was read, so there is nothing to show: {why}")
+            why = (
+                f"{len(run.failed)} failed, the last one with: {run.failed[-1].error}"
+                if run.failed
+                else "it has no records yet"
+            )
+            raise GeomprobeError(f"{run.path}: this run has no measured checkpoint, so there is nothing to show: {why}")
     compared = _comparable(runs)
     drawn: list[dict[str, Any]] = []
     body = "".join(_section(title, plates, drawn) for title, plates in _sections(compared) if plates)
@@ -107,14 +114,14 @@ def report_page(runs: Sequence[Run]) -> str:
         ).replace("<", "\\u003c"),
         "plotly": plotly,
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda field: parts[field[1]], page)  # one pass: a name may hold {{…}} itself
+    return re.sub(r"\{\{(\w+)\}\}", lambda field: parts[field[1]], page)  # one pass: a name may contain {{…}} itself
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------------
 
 
 def _comparable(runs: Sequence[Run]) -> list[Run]:
-    """One run per model over its training, or one run over models: however the sweeps were cut."""
+    """The runs in a form that can be compared: one run for each model over its training, or one run over all models."""
     parted = [part for run in runs for part in _by_size(run)]
     if len(parted) == 1 or any(len(run.checkpoints) > 1 for run in parted):
         return parted
@@ -128,7 +135,7 @@ def _comparable(runs: Sequence[Run]) -> list[Run]:
 
 
 def _by_size(run: Run) -> list[Run]:
-    """A sweep over both steps and sizes as one run for each size."""
+    """A sweep over both steps and sizes, divided into one run for each size."""
     sizes = list(dict.fromkeys(record.parameters for record in run.checkpoints))
     if run.axis == "parameters" or len(sizes) == 1:
         return [run]
@@ -146,34 +153,35 @@ def _by_size(run: Run) -> list[Run]:
 
 def _sections(runs: Sequence[Run]) -> list[tuple[str, list[FigureGroup]]]:
     glance = FigureGroup(
-        f"At the last layer, {'along training' if runs[0].axis == 'step' else 'model by model'}",
-        "The loss on the same tokens beside three numbers of the rows that the model predicts from: look where their courses "
-        "turn.",
-        "That two of them move together does not make one the cause of the other.",
+        f"Overview at the last site, {'over training' if runs[0].axis == 'step' else 'by model'}",
+        "The loss, and three metrics of the rows from which the model predicts, on the same tokens: note the steps at which "
+        "they change direction.",
+        "If two of them change together, this does not show that one causes the other.",
         _one(figures.over_checkpoints(runs, metric, most=1) for metric in _GLANCE),
     )
     entropy = FigureGroup(
         "Entropy by layer",
-        "How widely the rows of a layer spread over directions, across depth, by checkpoint and as a map of both; the switch "
-        "changes what it is divided by.",
-        "It is not the entropy of tokens or predictions, and a trend that shows under one divisor only is a trend of the "
-        "divisor: log d grows with width, and n with the data.",
+        "How widely the rows of a layer spread over directions, by layer, by checkpoint, and as a heatmap of both. The switch "
+        "selects the normalisation.",
+        "It is not the entropy of tokens or predictions. A trend that appears under one normalisation only comes from its "
+        "denominator: log d grows with the width, and n with the data.",
         _by_run(runs, _NORMALISED, _layers),
         1,
     )
     ranks = FigureGroup(
-        "How many directions",
-        "Counts of directions in use: e<sup>H</sup>, the same over d, and two that weigh large directions more.",
-        "None is the rank of a matrix, and all grow with the number of rows until it is far above d.",
+        "Effective number of directions",
+        "Smooth counts of the directions in use: the effective rank e<sup>H</sup>, the same divided by d, and two counts in "
+        "which large directions have more weight.",
+        "None of them is the rank of a matrix, and all of them grow with the number of rows until it is much larger than d.",
         _by_run(runs, _RANKS, _layers),
         1,
     )
     wide = len({record.width for run in runs for record in run.checkpoints}) > 1  # then compare per dimension first
     gain = FigureGroup(
         "Information gain by position",
-        "The nats that a text has opened up to a position (the paper’s Figure 3), and what each next token adds: a curve bends "
-        "where new rows repeat old directions.",
-        "It is not surprisal and not mutual information between tokens, and later positions rest on fewer, longer texts.",
+        "The information gain of a text up to a position (the paper’s Figure 3), and the gain of each token: a curve flattens "
+        "where new rows repeat earlier directions.",
+        "It is neither surprisal nor mutual information between tokens, and later positions are reached by fewer texts.",
         {
             (label,): both
             for label, per in sorted({"nats": False, "per dimension": True}.items(), reverse=wide)
@@ -182,18 +190,18 @@ def _sections(runs: Sequence[Run]) -> list[tuple[str, list[FigureGroup]]]:
     )
     latest = _latest(runs)
     scaled = FigureGroup(
-        "With size",
-        "Each point is a model, the line is the power law y = c + a·x<sup>b</sup> that fits best, and under it stands how "
-        "far the points speak for it against a logarithm and a constant.",
-        "A curve through a handful of models is not a law; where Gaussian rows of the same shape rise or fall alike, the trend "
-        "is that of n and d.",
+        "By model size",
+        "Each point is a model, and the line is the best fit of a power law y = c + a·x<sup>b</sup>. The text under each "
+        "figure compares this fit with a logarithm and with a constant.",
+        "A fit to a few models does not establish a law. If Gaussian rows of the same number and width show the same trend, it "
+        "comes from n and d.",
         _one(figures.scaling(latest, metric) for metric in _SCALED) if latest else {},
     )
     agreement = FigureGroup(
         "Lasso and attention",
-        "Whether the tokens a row can be rebuilt from are those its layer attends to: only what lies above the dotted line is "
-        "more than lots would give.",
-        "Agreement is no evidence that attention weights explain the model, nor that it computes the Lasso.",
+        "Whether the tokens from which the Lasso reproduces a row are those that the layer attends to. The dotted line is the "
+        "agreement expected by chance.",
+        "Agreement is not evidence that attention weights explain the model, nor that the model computes a Lasso.",
         {
             (name,): both
             for name, run in _named(runs).items()
@@ -223,7 +231,7 @@ def _layers(run: Run, metric: str) -> list["Figure"]:
 
 
 def _compact(runs: Sequence[Run], metric: str) -> dict[tuple[str, ...], Sequence["Figure"]]:
-    """Of one run across depth, or over checkpoints where only one site has it; of several over checkpoints."""
+    """The figure of one metric: for one run across depth, and over checkpoints if only one site has it or for several runs."""
     first = figures.across_depth(runs[0], metric) if len(runs) == 1 else None
     return _one([first or figures.over_checkpoints(runs, metric)])
 
@@ -252,7 +260,7 @@ def _by_run(
 
 
 def _named(runs: Sequence[Run]) -> dict[str, Run]:
-    """By names that differ."""
+    """The runs by unique names."""
     names = [run.name for run in runs]
     return {
         name if names.count(name) == 1 else f"{name} ({i + 1})": run
@@ -265,7 +273,7 @@ def _drawn(found: Iterable["Figure | None"]) -> list["Figure"]:
 
 
 def _one(found: Iterable["Figure | None"]) -> dict[tuple[str, ...], Sequence["Figure"]]:
-    """A single view of those that there are."""
+    """A single view of the figures that exist."""
     return {("",): drawn} if (drawn := _drawn(found)) else {}
 
 
@@ -273,7 +281,7 @@ def _one(found: Iterable["Figure | None"]) -> dict[tuple[str, ...], Sequence["Fi
 
 
 def _section(title: str, plates: Sequence[FigureGroup], drawn: list[dict[str, Any]]) -> str:
-    """Plates under a heading, a plate alone under its own; small ones side by side have one legend together."""
+    """Figure groups under a heading; a single group uses its own title as heading. Small groups side by side share a legend."""
     shared: list[str] = []
     if title == _OTHERS:
         figures = [figure for plate in plates for view in plate.views.values() for figure in view]
@@ -350,7 +358,8 @@ def _view(plate: FigureGroup, view: Sequence["Figure"], called: str, drawn: list
 
 
 def _legend(traces: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the lines are; of a sequence of many its ends, with its colours between. Nothing for a single line, or a map."""
+    """The legend of a figure. A long sequence is shown by its first and last name with the colours between; a single line and a
+    heatmap have no legend."""
     if len(traces) < 2:
         return []
     sequence = [trace for trace in traces if trace["line"]["dash"] == "solid"]
@@ -379,7 +388,8 @@ def _listed(legend: Sequence[str]) -> str:
 
 
 def _table(traces: Sequence[Mapping[str, Any]]) -> str:
-    """The numbers of a figure: a column for every line, a row for every place along x. Its texts are harmless already."""
+    """The numbers of a figure as a table with one column per line and one row per position on the x axis. Texts are escaped
+    already."""
     if traces[0]["type"] == "heatmap":
         return ""
     lines = [trace for trace in traces if trace["name"] != "power law"]
@@ -402,7 +412,7 @@ def _cell(value: float | None) -> str:
 
 
 def _spoken(traces: Sequence[Mapping[str, Any]]) -> str:
-    """A figure in a sentence, for those who cannot see it; its numbers are in the table."""
+    """A figure described in a sentence, for screen readers. Its numbers are in the table."""
     if traces[0]["type"] == "heatmap":
         rows, known = traces[0]["z"], [value for row in traces[0]["z"] for value in row if value is not None]
         what = f"A map of {len(rows)} layers by {len(rows[0])} checkpoints"
@@ -415,7 +425,7 @@ def _spoken(traces: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _packed(plain: dict[str, Any]) -> dict[str, Any]:
-    """A figure without what the page has once: the template, and names along x that all lines share."""
+    """A figure without the parts that the page stores once: the template, and labels on the x axis that all lines share."""
     plain["layout"].pop("template")
     plain["layout"]["showlegend"] = False  # the page has its own
     first, *others = plain["data"]
@@ -429,9 +439,9 @@ def _packed(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _summary(runs: Sequence[Run]) -> str:
-    """What happened, in a sentence with the run's own numbers."""
+    """A sentence with the first and last numbers of the run."""
     if len(runs) > 1:
-        return f"{len(runs)} runs over training, side by side."
+        return f"{len(runs)} runs over training."
     first, last = runs[0].checkpoints[0], runs[0].checkpoints[-1]
     courses = []
     for metric, (name, unit) in _GLANCE.items():
@@ -457,15 +467,15 @@ def _called(record: Record) -> str:
 
 
 def _facts(runs: Sequence[Run]) -> str:
-    """What was measured; every part of a manifest may be missing."""
-    facts: dict[str, dict[str, None]] = {}  # by name, what the runs say, each thing once
+    """A list of what was measured. Every part of a manifest may be missing."""
+    facts: dict[str, dict[str, None]] = {}  # the distinct values of all runs, by name
 
     def say(name: str, *values: str) -> None:
         facts.setdefault(name, {}).update(dict.fromkeys(value for value in values if value))
 
     for run in runs:
         data = _mapping(run.manifest.get("data"))
-        counts = {"texts": "texts", "tokens": "tokens", "sample_tokens": "tokens sampled for what is dear"}
+        counts = {"texts": "texts", "tokens": "tokens", "sample_tokens": "tokens in the sample for expensive metrics"}
         nulls = [
             name
             for name, kind in (("untrained", "untrained"), ("Gaussian", "gaussian"))
@@ -475,7 +485,7 @@ def _facts(runs: Sequence[Run]) -> str:
         say("Data", escape_label(str(data.get("name") or ""), most=80))
         say("Tokens", ", ".join(f"{data[key]:,} {name}" for key, name in counts.items() if isinstance(data.get(key), int)))
         say("Hash", f"<code>{escape_label(str(data.get('hash') or ''), most=80)}</code>" * bool(data.get("hash")))
-        read = f"{len(run.checkpoints)} read" + f", {len(run.failed)} failed" * bool(run.failed)
+        read = f"{len(run.checkpoints)} measured" + f", {len(run.failed)} failed" * bool(run.failed)
         say("Checkpoints", f"{escape_label(run.name)}: {read}" if len(runs) > 1 else read)
         say("Baselines", ", ".join(nulls))
         say(
@@ -489,7 +499,7 @@ def _facts(runs: Sequence[Run]) -> str:
         for r in run.checkpoints:
             size = f"{si_format(r.parameters)} parameters" if r.parameters else ""
             shape = ", ".join(part for part in (size, f"d\u00a0=\u00a0{r.width}" * bool(r.width)) if part)
-            where = folders.copy().pop() if together else r.model or r.name  # checkpoints of a training lie in one folder
+            where = folders.copy().pop() if together else r.model or r.name  # checkpoints of one training are in one folder
             say("Models", escape_label(where, most=80) + f" ({shape})" * bool(shape))
     listed = "".join(f"<div><dt>{name}</dt><dd>{'; '.join(values)}</dd></div>" for name, values in facts.items() if values)
     failed = [
@@ -504,18 +514,18 @@ def _facts(runs: Sequence[Run]) -> str:
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
-    """What a reader must know before comparing."""
+    """Remarks that a reader must know before comparing numbers."""
     read = [record for run in runs for record in run.checkpoints]
     notes = []
     if len({record.tokens for record in read}) > 1:
-        notes.append("These checkpoints did not read the same tokens: compare their numbers with care.")
+        notes.append("These checkpoints read different tokens: compare their numbers with care.")
     counts = {
         record.reading.values.get(f"tokens/{record.reading.sites[-1]}")
         for record in read
         if record.reading and record.reading.sites
     }
     if len(counts) > 1:
-        notes.append("These checkpoints read different numbers of tokens: entropies and ranks grow with them.")
+        notes.append("These checkpoints read different numbers of tokens, with which entropies and ranks grow.")
     said = dict.fromkeys(note for record in read if record.reading for note in record.reading.notes)
     return notes + [escape_label(note, most=300) for note in list(said)[:8]]
 

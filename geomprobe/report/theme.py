@@ -1,4 +1,4 @@
-"""How figures look, on light paper and on dark: the colours of the pages of this house, and text from a run made harmless."""
+"""The appearance of figures in light and dark colour schemes, and the escaping of text from a run."""
 
 import html
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from geomprobe.sweeps.records import Kind
 __all__ = ["BASELINES", "Ink", "categorical", "escape_label", "sequence", "si_format", "template"]
 
 Ink = tuple[str, str]
-"""A colour for light paper and one for dark."""
+"""A colour for the light scheme and one for the dark scheme."""
 
 _FAINT_TO_STRONG = (
     ("#b3bde6", "#919bd3", "#7176b8", "#5d4a90", "#45235f", "#260a33"),
@@ -28,7 +28,7 @@ BASELINES: dict[Kind, tuple[str, str, Ink]] = {
     "untrained": ("untrained", "dash", ("#a8540f", "#f0a268")),
     "gaussian": ("Gaussian rows", "dot", ("#3d7a5c", "#7cc7a2")),
 }
-"""Of each null baseline what the legend calls it, its dash and its colour."""
+"""For each null baseline its label in legends, its dash and its colour."""
 
 _PAPER = (
     {"ink": "#24262d", "muted": "#62666f", "line": "#e2dfd7", "card": "#ffffff"},
@@ -38,18 +38,18 @@ _FONT = 'system-ui, -apple-system, "Segoe UI", "Liberation Sans", sans-serif'
 
 
 def sequence(place: float) -> Ink:
-    """The colour at a place from 0 (faint: early, shallow, small) to 1 (strong)."""
+    """Return the colour at a position from 0 (faint: early, shallow or small) to 1 (strong)."""
     light, dark = (_between(scale, place) for scale in _FAINT_TO_STRONG)
     return light, dark
 
 
 def categorical(number: int) -> Ink:
-    """The colour of one of a few things that have no order; after six they come again."""
+    """Return one of six colours for categories without an order. They repeat after six."""
     return _SETS[number % len(_SETS)]
 
 
 def template(*, dark: bool = False) -> dict[str, Any]:
-    """The plotly template of a figure: all that differs between light and dark, but the colours of lines."""
+    """Return the Plotly template of figures in the light or dark scheme. It does not include the colours of lines."""
     paper = _PAPER[dark]
     axis = {
         "gridcolor": paper["line"],
@@ -94,7 +94,8 @@ def template(*, dark: bool = False) -> dict[str, Any]:
 
 
 def escape_label(text: str, *, most: int = 26) -> str:
-    """Text from a run, for a figure or a page: invisible characters shown, cut in the middle, no tag in it.
+    """Return text from a run for a figure or page: HTML is escaped, invisible characters are shown, and text longer than
+    ``most`` characters is shortened in the middle.
 
     >>> escape_label("<b>a model</b>")
     '&lt;b&gt;a model&lt;/b&gt;'
@@ -106,7 +107,7 @@ def escape_label(text: str, *, most: int = 26) -> str:
 
 
 def si_format(number: float) -> str:
-    """A number as short as a tick wants it.
+    """Return a number in a short form for tick labels.
 
     >>> [si_format(n) for n in (512, 1000, 143000, 162_322_944, 6.9e9)]
     ['512', '1k', '143k', '162M', '6.9B']

@@ -1,4 +1,4 @@
-"""One text as a page to move over: what each token adds, and which earlier tokens it can be written by."""
+"""An interactive page of one text: the information gain of each token, and its weights on earlier tokens."""
 
 import html
 import json
@@ -16,28 +16,28 @@ from geomprobe.errors import GeomprobeError
 __all__ = ["KINDS", "Row", "TokenPage", "printable"]
 
 KINDS = ("lasso", "ridge", "attention")
-"""The ways of picking, in the order the page shows them."""
+"""The kinds of weights, in the order in which the page shows them."""
 
 Row = tuple[tuple[tuple[int, float], ...], ...]
-"""The picks at one site: for every token the earlier tokens by position and their weights, largest first."""
+"""The picks at one site: for every token the positions of earlier tokens and their weights, largest first."""
 
 
 @dataclass(frozen=True)
 class TokenPage:
-    """The tokens of one text, what each adds at every site, and which earlier ones pick it up.
+    """The data of a page of one text: its tokens, their information gain at every site, and their picks.
 
     Attributes:
-        title: what is shown, such as the model's name.
+        title: title of the page, such as the name of the model.
         tokens: the text, token by token, of any characters.
-        sites: the places of the layer slider, in order.
-        gain: for every site and token, the information gain in nats; NaN where unknown.
-        picks: for every kind of :data:`KINDS` there is, a row of picks per site; an empty row where a site has none.
-        r2: for every site and token, the share of the row that the Lasso explains; NaN where undefined.
-        notes: what a reader must know, such as why a kind is missing.
-        start: the site shown first; the last one if there is none of this name.
+        sites: the positions of the layer slider, in order.
+        gain: information gain in nats for every site and token; NaN where unknown.
+        picks: for some or all kinds of :data:`KINDS`, the picks at every site; empty for a site that has none.
+        r2: R² of the Lasso for every site and token; NaN where undefined.
+        notes: remarks that a reader must know, such as why a kind is missing.
+        start: the site shown first; the last one if there is no site of this name.
 
     Raises:
-        GeomprobeError: there is nothing to show, or the parts do not fit each other.
+        GeomprobeError: if there are no tokens or sites, or if the shapes of the attributes do not agree.
     """
 
     title: str
@@ -53,7 +53,7 @@ class TokenPage:
         if not self.tokens or not self.sites:
             raise GeomprobeError("a page needs at least one token and one site")
         if unknown := [kind for kind in self.picks if kind not in KINDS]:
-            raise GeomprobeError(f"picks are of the kinds {', '.join(KINDS)}, not {', '.join(unknown)}")
+            raise GeomprobeError(f"unknown kinds of picks: {', '.join(unknown)}; expected some of {', '.join(KINDS)}")
         shape = (len(self.sites), len(self.tokens))
         for name, table in {"gain": self.gain, "r2": self.r2, **self.picks}.items():
             lengths = {len(row) for row in table} - ({0} if name in self.picks else set())
@@ -66,7 +66,7 @@ class TokenPage:
                         raise GeomprobeError(f"{kind} at {site}: token {t} must pick earlier tokens with finite weights")
 
     def to_html(self) -> str:
-        """The page as one document: it loads nothing, and runs from a file or in a frame."""
+        """Return the page as one self-contained HTML document, which works from a file or in a frame."""
         template = files("geomprobe.report").joinpath("tokens.html").read_text("utf-8")
         script = template.partition("<script>")[2].partition("</script>")[0]
         start = self.sites.index(self.start) if self.start in self.sites else len(self.sites) - 1
@@ -82,7 +82,7 @@ class TokenPage:
             "high": _nats(high),
             "data": self._data(start),
         }
-        return re.sub(r"\{\{(\w+)\}\}", lambda field: parts[field[1]], template)  # one pass: a text may hold {{…}} itself
+        return re.sub(r"\{\{(\w+)\}\}", lambda field: parts[field[1]], template)  # one pass: a text may contain {{…}} itself
 
     def _data(self, start: int) -> str:
         data = {
@@ -96,7 +96,7 @@ class TokenPage:
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """The least and the largest finite value; NaN if there is none."""
+    """The smallest and the largest finite value; NaN if there is none."""
     finite = [value for value in values if math.isfinite(value)]
     return (min(finite), max(finite)) if finite else (math.nan, math.nan)
 
@@ -110,9 +110,9 @@ def _thousandths(values: Sequence[float]) -> list[int | None]:
 
 
 def _packed(row: Row) -> str:
-    """Base64 of varints: for every token how many it picks, then each one's distance back and its weight in thousandths.
+    """Picks as varints in base64: for every token the number of its picks, and the distance and weight in thousandths of each.
 
-    Of a thousand tokens, 32 sites and three kinds JSON would be twice as long. A weight ``w`` is written as ``2w``, or
+    For a thousand tokens, 32 sites and three kinds this is half as long as JSON. A weight ``w`` is written as ``2w``, or
     ``-2w - 1`` if it is negative.
     """
     packed = bytearray()
@@ -130,7 +130,7 @@ def _packed(row: Row) -> str:
 
 
 def _token(token: str, gain: float, low: float, high: float) -> str:
-    """A token in the flow of the text, shaded by its gain. The single space before a word is a gap, not part of it."""
+    """A token as HTML, shaded by its gain. A single space before a word is written between the tokens."""
     gap, word = (" ", token[1:]) if token.startswith(" ") and token[1:2].strip() else ("", token)
     shade = f' style="--g:{(gain - low) / ((high - low) or 1):.3f}"' if math.isfinite(gain) else ' data-unknown=""'
     end = "<br>" if "\n" in word else ""
@@ -138,14 +138,14 @@ def _token(token: str, gain: float, low: float, high: float) -> str:
 
 
 def _visible(token: str) -> str:
-    """A token with what cannot be seen made visible: spaces at its ends, control characters, nothing at all."""
+    """A token with signs for what cannot be seen: spaces at its ends, control characters, or an empty token."""
     shown = printable(re.sub(r"^ +| +$| {2,}", lambda spaces: "␣" * len(spaces[0]), token))
-    mark = unicodedata.category(shown[:1] or "-").startswith("M")  # it would land on the letter of another token
+    mark = unicodedata.category(shown[:1] or "-").startswith("M")  # a combining mark would be drawn on the token before
     return "◌" * mark + shown or "∅"
 
 
 def printable(text: str) -> str:
-    """Any text with what a page would swallow or obey made visible: control characters, joiners, strange spaces."""
+    """Return text with visible signs for control characters, joiners and unusual spaces."""
     return "".join(_character(character, alone=len(text) == 1) for character in text)
 
 

@@ -1,1 +1,1 @@
-"""Many checkpoints on the same tokens, into records that outlive a crash."""
+"""Sweeps: measure many checkpoints on the same tokens, and write records that survive a crash."""

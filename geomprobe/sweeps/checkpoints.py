@@ -1,4 +1,4 @@
-"""Checkpoints to sweep over, and their files before they are needed."""
+"""Finds the checkpoints of a sweep, and reads their files ahead of time."""
 
 import os
 import re
@@ -16,18 +16,18 @@ __all__ = ["Checkpoint", "find_checkpoints", "read_ahead", "weights_hash"]
 _CHUNK = 1 << 24
 _END = 1 << 20
 _FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
-"""What a model is loaded from."""
+"""The files from which a model is loaded."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One model to read.
+    """One model of a sweep.
 
     Attributes:
-        name: what it is called in the run.
+        name: name of the checkpoint in the run.
         model: hub id, directory, or path of a ``.gguf`` file.
-        revision: on the hub.
-        step: the training step, as far as its name tells.
+        revision: branch, tag or commit on the hub.
+        step: the training step, if the name contains it.
     """
 
     name: str
@@ -37,20 +37,20 @@ class Checkpoint:
 
 
 def find_checkpoints(models: Sequence[str], revisions: Sequence[str] = ()) -> list[Checkpoint]:
-    """What to sweep over, in the order in which it is read: by step, or as given.
+    """Return the checkpoints of a sweep in the order in which they are measured: by step, or else as given.
 
     Args:
-        models: a directory with folders ``checkpoint-*`` in it, as Trainer writes them; or hub ids or directories of models.
-        revisions: of one model: ``step1``, ``step512`` … as Pythia has them, tags or commits.
+        models: a directory that contains folders ``checkpoint-*``, as Trainer writes them; or hub ids or directories of models.
+        revisions: revisions of one model on the hub, such as the tags ``step1``, ``step512`` … of Pythia.
 
     Raises:
-        GeomprobeError: there is nothing, or it is not clear what is meant.
+        GeomprobeError: if there is no checkpoint, or if several have the same name.
     """
     if not models:
         raise GeomprobeError("no model: give a directory of checkpoints, or one or more model ids")
     if revisions:
         if len(models) > 1:
-            raise GeomprobeError("revisions are of one model: make a run for each, and one report of them all")
+            raise GeomprobeError("revisions belong to one model: run one sweep for each model, and one report of all sweeps")
         found = [Checkpoint(revision, models[0], revision, _step(revision)) for revision in revisions]
         return _sorted(found)
     found = [checkpoint for model in models for checkpoint in _of_model(model)]
@@ -59,10 +59,11 @@ def find_checkpoints(models: Sequence[str], revisions: Sequence[str] = ()) -> li
 
 @contextmanager
 def read_ahead(checkpoints: Sequence[Checkpoint]) -> Iterator[None]:
-    """While the caller works, fetch and read the files of ``checkpoints``, so that loading them finds them in memory.
+    """A context manager that downloads and reads the files of ``checkpoints`` in a thread, so that they are in memory when they
+    are loaded.
 
-    Only files are touched in the other thread: loading sets PyTorch's default dtype for the whole process. What goes wrong here
-    goes wrong again where the checkpoint is loaded, and is told there.
+    The thread only reads files and does not load models, because loading sets PyTorch's default dtype for the whole process.
+    Errors are ignored here: they occur again, and are reported, when the checkpoint is loaded.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="geomprobe-read-ahead") as pool:
         waiting: list[Future[None]] = [pool.submit(_read, checkpoint) for checkpoint in checkpoints]
@@ -74,9 +75,9 @@ def read_ahead(checkpoints: Sequence[Checkpoint]) -> Iterator[None]:
 
 
 def weights_hash(model: str) -> str | None:
-    """A hash that other weights under the same name do not have: of the names, sizes and both ends of the weights' files.
+    """Return a hash that tells whether weights of the same name were replaced: of the names, sizes and both ends of the files.
 
-    A whole file need not be read for it: a training moves every weight. ``None`` for what is not on this disk.
+    The files are not read whole, because training changes every weight. ``None`` if the files are not on this disk.
     """
     hashed, files = sha256(), _weights(Path(model))
     try:
@@ -86,13 +87,13 @@ def weights_hash(model: str) -> str | None:
                 hashed.update(file.read(_END))
                 file.seek(-min(_END, path.stat().st_size), os.SEEK_END)
                 hashed.update(file.read())
-    except OSError:  # gone meanwhile, or not to be read: told where it is loaded
+    except OSError:  # removed meanwhile, or not readable: reported when the checkpoint is loaded
         return None
     return hashed.hexdigest() if files else None
 
 
 def _weights(path: Path) -> list[Path]:
-    """The files of weights of a directory, or a file of its own."""
+    """The files of weights in a directory, or the file itself."""
     return [path] if path.is_file() else sorted(path.glob("*.safetensors"))
 
 
@@ -105,7 +106,7 @@ def _of_model(model: str) -> list[Checkpoint]:
 
 
 def _sorted(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
-    """By step; those without one stand behind, as given (``main`` is the end of a training)."""
+    """The checkpoints by step, followed by those without a step as given (``main`` is usually the end of training)."""
     return _distinct(sorted(checkpoints, key=lambda c: (c.step is None, c.step or 0)))
 
 
@@ -114,13 +115,14 @@ def _distinct(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         where = ", ".join(checkpoint.model for checkpoint in checkpoints if checkpoint.name in twice)
         raise GeomprobeError(
-            f"{', '.join(twice)}: named twice ({where}); give each checkpoint once, in a folder of a name of its own"
+            f"{', '.join(twice)}: there are several checkpoints of this name ({where}); give each checkpoint once, in a folder "
+            "with a unique name"
         )
     return checkpoints
 
 
 def _step(name: str) -> int | None:
-    """``step512``, ``checkpoint-400``, ``stage1-step1000-tokens5B``.
+    """The training step in a name such as ``step512`` or ``checkpoint-400``, or ``None``.
 
     >>> _step("stage1-step1000-tokens5B"), _step("checkpoint-400"), _step("main")
     (1000, 400, None)

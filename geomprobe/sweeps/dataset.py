@@ -1,4 +1,4 @@
-"""Texts to read: from a file or a data set to batches of tokens that every checkpoint sees alike."""
+"""The texts of a sweep: from a file or a dataset to batches of tokens that are the same for every checkpoint."""
 
 import gzip
 import json
@@ -23,47 +23,47 @@ __all__ = ["Batch", "TokenizedTexts", "read_documents", "tokenize_documents"]
 
 _MOST_DOCUMENTS = 10_000
 _MOST_CHARACTERS = 1 << 26
-"""How much of a source is read: random order needs all of it at once."""
+"""Limits of how much of a source is read, because shuffling needs all documents in memory."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts padded on the right: ``ids`` and ``mask`` ``(batch, length)``, on the CPU."""
+    """A batch of texts padded on the right: ``ids`` and ``mask`` ``(batch, length)``, on the CPU."""
 
     ids: Tensor
     mask: Tensor
 
     @property
     def tokens(self) -> int:
-        """How many tokens there are, padding not counted."""
+        """The number of tokens without padding."""
         return int(self.mask.sum())
 
 
 @dataclass(frozen=True)
 class TokenizedTexts:
-    """A data set as one tokenizer cuts it.
+    """The texts of a dataset as token ids of one tokenizer.
 
     Attributes:
-        ids: the texts as lists of token ids, in the order in which they are drawn.
+        ids: the token ids of each text, in shuffled order.
     """
 
     ids: tuple[tuple[int, ...], ...]
 
     @property
     def tokens(self) -> int:
-        """How many tokens there are."""
+        """The number of tokens."""
         return sum(map(len, self.ids))
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the tokens and of where the texts end."""
+        """The SHA-256 hash of the tokens and of the ends of texts."""
         hashed = sha256()
         for text in self.ids:
             hashed.update(struct.pack(f"<q{len(text)}q", len(text), *text))
         return hashed.hexdigest()
 
     def split(self, tokens: int) -> "tuple[TokenizedTexts, TokenizedTexts]":
-        """The first texts, as many as hold ``tokens`` tokens, and the rest."""
+        """Return the first texts, as many as contain at least ``tokens`` tokens, and the rest."""
         held, cut = 0, 0
         while cut < len(self.ids) and held < tokens:
             held += len(self.ids[cut])
@@ -71,7 +71,8 @@ class TokenizedTexts:
         return TokenizedTexts(self.ids[:cut]), TokenizedTexts(self.ids[cut:])
 
     def batches(self, tokens: int) -> list[Batch]:
-        """Batches of at most ``tokens`` places, padding included (but at least one text): texts of like length together."""
+        """Return batches of at most ``tokens`` tokens, padding included, but at least one text each. Texts of similar length
+        are batched together."""
         batches: list[Batch] = []
         held: list[tuple[int, ...]] = []
         for text in sorted(self.ids, key=len, reverse=True):
@@ -83,19 +84,19 @@ class TokenizedTexts:
 
 
 def read_documents(data: str, *, field: str = "text", split: str = "train", seed: int = 0) -> list[str]:
-    """Documents of a file or data set, in an order that ``seed`` draws.
+    """Return the documents of a file or dataset in shuffled order.
 
-    Of a large source the first 10,000 documents are read, and no more than 64 million characters.
+    At most the first 10,000 documents and about 64 million characters are read.
 
     Args:
-        data: a ``.txt`` (one document), ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file, or a data set's id on the hub, with its
-            configuration after a colon (``wikitext:wikitext-2-raw-v1``).
-        field: where the text of a document stands; of no matter for ``.txt``.
-        split: of a data set on the hub.
-        seed: of the order.
+        data: a ``.txt`` (one document), ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file, or the id of a dataset on the hub, with
+            its configuration after a colon (``wikitext:wikitext-2-raw-v1``).
+        field: name of the field that contains the text of a document; not used for ``.txt``.
+        split: split of a dataset on the hub.
+        seed: seed of the order.
 
     Raises:
-        GeomprobeError: it cannot be read, or holds no text there.
+        GeomprobeError: if the data cannot be read, or contain no text in ``field``.
     """
     path = Path(data)
     try:
@@ -106,14 +107,14 @@ def read_documents(data: str, *, field: str = "text", split: str = "train", seed
         elif path.name.endswith((".jsonl", ".jsonl.gz", ".json.gz")):
             found = _json_lines(path, field)
         elif path.exists():
-            raise GeomprobeError(f"{data}: expected a .txt, .jsonl, .jsonl.gz or .parquet file, or a data set's id")
+            raise GeomprobeError(f"{data}: expected a .txt, .jsonl, .jsonl.gz or .parquet file, or the id of a dataset")
         else:
             found = _data_set(data, field, split)
         documents = _some(data, field, found)
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise GeomprobeError(f"cannot read {data}: {error}") from error
     if not documents:
-        raise GeomprobeError(f"{data} holds no text: expected documents that are not empty")
+        raise GeomprobeError(f"{data} contains no text: expected documents that are not empty")
     random.Random(seed).shuffle(documents)
     return documents
 
@@ -121,17 +122,17 @@ def read_documents(data: str, *, field: str = "text", split: str = "train", seed
 def tokenize_documents(
     tokenizer: "PreTrainedTokenizerBase", documents: Sequence[str], *, tokens: int, length: int
 ) -> TokenizedTexts:
-    """The first ``tokens`` tokens of ``documents``, in texts of at most ``length``; long documents give several.
+    """Return the first ``tokens`` tokens of ``documents``, in texts of at most ``length`` tokens. Long documents are divided.
 
-    Texts of a single token are left out: they have no past.
+    Texts of a single token are left out, because their token has no earlier tokens.
 
     Raises:
-        GeomprobeError: nothing is left.
+        GeomprobeError: if no text of two tokens or more is left.
     """
     texts: list[tuple[int, ...]] = []
     left = tokens
     for document in documents:
-        # No more than can be used: a token is seldom more than eight characters, and a document may be a library.
+        # A document may be very long, and a token rarely has more than eight characters: tokenize no more than can be used.
         ids = tokenizer(document[: 16 * left + 64], verbose=False).input_ids[:left]
         cut = [tuple(ids[i : i + length]) for i in range(0, len(ids), length)]
         kept = [text for text in cut if len(text) > 1]
@@ -140,7 +141,7 @@ def tokenize_documents(
         if left < 2:
             break
     if not texts:
-        raise GeomprobeError("the data give no text of two tokens or more: give longer ones")
+        raise GeomprobeError("the data contain no text of two tokens or more: give longer texts")
     return TokenizedTexts(tuple(texts))
 
 
@@ -160,7 +161,8 @@ def _some(data: str, field: str, found: Iterable[Any]) -> list[str]:
     for number, document in enumerate(islice(found, _MOST_DOCUMENTS), 1):
         if not isinstance(document, str):
             raise GeomprobeError(
-                f"{data}, document {number}: field {field!r} is of type {type(document).__name__}, expected text: give another"
+                f"{data}, document {number}: field {field!r} is of type {type(document).__name__}, expected text: name another "
+                "field (--field)"
             )
         if document.strip():
             documents.append(document)
@@ -206,17 +208,17 @@ def _data_set(data: str, field: str, split: str) -> Iterator[Any]:
         from datasets import load_dataset
     except ImportError as error:
         raise GeomprobeError(
-            f"{data}: no such file; as a data set of the hub it needs: pip install 'geomprobe[data]'"
+            f"{data}: no such file; to read a dataset of this name from the hub: pip install 'geomprobe[data]'"
         ) from error
     name, _, configuration = data.partition(":")
     try:
         rows = iter(load_dataset(name, configuration or None, split=split, streaming=True))
         first = next(rows, None)
-    except Exception as error:  # whatever a hub and its formats can do wrong
+    except Exception as error:  # a hub and its formats can raise errors of many kinds
         reason = str(error).strip().split("\n")[0]
         raise GeomprobeError(
             f"cannot read {data!r}: {type(error).__name__}: {reason}. Expected a .txt, .jsonl, .jsonl.gz or .parquet file that "
-            "exists, or a data set's id that can be reached, with --split"
+            "exists, or the id of a dataset on the hub that has this split (--split)"
         ) from error
     if first is not None:
         yield _field(data, first, field)
@@ -226,5 +228,5 @@ def _data_set(data: str, field: str, split: str) -> Iterator[Any]:
 def _field(place: str, record: Any, field: str) -> Any:
     if not isinstance(record, dict) or field not in record:
         has = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
-        raise GeomprobeError(f"{place}: no field {field!r}; it has: {has}. Say which holds the text (--field)")
+        raise GeomprobeError(f"{place}: no field {field!r}; it has: {has}. Name the field that contains the text (--field)")
     return record[field]

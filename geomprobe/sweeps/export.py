@@ -1,4 +1,4 @@
-"""Records as one long table: a number a row."""
+"""Exports the records of a sweep as one long table with one number per row."""
 
 import csv
 import io
@@ -12,16 +12,19 @@ from geomprobe.sweeps.records import Run
 __all__ = ["COLUMNS", "export"]
 
 COLUMNS = ("run", "name", "kind", "step", "parameters", "loss", "site", "metric", "position", "value", "count")
-"""``position`` and ``count`` are of curves, and empty for scalars; ``loss`` is the checkpoint's, on each of its rows."""
+"""Columns of the table. ``position`` and ``count`` belong to curves, and are empty for scalars; ``loss`` is that of the
+checkpoint and is repeated in each of its rows."""
 
 Row = tuple[str | int | float | None, ...]
 
 
 def export(run: Run, path: Path) -> None:
-    """Write every number of a run to a ``.csv`` or ``.parquet`` file; curves by position. NaN is an empty cell.
+    """Write every number of a run to a ``.csv`` or ``.parquet`` file, with one row per position of a curve. NaN is an empty
+    cell.
 
     Raises:
-        GeomprobeError: another ending, no pyarrow for ``.parquet``, or the file cannot be written.
+        GeomprobeError: if the name has another ending, if pyarrow is missing for ``.parquet``, or if the file cannot be
+            written.
     """
     if path.suffix == ".csv":
         text = io.StringIO()

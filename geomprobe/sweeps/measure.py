@@ -1,4 +1,4 @@
-"""What a sweep measures of one model: every token cheaply, a sample of them closely."""
+"""Measures one model of a sweep: inexpensive metrics on all tokens, and expensive metrics on a sample of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,18 +28,18 @@ from geomprobe.sweeps.processes import Team
 __all__ = ["Measured", "gaussian", "measure", "sample_metrics", "token_metrics"]
 
 _ROWS = 64
-"""Rows of logits whose loss is computed at once."""
+"""Number of rows of logits whose loss is computed at once."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one model read.
+    """The measurements of one model.
 
     Attributes:
         reading: the numbers.
-        loss: in nats per predicted token.
-        grams: of every site the Gram matrix ``(n, n)`` of the unit rows of the first batch, float32: what CKA compares. In the
-            main process only.
+        loss: loss in nats per predicted token.
+        grams: for every site the Gram matrix ``(n, n)`` of the unit rows of the first batch in float32, for CKA. Empty in other
+            processes than the main process.
     """
 
     reading: Reading
@@ -48,12 +48,13 @@ class Measured:
 
 
 def token_metrics(sketch: int | None = None) -> tuple[Metric, ...]:
-    """What is measured of every token: running covariances, which cost a few percent of the forward."""
+    """Return the metrics that are measured on all tokens: running covariances, which cost a few percent of a forward."""
     return (RepresentationEntropy(texts=False, sketch=sketch),)
 
 
 def sample_metrics(sketch: int | None = None) -> tuple[Metric, ...]:
-    """What is measured of a sample: it costs more than the forward. Of a name that both give, all tokens' number is taken."""
+    """Return the metrics that are measured on a sample, because they cost more than a forward. For a number that both groups of
+    metrics have, that of all tokens is reported."""
     return (
         RepresentationEntropy(text_spectrum=True, sketch=sketch),
         RepresentationEntropy(text_spectrum=True, center=True, sketch=sketch),
@@ -75,29 +76,28 @@ def measure(
     team: Team,
     advance: Callable[[int], object],
 ) -> Measured:
-    """Run every batch through the model once: the sample under ``sample_metrics``, the rest under ``token_metrics``.
-
-    With several processes this is a collective.
+    """Run every batch through the model once, with ``sample_metrics`` on the sample and ``token_metrics`` on all batches. This
+    is a collective operation.
 
     Args:
-        loaded: model and tokenizer.
-        sample: batches to measure closely; of the first the Gram matrices are kept.
-        rest: the others.
+        loaded: the model and its tokenizer.
+        sample: the batches of the sample. The Gram matrices of the first one are kept.
+        rest: all other batches.
         sample_metrics: metrics of the sample.
-        token_metrics: metrics of every token; what they accumulate, ``sample_metrics`` accumulate too, so that the sums of both
-            parts add.
+        token_metrics: metrics of all batches. The accumulators of ``sample_metrics`` include theirs, so that the sums of both
+            parts can be added.
         team: the processes that share the batches.
-        advance: told how many tokens were read.
+        advance: a function that is called with the number of tokens that were read.
 
     Raises:
-        GeomprobeError: the model cannot be measured, or gives no finite row at a site.
+        GeomprobeError: if the model cannot be measured, or if a site has no finite row.
     """
 
     def run() -> tuple[Probe, Probe, Tensor, dict[str, Tensor], list[str]]:
         decoder = find_decoder(loaded.model)
         metrics, notes = _supported(loaded, decoder, sample_metrics)
         mine = team.share(sample)
-        first = mine[: int(team.main)]  # which is the first of all
+        first = mine[: int(team.main)]  # the first batch of all, which belongs to the main process
         anchored, loss = _run(loaded, decoder, [*metrics, _Anchor()], first, {}, advance)
         state = anchored.state_dict()
         near, more = _run(loaded, decoder, metrics, mine[len(first) :], state, advance)
@@ -109,8 +109,8 @@ def measure(
     reading.notes += notes
     if silent := [site for site in reading.sites if not reading.values.get(f"tokens/{site}")]:
         raise GeomprobeError(
-            f"not one finite row at {', '.join(silent[:2])}{' …' * (len(silent) > 2)}: weights hold NaN or Inf, or overflow "
-            "in this dtype; look at the checkpoint, or try dtype float32"
+            f"there is no finite row at {', '.join(silent[:2])}{' …' * (len(silent) > 2)}: the weights contain NaN or Inf, or "
+            "overflow in this dtype; check the checkpoint, or try dtype float32"
         )
     total, predicted = team.sum(loss).tolist()
     return Measured(reading, total / predicted, grams)
@@ -125,7 +125,8 @@ def gaussian(
     token_metrics: Sequence[Metric],
     seed: int,
 ) -> Reading:
-    """The reading of rows drawn from a Gaussian, as many and as wide, in texts as long: one site, ``"gaussian"``."""
+    """Return the reading of rows drawn from a Gaussian, of the same number and width, in texts of the same lengths. It has the
+    single site ``"gaussian"``."""
     generator = torch.Generator().manual_seed(seed)
     readings = []
     alone = _without_attention(sample_metrics)
@@ -150,9 +151,9 @@ def _run(
     before: Mapping[str, Tensor],
     advance: Callable[[int], object],
 ) -> tuple[Probe, Tensor]:
-    """The probe after ``batches``, closed, and Σ of the loss over predicted tokens beside their number.
+    """Run ``batches`` under a probe. Return the closed probe, and the sum of the loss over predicted tokens with their number.
 
-    It goes on from the sums of the probe before, of those that its own metrics need too.
+    The probe continues from the sums ``before`` of another probe, of which it takes those that its metrics need.
     """
     kept = {repr(TokenCount()), *(repr(need) for metric in metrics for need in metric.accumulators)}
     loss = torch.zeros(2, dtype=torch.float64)
@@ -166,16 +167,16 @@ def _run(
 
 @torch.inference_mode()
 def _forward(loaded: Loaded, batch: Batch) -> Tensor:
-    """Run a batch through the model; Σ of the loss over predicted tokens beside their number.
+    """Run a batch through the model, and return the sum of the loss over predicted tokens with their number.
 
-    In chunks of rows: a loss of all at once writes logarithms as large as the logits, 400 MB for 2048 tokens of 49,152, and was
-    measured to take four times as long.
+    The loss is computed in chunks of rows. For all rows at once, the logarithms are as large as the logits (400 MB for 2048
+    tokens and a vocabulary of 49,152), and it took four times as long.
     """
     ids, mask = batch.ids.to(loaded.model.device), batch.mask.to(loaded.model.device)
     logits = loaded.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     losses, predicted = [], 0
     for rows, text, there in zip(logits, batch.ids, batch.mask.bool(), strict=True):
-        following = text[1:][there[1:]].to(logits.device)  # padded on the right: what is there comes first
+        following = text[1:][there[1:]].to(logits.device)  # padding is on the right, so the tokens come first
         predicted += len(following)
         for part, expected in zip(rows[: len(following)].split(_ROWS), following.split(_ROWS), strict=True):
             losses.append(cross_entropy(part.float(), expected, reduction="sum"))
@@ -183,14 +184,14 @@ def _forward(loaded: Loaded, batch: Batch) -> Tensor:
 
 
 def _grams(state: Mapping[str, Tensor], batches: Sequence[Batch]) -> dict[str, Tensor]:
-    """What :class:`_Anchor` kept of a batch, without its padding."""
+    """The Gram matrices that :class:`_Anchor` kept of a batch, without padding."""
     grams = {name.split("/")[1]: value for name, value in state.items() if name.endswith("/gram")}
     tokens = [batch.mask.flatten().bool() for batch in batches]
     return {site: gram[mask][:, mask].float() for mask in tokens for site, gram in grams.items()}
 
 
 def _joined(whole: Reading, sample: Reading) -> Reading:
-    """The numbers of all tokens, and what only the sample has; how much that was, as ``sample_tokens``."""
+    """The numbers of all tokens, with those that only the sample has, and the size of the sample as ``sample_tokens``."""
     counts = {f"sample_{key}": value for key, value in sample.values.items() if key.startswith("tokens/")}
     joined = whole.merge_missing(sample)
     joined.values |= counts
@@ -198,14 +199,14 @@ def _joined(whole: Reading, sample: Reading) -> Reading:
 
 
 def _supported(loaded: Loaded, decoder: Decoder, metrics: Sequence[Metric]) -> tuple[Sequence[Metric], list[str]]:
-    """``metrics``, without attention where the model keeps it to itself, and the note that says so."""
+    """``metrics`` without those of attention if the attention of the model cannot be read, and a note that says so."""
     probe = Probe(loaded.model, metrics, decoder=decoder, on_error="raise")
     try:
         probe.attach()
     except GeomprobeError as error:
         if not any(map(_reads_attention, metrics)):
             raise
-        return _without_attention(metrics), [f"no attention: {error}"]
+        return _without_attention(metrics), [f"attention was not measured: {error}"]
     finally:
         probe.close()
     return metrics, []
@@ -222,7 +223,7 @@ def _reads_attention(metric: Metric) -> bool:
 
 @dataclass(frozen=True)
 class _Anchor(Metric):
-    """The Gram matrix of all rows of one forward: of rows, not a sum over them, so it is kept out of every run's sums."""
+    """The Gram matrix of all rows of one forward. It is not a sum over rows, so it is measured on one batch only."""
 
     @property
     def accumulators(self) -> tuple[Accumulator, ...]:

@@ -1,4 +1,4 @@
-"""The processes of one sweep: each reads its share of the batches, the main one writes."""
+"""The processes of one sweep: each measures its share of the batches, and the main process writes the records."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 class Team:
-    """All processes that ``accelerate launch`` or ``torchrun`` started; one alone without them.
+    """The processes that ``accelerate launch`` or ``torchrun`` started, or the single process without them.
 
     Attributes:
-        rank: this one's number; 0 is the main one.
-        size: how many there are.
+        rank: number of this process; 0 is the main process.
+        size: number of processes.
     """
 
     def __init__(self) -> None:
@@ -34,28 +34,28 @@ class Team:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is the main process, which writes the records."""
         return self.rank == 0
 
     @property
     def device(self) -> str | None:
-        """This process's own GPU where several run on GPUs; no matter of the team's otherwise."""
+        """The GPU of this process, if several processes run on GPUs; else ``None``."""
         shared = self.size > 1 and torch.cuda.is_available() and "nccl" in dist.get_backend()
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if shared else None
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """This process's part."""
+        """Return the part of ``items`` that belongs to this process."""
         return list(items[self.rank :: self.size])
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over all, a collective."""
+        """Return the sum of ``value`` over all processes, on the CPU. This is a collective operation."""
         if self.size > 1:
             value = value if self.device is None else value.to(self.device)
             dist.all_reduce(value)
         return value.cpu()
 
     def told(self, value: T) -> T:
-        """What the main process has, a collective."""
+        """Return the value that rank 0 has, broadcast to all processes. This is a collective operation."""
         if self.size == 1:
             return value
         box: list[T] = [value]
@@ -63,17 +63,17 @@ class Team:
         return box[0]
 
     def all_do(self, action: Callable[[], T]) -> T:
-        """Do ``action``, which is no collective, in every process; a failure in one is a failure in all.
+        """Run ``action``, which must not be a collective operation, in every process. If it fails in one, it fails in all.
 
         Raises:
-            GeomprobeError: it failed; in the process where it did, with the cause.
+            GeomprobeError: if ``action`` failed in any process. In the process in which it failed, the error has its cause.
         """
         result, failure = None, None
         try:
             result = action()
         except GeomprobeError as error:
             failure = error
-        except Exception as error:  # a checkpoint's own fault, such as memory or a model's code: the others can go on
+        except Exception as error:  # an error of one checkpoint, such as memory or code of the model: others can continue
             failure = GeomprobeError(f"{type(error).__name__}: {error}")
             failure.__cause__ = error
         said: list[str | None] = [None if failure is None else str(failure)] * self.size

@@ -1,4 +1,4 @@
-"""What a sweep leaves: a manifest, and one line for every checkpoint."""
+"""The files of a sweep: a manifest, and one record for every checkpoint."""
 
 import json
 import math
@@ -16,29 +16,30 @@ MANIFEST, READINGS = "manifest.json", "readings.jsonl"
 """Names of the two files of a run."""
 
 Kind = Literal["checkpoint", "untrained", "gaussian"]
-"""A checkpoint; the same architecture with random weights; rows drawn from a Gaussian, in texts of the same lengths."""
+"""The kind of a record: a checkpoint; a model of the same configuration with random weights; or rows drawn from a Gaussian, in
+texts of the same lengths."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What one checkpoint of a sweep read, or why it did not.
+    """The result of one checkpoint of a sweep, or the error with which it failed.
 
     Attributes:
-        name: what the checkpoint is called in the run: ``"step512"``, ``"checkpoint-400"``, ``"EleutherAI/pythia-70m"``.
-        kind: a checkpoint, or one of the null baselines.
+        name: name of the checkpoint in the run, such as ``"step512"``, ``"checkpoint-400"`` or ``"EleutherAI/pythia-70m"``.
+        kind: ``"checkpoint"``, or the kind of a null baseline.
         model: hub id or directory.
-        revision: on the hub.
-        step: the training step, as far as its name tells.
-        parameters: how many the model has; ``None`` for Gaussian rows.
-        width: dimensions of a row at ``final_norm``; ``None`` where nothing was read.
-        config: a hash of the model's configuration: a checkpoint's baselines are those with the same one.
-        weights: a hash of the weights' files, or on a hub the commit.
-        tokens: a hash of the tokens that were read.
-        loss: nats per token of next-token prediction on those tokens; ``None`` where it is not known.
-        reading: the numbers; ``None`` for a checkpoint that failed. The one site of Gaussian rows is ``"gaussian"``.
-        error: why it failed.
-        seconds: what it took, loading included.
-        finished: when, as ISO 8601 in UTC.
+        revision: branch, tag or commit on the hub.
+        step: the training step, if the name contains it.
+        parameters: number of parameters of the model; ``None`` for Gaussian rows.
+        width: number of dimensions of a row at ``final_norm``; ``None`` if nothing was measured.
+        config: hash of the configuration of the model. The baselines of a checkpoint are those with the same hash.
+        weights: hash of the files of weights, or the commit on a hub.
+        tokens: hash of the tokens that were read.
+        loss: loss of next-token prediction on these tokens, in nats per token; ``None`` if it is not known.
+        reading: the numbers; ``None`` if the checkpoint failed. Gaussian rows have the single site ``"gaussian"``.
+        error: message of the error with which the checkpoint failed; ``None`` if it did not.
+        seconds: time that the checkpoint took, including loading.
+        finished: when it was finished, as ISO 8601 in UTC.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Record:
     finished: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; NaN is ``None``."""
+        """Return a dict that can be written as JSON, with NaN as ``None``."""
         plain = {name: value for name, value in vars(self).items() if name != "reading"}
         if self.loss is not None and not math.isfinite(self.loss):
             plain["loss"] = None
@@ -66,25 +67,27 @@ class Record:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """What :meth:`to_dict` gave.
+        """Return the record from the dict that :meth:`to_dict` returned.
 
         Raises:
-            GeomprobeError: it is not that.
+            GeomprobeError: if ``data`` is not such a dict.
         """
         try:
             reading = None if data["reading"] is None else Reading.from_dict(data["reading"])
             return cls(**{**data, "reading": reading})
         except (KeyError, TypeError) as error:
-            raise GeomprobeError(f"this is not a record of a sweep: {type(error).__name__}: {error}") from error
+            raise GeomprobeError(
+                f"this is not a record of a sweep: {type(error).__name__}: {error}; expected a line that geomprobe sweep wrote"
+            ) from error
 
 
 class Run:
-    """A folder that a sweep wrote, or is writing.
+    """The folder of a sweep, finished or not.
 
     Attributes:
         path: the folder.
         manifest: ``{"arguments": …, "versions": …, "data": …}``.
-        records: the last record of every checkpoint and baseline, in the order in which they were first met.
+        records: the latest record of every checkpoint and baseline, in the order in which they were first written.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any], records: list[Record]) -> None:
@@ -94,42 +97,43 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Read a run.
+        """Read the run in a folder.
 
         Raises:
-            GeomprobeError: there is none, or it is damaged.
+            GeomprobeError: if the folder is not a run of a sweep, or if its files are damaged.
         """
         path = Path(path)
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise GeomprobeError(f"{path}: no run of a sweep: expected a folder with a {MANIFEST} in it") from error
+            raise GeomprobeError(f"{path} is not a run of a sweep: expected a folder that contains {MANIFEST}") from error
         except (OSError, ValueError) as error:
             raise GeomprobeError(f"cannot read {path / MANIFEST}: {error}") from error
         return cls(path, manifest, [Record.from_dict(line) for line in read_lines(path / READINGS)])
 
     @property
     def name(self) -> str:
-        """What the run is called: its folder's name."""
+        """The name of the run, which is that of its folder."""
         return self.path.resolve().name
 
     @property
     def checkpoints(self) -> list[Record]:
-        """The checkpoints that were read, by step, or where those are not known by size."""
+        """The records of checkpoints that were measured, sorted by step, or by size if steps are not known."""
         found = [record for record in self.records if record.kind == "checkpoint" and record.reading is not None]
         return sorted(found, key=lambda record: (record.step or 0, record.parameters or 0))
 
     @property
     def failed(self) -> list[Record]:
-        """Those that failed."""
+        """The records of checkpoints and baselines that failed."""
         return [record for record in self.records if record.error is not None]
 
     @property
     def axis(self) -> Literal["step", "parameters"]:
-        """What tells the checkpoints apart: the training step, or the size of the model."""
+        """The quantity in which the checkpoints differ: the training step, or the size of the model."""
         steps = {record.step for record in self.checkpoints}
         return "step" if None not in steps and len(steps) >= len({r.parameters for r in self.checkpoints}) else "parameters"
 
     def baseline(self, record: Record, kind: Kind) -> Record | None:
-        """The null baseline of ``record``: its architecture untrained, or Gaussian rows as many and as wide; if it was read."""
+        """Return the null baseline of ``record``, or ``None`` if it was not measured: its model with random weights, or
+        Gaussian rows of the same number and width."""
         return next((r for r in self.records if r.kind == kind and r.config == record.config and r.reading is not None), None)

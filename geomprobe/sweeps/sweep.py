@@ -1,4 +1,4 @@
-"""One command over the checkpoints of a training, or over the sizes of a model: the same tokens through each, and records."""
+"""Sweeps over the checkpoints of a training run, or over models of several sizes, on the same tokens."""
 
 import gc
 import json
@@ -30,18 +30,20 @@ from geomprobe.sweeps.records import MANIFEST, READINGS, Record, Run
 __all__ = ["COMPARISONS", "sweep"]
 
 COMPARISONS = ("diff_erank", "cka_first", "cka_previous")
-"""Numbers of a checkpoint beside another: its untrained self, the first one, the one before."""
+"""Numbers that compare a checkpoint with another one: with the untrained model, with the first checkpoint, and with the
+previous checkpoint."""
 
 _LENGTH = 256
-"""Of texts, unless told: what is measured closely costs up to the cube of it, and many texts say more than a few long ones."""
+"""Default length of texts. The metrics of the sample cost up to the cube of the length, and many texts are more informative
+than a few long ones."""
 
 _ANCHOR = 512
-"""Tokens of the sample whose Gram matrices are kept for CKA: a megabyte a site."""
+"""Number of tokens of the sample whose Gram matrices are kept for CKA: one megabyte per site."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """The arguments of a run: with others it would be another run."""
+    """The arguments that identify a run. A run cannot be resumed with other ones."""
 
     models: tuple[str, ...]
     revisions: tuple[str, ...]
@@ -89,43 +91,46 @@ def sweep(
     progress: bool = False,
     on_record: Callable[[Record], object] | None = None,
 ) -> Run:
-    """Read the geometry of many checkpoints on the same tokens, into a folder of records that a crash does not harm.
+    """Measure many checkpoints on the same tokens, and write their records to a folder, which stays valid after a crash.
 
-    Of every token: the running covariances (entropy, effective rank and their neighbours) and the loss. Of a sample, the first
-    ``sample`` of the tokens: what costs more than the forward (information gain, per-text entropies, Lasso, attention,
-    curvature). Of the first 512 of those: the Gram matrices that CKA compares, with the first and with the checkpoint before.
+    The running covariances (entropy, effective rank and related numbers) and the loss are measured on all tokens. Expensive
+    metrics (information gain, entropies of single texts, Lasso, attention, curvature) are measured on a sample, the first
+    ``sample`` tokens. CKA with the first and with the previous checkpoint is measured on the first 512 tokens.
 
-    Called again on the same folder, it reads what is not there yet. A checkpoint that fails is recorded with its error, and the
-    others go on. Under ``accelerate launch`` or ``torchrun`` every process calls it, and reads its share.
+    If it is called again with the same folder, only checkpoints that have no record yet are measured. A checkpoint that fails
+    is recorded with its error, and the sweep continues. Under ``accelerate launch`` or ``torchrun``, call it in every process;
+    each measures its share of the batches.
 
     Args:
-        models: a directory with folders ``checkpoint-*``, or one or more hub ids or directories of models.
-        data: a ``.txt``, ``.jsonl[.gz]`` or ``.parquet`` file, or a data set's id on the hub.
-        out: the folder of the run; made if it is not there.
-        revisions: of one model on the hub; ``step512`` is read as step 512.
-        field: where the text of a document stands.
-        split: of a data set on the hub.
-        tokens: how many tokens every checkpoint reads.
-        length: the longest text; by default 256, or what the model reads if that is less.
-        sample: how many of the tokens are measured closely.
-        batch_tokens: places per forward, padding included.
-        seed: of the order of documents, of the untrained models, and of Gaussian rows.
-        sketch: keep covariances by this many random directions (:class:`~geomprobe.RepresentationEntropy`).
-        baselines: read an untrained model of each configuration too, and Gaussian rows as many and as wide.
+        models: a directory that contains folders ``checkpoint-*``, or one or more hub ids or directories of models.
+        data: a ``.txt``, ``.jsonl[.gz]`` or ``.parquet`` file, or the id of a dataset on the hub.
+        out: output folder, which is created if needed; an existing run is resumed.
+        revisions: revisions of one model on the hub. The step of ``step512`` is 512.
+        field: name of the field that contains the text of a document.
+        split: split of a dataset on the hub.
+        tokens: number of tokens that every checkpoint reads.
+        length: maximum length of a text in tokens. Default: 256, or the maximum of the model if that is less.
+        sample: number of tokens on which expensive metrics are measured.
+        batch_tokens: maximum number of tokens per batch, padding included.
+        seed: seed of the order of documents, of the untrained models, and of the Gaussian rows.
+        sketch: number of random directions by which covariances are approximated (see
+            :class:`~geomprobe.RepresentationEntropy`). Default: they are stored whole.
+        baselines: whether to measure null baselines too: an untrained model of each configuration, and Gaussian rows of the
+            same number and width.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
-        device: where to; CUDA when there is one.
-        device_map: ``auto`` for models that one device does not hold.
-        tokenizer: where to take the tokenizer from, for checkpoints that were saved without.
-        trust_remote_code: run the models' own code. Only when you trust whoever wrote it.
-        progress: show a bar on stderr.
-        on_record: called in the main process with every record, also with those that were there.
+        device: device of the models. Default: CUDA if available.
+        device_map: ``auto`` for models that do not fit on one device.
+        tokenizer: hub id or directory of the tokenizer, for checkpoints that were saved without one.
+        trust_remote_code: whether to run Python code that comes with the models. Use it only if you trust the authors.
+        progress: whether to show a progress bar on stderr.
+        on_record: a function that is called in the main process with every record, including those of an earlier session.
 
     Returns:
-        the run, with the records of all checkpoints. Look at ``run.failed``.
+        The run with the records of all checkpoints. Those that failed are in ``run.failed``.
 
     Raises:
-        GeomprobeError: no checkpoint, no text, or a folder that holds a run of other arguments, is being written by another
-            process, or cannot be written. What is recorded by then stays.
+        GeomprobeError: if there is no checkpoint or no text; or if the folder contains a run with other arguments, is being
+            written by another process, or cannot be written. Records that were written before are kept.
     """
     plan = _Plan(
         models=(models,) if isinstance(models, str) else tuple(models),
@@ -160,7 +165,7 @@ def sweep(
 
 
 class _Sweep:
-    """The loop, and what it has to know from one checkpoint to the next."""
+    """The loop over checkpoints, with the records and settings that it needs."""
 
     def __init__(
         self,
@@ -178,7 +183,7 @@ class _Sweep:
         self.wanted: set[Path] = set()
 
     def run(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Read those that are not recorded yet."""
+        """Measure the checkpoints that have no record yet."""
         self.team.all_do(lambda: self._check_weights(checkpoints))
         for record in self.records.values():
             if record.error is None:
@@ -192,12 +197,13 @@ class _Sweep:
             gc.collect()
 
     def _check_weights(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Whether what is recorded is of the weights that are there now; those that are not on this disk are not looked at."""
+        """Check that recorded checkpoints still have the same weights. Those that are not on this disk are not checked."""
         done = [(c, self.records["checkpoint", c.name].weights) for c in checkpoints if self._done("checkpoint", c.name)]
         changed = [c.name for c, before in done if before and (now := weights_hash(c.model)) and now != before]
         if changed:
             raise GeomprobeError(
-                f"{', '.join(changed)}: other weights than {self.folder} holds readings of: give another folder to read them"
+                f"{', '.join(changed)}: the weights have changed since {self.folder} was written: give another folder to "
+                "measure the new ones"
             )
 
     def _read(self, checkpoint: Checkpoint, order: Sequence[str]) -> None:
@@ -237,11 +243,13 @@ class _Sweep:
         plan, reads = self.plan, getattr(loaded.model.config, "max_position_embeddings", None)
         length = plan.length or min(_LENGTH, reads or _LENGTH)
         if reads is not None and length > reads:
-            raise GeomprobeError(f"texts of {length:,} tokens are longer than this model reads, {reads:,}: give a length")
+            raise GeomprobeError(
+                f"texts of {length:,} tokens are longer than this model accepts ({reads:,}): give a smaller length (--length)"
+            )
         return tokenize_documents(loaded.tokenizer, self.documents, tokens=plan.tokens, length=length)
 
     def _batches(self, texts: TokenizedTexts) -> tuple[list[Batch], list[Batch]]:
-        """Of the sample, what CKA compares as one batch and then the others; of the rest."""
+        """The batches of the sample, of which the first contains the tokens that CKA compares, and the batches of the rest."""
         (sample, rest), places = texts.split(self.plan.sample), self.plan.batch_tokens
         anchor, others = sample.split(_ANCHOR)
         return [*anchor.batches(sys.maxsize), *others.batches(places)], rest.batches(places)
@@ -260,7 +268,7 @@ class _Sweep:
         )
 
     def _read_baselines(self, loaded: Loaded, texts: TokenizedTexts, of: Record) -> None:
-        """The null baselines of a configuration, once: before the first of its checkpoints."""
+        """Measure the null baselines of a configuration, once, before the first of its checkpoints."""
         sketch, name = self.plan.sketch, str(of.config)
         of = replace(of, step=None, revision=None, weights=None)
         if not self._done("untrained", name):
@@ -288,10 +296,10 @@ class _Sweep:
             record = replace(of, name=name, kind="gaussian", parameters=None, reading=reading)
             self._add(replace(record, seconds=time.monotonic() - began))
 
-    # -- beside others --------------------------------------------------------------------------------------------------------
+    # -- comparisons ----------------------------------------------------------------------------------------------------------
 
     def _compare(self, grams: dict[str, Tensor], record: Record, order: Sequence[str]) -> None:
-        """Set what compares this checkpoint with its untrained self, the first and the one before; where it is written."""
+        """Add the comparisons of this checkpoint with the untrained model, the first checkpoint and the previous checkpoint."""
         reading = record.reading
         assert reading is not None
         name = "centered_text_matrix_entropy/final_norm"
@@ -306,7 +314,7 @@ class _Sweep:
             for site in [site for site in reading.sites if site in kept]:
                 reading.add(site, what, float(debiased_cka(grams[site].double(), kept[site].double())))
         self._keep_grams(record, grams)
-        # Pruned once the record is written: until then the next attempt may need them. The one before stays, too.
+        # Other files are removed after the record is written, because until then the next attempt may need them.
         self.wanted = {self._grams(r.name) for r in (*earlier[:1], *earlier[-1:], record)}
 
     def _grams(self, name: str) -> Path:
@@ -342,7 +350,7 @@ class _Sweep:
 
 @contextmanager
 def _opened(folder: Path, plan: _Plan, documents: Sequence[str]) -> Iterator[Run]:
-    """The run in ``folder``, new or begun before, locked while it is written."""
+    """A context manager for the run in ``folder``, new or existing, which is locked while it is written."""
     from filelock import FileLock, Timeout
 
     manifest = _manifest(plan, documents)
@@ -353,7 +361,7 @@ def _opened(folder: Path, plan: _Plan, documents: Sequence[str]) -> Iterator[Run
     except Timeout as error:
         raise GeomprobeError(f"{folder} is being written by another sweep: wait for it, or give another folder") from error
     except OSError as error:
-        raise GeomprobeError(f"cannot write {folder}: {error}; give a folder that can be written and has room") from error
+        raise GeomprobeError(f"cannot write {folder}: {error}; give a writable folder with enough free space") from error
     try:
         if (folder / MANIFEST).exists():
             mend_lines(folder / READINGS)
@@ -384,23 +392,23 @@ def _manifest(plan: _Plan, documents: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Whether a run that was begun is this one."""
+    """Check that an existing run has the same arguments and data."""
     parts = [(before.get(part, {}), now[part]) for part in ("arguments", "data")]
     changed = {
-        name: f"{name}: {old.get(name)!r} then, {new.get(name)!r} now"
+        name: f"{name}: {old.get(name)!r} before, {new.get(name)!r} now"
         for old, new in parts
         for name in [*old, *new]
         if old.get(name) != new.get(name)
     }
     if changed:
         raise GeomprobeError(
-            f"{folder} holds a run with other arguments ({'; '.join(changed.values())}). Give those again to go on with it, or "
-            "another folder to begin a new one"
+            f"{folder} contains a run with other arguments ({'; '.join(changed.values())}). Give the same arguments to resume "
+            "it, or another folder to start a new run"
         )
 
 
 def _facts(loaded: Loaded, texts: TokenizedTexts) -> dict[str, Any]:
-    """What a record says of a model and its tokens."""
+    """The fields of a record that describe a model and its tokens."""
     config = loaded.model.config
     left_out = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")
     described = {name: value for name, value in config.to_dict().items() if name not in left_out}
@@ -418,7 +426,7 @@ def _weights(checkpoint: Checkpoint, loaded: Loaded) -> str | None:
 
 
 class _Bar:
-    """Progress over all checkpoints in tokens, so that the time left is right for the whole sweep."""
+    """A progress bar over the tokens of all checkpoints, so that the remaining time is that of the whole sweep."""
 
     def __init__(self, tokens: int, bar: Any) -> None:
         self._tokens, self._bar = tokens, bar
@@ -427,7 +435,7 @@ class _Bar:
         self._bar.reset(total=checkpoints * self._tokens)
 
     def say(self, what: str, *, tokens: int = 0) -> None:
-        """What is being read; ``tokens`` more than were planned."""
+        """Show ``what`` is being measured, and add ``tokens`` to the total."""
         self._bar.total += tokens
         self._bar.set_description(what)
 
@@ -441,7 +449,7 @@ def _bar(tokens: int, *, shown: bool) -> Iterator[_Bar]:
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
     enabled = is_progress_bar_enabled()
-    disable_progress_bar()  # of shards being loaded, many times a sweep
+    disable_progress_bar()  # the bars of Transformers for loading shards, which would appear for every checkpoint
     try:
         with tqdm(total=0, unit="tok", unit_scale=True, disable=not shown, leave=False, dynamic_ncols=True) as bar:
             yield _Bar(tokens, bar)

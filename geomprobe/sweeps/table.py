@@ -1,4 +1,4 @@
-"""A run in the terminal."""
+"""The table of a run for the terminal."""
 
 import math
 import textwrap
@@ -18,7 +18,8 @@ _COLUMNS = {
 
 
 def table(run: Run) -> str:
-    """One line a checkpoint, in 80 columns: the loss and what ``final_norm`` shows; the baselines under a rule; what failed."""
+    """Return a table for 80 columns, with one line per checkpoint: the loss and numbers of ``final_norm``. The null baselines
+    and the errors of failed checkpoints follow."""
     shown = [name for name in _COLUMNS if any(_value(record, name) is not None for record in run.records)]
     head = f"{'checkpoint':<20}  {'loss':>6}" + "".join(f"  {_COLUMNS[name][0]:>8}" for name in shown[:5])
     lines = [f"{run.name}: {len(run.checkpoints)} checkpoints, final_norm", "", head]
@@ -40,7 +41,7 @@ def _line(name: str, record: Record, shown: list[str]) -> str:
 
 
 def _value(record: Record, metric: str) -> float | None:
-    """At ``final_norm``, or at the one site of Gaussian rows."""
+    """The value at ``final_norm``, or at the single site of Gaussian rows."""
     values = {} if record.reading is None else record.reading.values
     value = values.get(f"{metric}/final_norm", values.get(f"{metric}/gaussian"))
     return None if value is None or math.isnan(value) else value

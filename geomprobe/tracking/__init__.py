@@ -1,1 +1,1 @@
-"""A sweep as a W&B run, and a view of a W&B project."""
+"""Tracking: a sweep as a W&B run, and a saved view of a W&B project."""

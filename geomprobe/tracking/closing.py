@@ -1,4 +1,4 @@
-"""What the W&B run of a sweep ends with: figures, and a page of one text."""
+"""The figures and the page of one text that are logged at the end of the W&B run of a sweep."""
 
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 __all__ = ["closing_figures", "closing_page"]
 
 _PAGE = 96
-"""Tokens of the text whose page a sweep ends with."""
+"""Number of tokens of the text whose page is logged at the end of a sweep."""
 
 
 def closing_figures(run: Run) -> dict[str, "Figure"]:
-    """What the W&B run of a sweep ends with: a map of layers × checkpoints for every metric, and the curves of gain."""
+    """Return the figures to log at the end of a sweep: a heatmap of layers × checkpoints for every metric, and the curves of
+    information gain."""
     metrics = dict.fromkeys(name for record in run.checkpoints if record.reading for name in record.reading.metrics)
     drawn = {f"map/{name}": heatmap(run, name) for name in metrics if name not in ("tokens", "texts", "sample_tokens")}
     drawn |= {"gain/so_far": gain_curves([run]), "gain/of_each_token": gain_curves([run], increments=True)}
@@ -26,7 +27,7 @@ def closing_figures(run: Run) -> dict[str, "Figure"]:
 
 
 def closing_page(run: Run, *, device: str | None = None, trust_remote_code: bool = False) -> dict[str, str]:
-    """The page of one text under the last checkpoint: what each of its tokens is made of, at every layer."""
+    """Return the page of one text under the last checkpoint, with the picks of each token at every layer."""
     if not run.checkpoints:
         return {}
     last, arguments = run.checkpoints[-1], run.manifest["arguments"]

@@ -1,4 +1,4 @@
-"""The W&B run of a sweep: one run for the whole folder, however often the sweep was stopped and resumed."""
+"""The W&B run of a sweep. There is one run for the whole folder, however often the sweep was stopped and resumed."""
 
 import json
 import math
@@ -23,34 +23,34 @@ if TYPE_CHECKING:
 __all__ = ["STATE", "SweepTracker"]
 
 STATE = "wandb.json"
-"""Name of the file in a run's folder that says which W&B run it has, and which records have arrived there."""
+"""Name of the file in a run's folder that contains the id of its W&B run and the names of the records that W&B has received."""
 
 
 class SweepTracker:
-    """The records of a sweep in one W&B run, beside the files that hold them.
+    """Logs the records of a sweep to one W&B run.
 
         with SweepTracker(folder, project, config) as tracker:
-            for record in records:  # of earlier sessions too: what W&B has is skipped
+            for record in records:  # including those of earlier sessions: records that W&B has are skipped
                 tracker.record(record)
             tracker.finish(figures, html)
 
-    A checkpoint is a point of ``geomprobe/<metric>/<site>``, and of ``geomprobe/loss``, over ``checkpoint/step``, or over
-    ``checkpoint/parameters``. What has no place on that axis is in the run's summary: a null baseline as
-    ``baseline/<kind>/<name>/<metric>/<site>`` (the kind once where it is also the name), a checkpoint whose step is not known
-    as ``checkpoint/<name>/<metric>/<site>``.
+    A checkpoint is a point of ``geomprobe/<metric>/<site>``, and of ``geomprobe/loss``, over ``checkpoint/step`` or
+    ``checkpoint/parameters``. Records that have no position on that axis are logged to the summary of the run: a null baseline
+    as ``baseline/<kind>/<name>/<metric>/<site>`` (with the kind once if it is also the name), and a checkpoint whose step is
+    not known as ``checkpoint/<name>/<metric>/<site>``.
 
-    The folder's ``wandb.json`` holds the run's id, and the names of the records that sessions with a connection logged and saw
-    to their end. All else is logged again by the next session: W&B keeps up to 32 kB in memory, which a process that is killed
-    takes along, and it begins the file of every offline session at its first row, so that the latest one is to hold them all.
-    No point is lost. One that had arrived after all stands there twice, with the same value.
+    The file ``wandb.json`` in the folder contains the id of the run, and the names of the records that were logged by online
+    sessions that ended normally. All other records are logged again by the next session, for two reasons: W&B keeps up to 32 kB
+    in memory, which is lost if the process is killed, and each offline session writes a new file, which must contain all
+    records. So no point is lost; a point may be logged twice, with the same value.
 
-    W&B is a guest. Whatever it refuses, at any moment, is one warning, and the sweep goes on without it.
+    Errors of W&B never stop a sweep: the first one is issued as a warning, and the sweep continues without W&B.
 
     Args:
-        folder: of the sweep.
-        project: W&B project. Another one than last time begins a new run, with every record.
+        folder: folder of the sweep.
+        project: W&B project. If it differs from the project of the last session, a new run is started with all records.
         config: configuration of the W&B run.
-        axis: what tells the checkpoints apart: the training step, or the size of the model.
+        axis: the quantity in which the checkpoints differ: the training step, or the size of the model.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class SweepTracker:
         return self
 
     def record(self, record: Record) -> None:
-        """Log what a record read, unless the W&B run has it. Those of earlier sessions too."""
+        """Log a record, unless the W&B run has it already."""
         name = f"{record.kind}/{record.name}"
         if self._sink is None or self._refused or record.reading is None or name in self._logged:
             return
@@ -89,12 +89,12 @@ class SweepTracker:
             place = getattr(record, self._axis) if record.kind == "checkpoint" else None
             if place is None:
                 self._sink.run.summary.update(_summary_values(record, record.reading))
-            else:  # a sweep reads every checkpoint in one mode, and its names tell of none
+            else:  # a sweep measures in evaluation mode only, so the names in W&B have no prefix of the mode
                 self._sink.log(replace(record.reading, mode="train"), step=place, loss=record.loss)
             self._logged.append(name)
 
     def finish(self, figures: Mapping[str, "Figure"], html: Mapping[str, str]) -> None:
-        """Log what a sweep ends with, each as the panel ``geomprobe/<name>``: figures, and pages of their own."""
+        """Log the figures and pages at the end of a sweep, each as the panel ``geomprobe/<name>``."""
         if self._sink is None or self._refused:
             return
         with self._guarded("log the figures"):
@@ -111,25 +111,25 @@ class SweepTracker:
                     self._write(run, self._logged)
         self._sink = None
 
-    # -- how ----------------------------------------------------------------------------------------------------------------
+    # -- implementation -----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
-        """What goes wrong inside, in W&B, its service, the network or the disk, ends the logging, not the sweep."""
+        """A context in which an error, of W&B, its service, the network or the disk, ends the logging and not the sweep."""
         try:
             yield
         except Exception as error:
             if not self._refused:
                 warnings.warn(
-                    f"W&B could not {what}: {type(error).__name__}: {error}. The sweep goes on without it and keeps its "
-                    f"numbers in {self._folder}. Run it again when W&B works, and what is missing is logged; to the same W&B "
-                    f"run, or without {self._folder / STATE} to a new one",
+                    f"W&B could not {what}: {type(error).__name__}: {error}. The sweep continues without W&B, and its numbers "
+                    f"are in {self._folder}. Run the same command again when W&B works, to log the missing records to the same "
+                    f"W&B run; delete {self._folder / STATE} first to log them to a new run",
                     stacklevel=4,  # the line that called record() and the like
                 )
             self._refused = True
 
     def _read(self) -> dict[str, Any]:
-        """What earlier sessions left for this project."""
+        """The state that earlier sessions saved for this project."""
         path = self._folder / STATE
         try:
             state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -145,7 +145,7 @@ class SweepTracker:
 
 
 def _summary_values(record: Record, reading: Reading) -> dict[str, float]:
-    """What stands in the summary of a record that is no point of a series."""
+    """The values in the summary for a record that has no position on the axis."""
     shelf = "checkpoint" if record.kind == "checkpoint" else "baseline"
     place = "/".join(dict.fromkeys((shelf, record.kind, record.name)))
     values = reading.values | ({} if record.loss is None else {"loss": record.loss})

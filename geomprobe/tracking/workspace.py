@@ -1,4 +1,5 @@
-"""A view of a W&B project: every metric a panel with one line for each site, over training, checkpoints and sizes."""
+"""A saved view of a W&B project, with one panel for every metric and one line for every site, over training, checkpoints and
+model sizes."""
 
 import json
 import re
@@ -20,12 +21,13 @@ __all__ = ["Panel", "Section", "save", "sections", "to_json"]
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart of lines.
+    """One line chart.
 
     Attributes:
-        title: what stands above it.
-        x: the step metric it stands over.
-        metrics: a regular expression (what RE2, JavaScript and Python agree on) for the whole names of its lines.
+        title: title of the chart.
+        x: the step metric on its x axis.
+        metrics: a regular expression that matches the whole names of its lines, in the syntax that RE2, JavaScript and Python
+            have in common.
     """
 
     title: str
@@ -35,7 +37,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """Panels that belong together."""
+    """A section of panels."""
 
     name: str
     panels: tuple[Panel, ...]
@@ -47,11 +49,11 @@ _KINDS = {
     "checkpoints": ("checkpoint/step", "geomprobe", "geomprobe/loss"),
     "model sizes": ("checkpoint/parameters", "geomprobe", "geomprobe/loss"),
 }
-"""What numbers of each kind stand over, how they are called before ``/<metric>/<site>``, and what their loss is called."""
+"""For each kind of numbers: the step metric, the prefix of names before ``/<metric>/<site>``, and the name of the loss."""
 
 
 def sections() -> list[Section]:
-    """What the view shows: the losses, then for each kind of numbers a section for each metric that gives them."""
+    """Return the sections of the view: the losses, and for each kind of numbers one section for every metric class."""
     losses = Section("Loss", tuple(Panel(f"loss, {kind}", x, f"^{loss}$") for kind, (x, _, loss) in _KINDS.items()))
     trained, swept = _named([RepresentationEntropy(), InformationGain()]), _named(sample_metrics())
     swept["Comparisons"] = COMPARISONS
@@ -63,7 +65,7 @@ def sections() -> list[Section]:
 
 
 def to_json(project: str, entity: str | None, name: str) -> str:
-    """The view as text, without a login."""
+    """Return the view as JSON. This needs no login."""
     view = {"project": project, "entity": entity, "name": name, "sections": [asdict(section) for section in sections()]}
     return json.dumps(view, indent=1)
 
@@ -73,14 +75,14 @@ def save(project: str, entity: str | None, name: str) -> str:
 
     Args:
         project: W&B project.
-        entity: user or team; who is logged in by default.
-        name: what the view is called.
+        entity: user or team. Default: the user who is logged in.
+        name: name of the view.
 
     Returns:
-        Its URL.
+        The URL of the view.
 
     Raises:
-        GeomprobeError: wandb-workspaces is not installed, nobody is logged in, or W&B refuses.
+        GeomprobeError: if wandb-workspaces is not installed, if nobody is logged in, or if W&B rejects the request.
     """
     try:
         from wandb_workspaces import workspaces
@@ -92,7 +94,7 @@ def save(project: str, entity: str | None, name: str) -> str:
     try:
         if not wandb.login(prompt=False, verify=False):
             raise GeomprobeError(
-                "W&B is offline here, and views are kept on its server: run `wandb login`, unset WANDB_MODE, or look at the "
+                "W&B is offline here, and views are stored on its server: run `wandb login`, unset WANDB_MODE, or print the "
                 "view with --dry-run"
             )
         workspace = workspaces.Workspace(
@@ -110,16 +112,16 @@ def save(project: str, entity: str | None, name: str) -> str:
         ).save()
     except GeomprobeError:
         raise
-    except Exception as error:  # of W&B, of the network, of the package that checks names
+    except Exception as error:  # from W&B, the network, or the package that validates names
         raise GeomprobeError(
             f"W&B did not save the view {name!r} of {project!r}: {type(error).__name__}: {error}; expected a project that "
-            "exists (give --entity if it is a team's) and a login that may write there"
+            "exists (with --entity if it belongs to a team) and a login with write access to it"
         ) from error
     return str(workspace.url)
 
 
 def _named(metrics: Sequence[Metric]) -> dict[str, tuple[str, ...]]:
-    """The names of each metric's numbers, as it gives them of a model of no meaning, under the metric's own."""
+    """The names of the scalars of each metric, found by running it on a tiny model, by the title of the metric."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 8}
@@ -133,6 +135,6 @@ def _named(metrics: Sequence[Metric]) -> dict[str, tuple[str, ...]]:
 
 
 def _title(metric: Metric) -> str:
-    """``RepresentationEntropy()`` is "Representation entropy"."""
+    """The title of a metric, such as "Representation entropy" for ``RepresentationEntropy()``."""
     title = re.sub(r"\B[A-Z]", lambda letter: f" {letter[0].lower()}", type(metric).__name__)
     return f"{title}, centred" if getattr(metric, "center", False) else title

@@ -74,7 +74,7 @@ def test_lasso_compares_itself_on_a_trained_model(stories_model: Path) -> None:
     assert max(map(len, lasso_table(results).splitlines())) <= 80
     with pytest.raises(GeomprobeError, match="--model"):
         bench_lasso(None)
-    with pytest.raises(GeomprobeError, match="does not read 5000 tokens"):
+    with pytest.raises(GeomprobeError, match="does not accept 5000 tokens"):
         bench_lasso(str(stories_model), length=5000)
 
 

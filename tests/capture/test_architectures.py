@@ -1,4 +1,5 @@
-"""Which architectures a probe works on, and how: measured on a tiny random model of each, and told in a table of README.md.
+"""Which architectures a probe works on, and how: measured on a tiny random model of each, and shown in a table of
+geomprobe/capture/README.md.
 
 ``python -m tests.capture.test_architectures`` writes the table.
 """
@@ -21,7 +22,7 @@ from tests.tiny_models import padded, tiny, token_batch
 
 pytestmark = pytest.mark.slow  # it runs every architecture
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+README = Path(__file__).resolve().parents[2] / "geomprobe" / "capture" / "README.md"
 START, END = "<!-- architectures -->\n", "<!-- /architectures -->\n"
 COLUMNS = ("Architecture", "Sites", "Hidden states", "Padding", "KV cache", "Attention")
 SITES = ("embed", "layer_00", "layer_01", "layer_02", "final_norm")
@@ -172,7 +173,7 @@ def attention(name: str) -> str:
             torch.testing.assert_close(probe.attended[site], weights.mean(1), rtol=0, atol=1e-6)
         exact.append(implementation)
     assert "eager" in exact
-    return ", ".join(exact) + (f"; not {', '.join(refused)}: code of its own" if refused else "")
+    return ", ".join(exact) + (f"; not {', '.join(refused)}: cannot be observed" if refused else "")
 
 
 @cache
@@ -196,7 +197,7 @@ def test_an_architecture(name: str) -> None:
 
 def test_the_readme_tells_what_was_measured() -> None:
     told = README.read_text("utf-8").partition(START)[2].partition(END)[0]
-    assert told == table(), "README.md tells otherwise: python -m tests.capture.test_architectures writes the table anew"
+    assert told == table(), "the README differs: python -m tests.capture.test_architectures writes the table"
 
 
 @torch.no_grad()

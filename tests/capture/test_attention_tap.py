@@ -362,7 +362,7 @@ def test_models_that_share_layers_are_watched_one_at_a_time() -> None:
     model, other = tiny("llama"), tiny("llama")
     other.model.layers = model.model.layers
     with Maps(model) as probe:
-        with pytest.raises(GeomprobeError, match="close that one first"):
+        with pytest.raises(GeomprobeError, match="close that probe first"):
             Maps(other).attach()
         model(token_batch(), use_cache=False)
     assert len(probe.seen) == 4
@@ -415,7 +415,7 @@ def test_where_there_is_no_attention_it_is_said(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(GeomprobeError, match="MambaModel has no attention to measure"):
         Maps(build("Mamba")).attach()
     model = tiny("llama")
-    kept_to_itself = pytest.raises(GeomprobeError, match=r"neither asks Transformers for its attention function")
+    kept_to_itself = pytest.raises(GeomprobeError, match=r"neither gets its attention function from Transformers")
     with Maps(model) as probe, kept_to_itself:
         monkeypatch.setattr("transformers.models.llama.modeling_llama.ALL_ATTENTION_FUNCTIONS", AttentionInterface())
         model(token_batch())

@@ -75,7 +75,7 @@ def test_attention_in_a_full_graph(family: str, implementation: str, backend: st
 
 def test_a_mask_that_no_operator_takes_is_refused() -> None:
     model, batch = tiny(attn_implementation="flex_attention"), {"input_ids": token_batch()}
-    with Probe(model, [AttentionProfile()], on_error="raise"), pytest.raises(GeomprobeError, match="run the model uncompiled"):
+    with Probe(model, [AttentionProfile()], on_error="raise"), pytest.raises(GeomprobeError, match=r"without torch\.compile"):
         run(torch.compile(model, backend="eager"), [batch])
 
 
@@ -124,7 +124,7 @@ def test_a_fault_inside_a_graph_warns_once_and_the_model_goes_on(monkeypatch: py
     with Probe(model) as probe:
         monkeypatch.setattr(probe._recorder._group, "put", lambda *args: 1 / 0)
         step = torch.compile(model, fullgraph=True, backend="aot_eager")
-        with pytest.warns(RuntimeWarning, match="stopped watching, the model goes on: ZeroDivisionError") as caught:
+        with pytest.warns(RuntimeWarning, match="stopped measuring, and the model continues: ZeroDivisionError") as caught:
             run(step, [batch, batch])
         assert len([warning for warning in caught if "geomprobe" in str(warning.message)]) == 1
         assert not hooks(model)

@@ -18,7 +18,9 @@ SITES = ["embed", "layer_00", "layer_01", "layer_02", "layer_03", "final_norm"]
 
 def test_it_says_what_happened(demo_run: DemoRun) -> None:
     lines = demo_run.printed.splitlines()
-    assert max(map(len, lines[: lines.index(f"open this:    {demo_run.out / REPORT}")])) <= 80  # what follows holds paths
+    assert (
+        max(map(len, lines[: lines.index(f"open the report:      {demo_run.out / REPORT}")])) <= 80
+    )  # what follows holds paths
     tables = [i for i, line in enumerate(lines) if line.split()[:2] == ["step", "loss"]]
     assert len(tables) == 3
     steps = [0, *log_spaced(demo_run.steps)]
@@ -29,7 +31,7 @@ def test_it_says_what_happened(demo_run: DemoRun) -> None:
         assert losses[0] == pytest.approx(math.log(256), abs=0.1)
         assert losses[-1] < losses[0] - 1  # it learns
         assert all(len(row) == 2 + len(SITES) for row in rows)
-    assert "Look for the turn in the last column" in demo_run.printed
+    assert "Note the last column" in demo_run.printed
     for path in run_files(demo_run.out):
         assert f"wandb leet {os.path.relpath(path.parent)}\n" in demo_run.printed
     assert "wandb sync" in demo_run.printed

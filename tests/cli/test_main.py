@@ -61,7 +61,7 @@ def test_inspect_writes_a_page_and_shows_chosen_tokens(stories_model: Path, tmp_
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    start = lines.index("what the chosen tokens are made of at layer_02: weights of earlier ones")
+    start = lines.index("weights on earlier tokens at layer_02, for the chosen tokens")
     assert [line.split()[0] for line in lines[start + 2 : start + 6]] == ["6", "Lasso", "ridge", "attention"]
     assert [line.split()[0] for line in lines[start + 7 : start + 11]] == ["1", "Lasso", "ridge", "attention"]
     assert f"wrote {page}" in run.stderr
@@ -72,21 +72,21 @@ def test_inspect_writes_a_page_and_shows_chosen_tokens(stories_model: Path, tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["inspect", "{model}", "a dog", "--token", "dog"], "give --site SITE with it"),
+        (["inspect", "{model}", "a dog", "--token", "dog"], "give --site SITE too"),
         (["inspect", "{model}", "a dog", "--site", "final_norm", "--token", "cat"], "no token 'cat' in this text"),
         (["inspect", "{model}", "a dog", "--site", "final_norm", "--token=--5"], "no token '--5' in this text"),
         (["inspect", "{model}", "a dog", "--html", "{tmp}/missing/page.html"], "in a folder that exists"),
         (["inspect", "{model}", "a dog", "--html", "{tmp}"], "expected the name of a file"),
         (["inspect", "{model}", "a dog", "--html", "{tmp}/" + "x" * 300], "cannot write"),
-        (["inspect", "{model}", "\udcff"], "the text is not Unicode"),
+        (["inspect", "{model}", "\udcff"], "the text is not valid Unicode"),
         (["inspect", "no/such/model/here", "text"], "cannot load 'no/such/model/here'"),
-        (["inspect", "{model}"], "give either a TEXT or --file F"),
-        (["inspect", "{model}", "text", "--file", "x"], "give either a TEXT or --file F"),
+        (["inspect", "{model}"], "give either TEXT or --file FILE"),
+        (["inspect", "{model}", "text", "--file", "x"], "give either TEXT or --file FILE"),
         (["inspect", "{model}", ""], "the text is empty"),
         (["inspect", "{model}", "--file", "{tmp}/missing.txt"], "cannot read"),
         (["inspect", "{model}", "--file", "{tmp}/binary"], "expected a text file in UTF-8"),
-        (["inspect", "{model}", "a dog " * 600], "this model reads 512: give a shorter text"),
-        (["inspect", "{tmp}", "text"], "a directory without a config.json"),
+        (["inspect", "{model}", "a dog " * 600], "this model accepts at most 512: give a shorter text"),
+        (["inspect", "{tmp}", "text"], "this directory has no config.json"),
         (["inspect", "{broken}", "text"], "cannot load"),
         (["inspect", "{model}", "text", "--dtype", "int8"], "expected float32, bfloat16, float16 or auto"),
     ],

@@ -35,7 +35,7 @@ def test_everything_at_once(tmp_path: Path) -> None:
     arguments += [word for model in models for word in ("--models", str(model))]
     result = CliRunner().invoke(app, arguments, terminal_width=80)
     assert result.exit_code == 0, result.output
-    assert f"open this:  {out}/index.html" in result.output
+    assert f"open the results:  {out}/index.html" in result.output
     assert max(map(len, result.output.splitlines())) <= 80 + len(str(out))
     summary = result.output[result.output.rindex("What the paper says") :]
     assert summary.index("Figure 1") < summary.index("Figure 3") < summary.index("Section 4.2") < summary.index("Errata")

@@ -56,7 +56,7 @@ def test_a_token_whose_row_is_not_finite_has_no_bar(gain: tuple[float, ...]) -> 
 
 
 def test_no_finite_row_at_all_is_said() -> None:
-    assert "no token had a finite row at final_norm" in str(inspection(("a",), (math.nan,)))
+    assert "no token has a finite row at final_norm" in str(inspection(("a",), (math.nan,)))
 
 
 def test_equal_gains_are_drawn() -> None:
@@ -79,7 +79,9 @@ def test_what_tokens_are_made_of_is_the_lasso_of_the_site(smollm2_model: Path) -
         assert math.isnan(share) if t == 0 else share == pytest.approx(1 - float(rest[t]), abs=1e-5)
     assert made.to_dict()["picks"][0]["r2"][0] is None
     lines = str(made).splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("what each token is made of at final_norm"))
+    start = next(
+        i for i, line in enumerate(lines) if line.startswith("Lasso of each token on the earlier tokens at final_norm")
+    )
     assert len(lines[start + 2 :]) == len(made.tokens)
     assert max(map(columns, lines)) <= 80
     assert " France ." in lines[start + 2 + made.tokens.index(" China")]

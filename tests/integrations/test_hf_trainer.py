@@ -242,7 +242,9 @@ def test_a_fault_in_reading_stops_the_probe_not_the_training(tmp_path: Path) -> 
     bare.train()
     callback = ProbeCallback([Breaks()], sites=["embed"], when=every(1), jsonl=tmp_path / "geometry.jsonl")
     probed = trainer(tmp_path, callback, report_to="wandb")
-    with pytest.warns(RuntimeWarning, match="stopped watching at step 3, training goes on: ArithmeticError: no more") as caught:
+    with pytest.warns(
+        RuntimeWarning, match="stopped measuring at step 3, and training continues: ArithmeticError: no more"
+    ) as caught:
         probed.train()
     wandb.finish()
     assert len([w for w in caught if "geomprobe" in str(w.message)]) == 1

@@ -135,7 +135,9 @@ def test_without_a_login_it_runs_offline_and_says_so_in_one_line(tmp_path: Path)
     (line,) = done.stderr.splitlines()
     (folder,) = (path for path in (tmp_path / "wandb").iterdir() if path.name.startswith("offline-run"))
     where = f"wandb/{folder.name}"
-    assert line == f"W&B run kept offline: look with `wandb leet {where}`, upload with `wandb login && wandb sync {where}`"
+    assert (
+        line == f"The W&B run is offline: view it with `wandb leet {where}`, upload it with `wandb login && wandb sync {where}`"
+    )
     assert read_run(folder).series("geomprobe/entropy/embed", "geomprobe/step") == {1: 0.5, 2: 1.0}
 
 

@@ -115,5 +115,5 @@ def test_sites_without_attention_have_none() -> None:
     assert np.isnan(reading["lasso_attention_jaccard/embed"])
     assert reading["lasso_r2/embed"] > 0
     assert reading["attention_entropy/final_norm"] == reading["attention_entropy/layer_02"]
-    with pytest.raises(GeomprobeError, match="embed comes before any attention: watch a layer"):
+    with pytest.raises(GeomprobeError, match="the site 'embed' comes before any attention: measure a layer"):
         Probe(model, [AttentionProfile()], sites=["embed"]).attach()

@@ -104,7 +104,7 @@ def test_without_texts_there_are_the_numbers_of_the_stream_alone() -> None:
     assert bare.accumulators == (Covariance(),)
     whole = scalars_of(RepresentationEntropy(), rows)
     assert scalars_of(bare, rows) == {name: whole[name] for name in STREAM}
-    with pytest.raises(GeomprobeError, match="need texts=True"):
+    with pytest.raises(GeomprobeError, match="needs texts=True"):
         RepresentationEntropy(texts=False, text_spectrum=True)
 
 

@@ -13,7 +13,8 @@ from geomprobe.paper.appendix_a import judge_theorem_a_1, measure_theorem_a_1, t
 
 def unit(n: int, d: int, seed: int = 0) -> Tensor:
     rows = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return rows / rows.norm(dim=1, keepdim=True)
+    unit_rows: Tensor = rows / rows.norm(dim=1, keepdim=True)
+    return unit_rows
 
 
 def printed(rows: Tensor, share: float) -> tuple[Any, Any]:

@@ -225,7 +225,7 @@ def test_a_model_that_cannot_be_read_is_said(request_: Request, tmp_path: Path) 
     outcome = run_experiment(FIG3, Request(out=tmp_path / "out", models=models, data=request_.data, tokens=400))
     assert len(outcome.numbers["models"]) == 1
     assert "could not be read" in str(outcome)
-    assert "a directory without a config.json" in " ".join(str(outcome).split())
+    assert "this directory has no config.json" in " ".join(str(outcome).split())
     assert max(map(len, str(outcome).splitlines())) <= 80
     again = Request(out=tmp_path / "out", models=models, data=request_.data, tokens=400)
     assert not run_experiment(FIG3, again).kept  # what failed is tried again

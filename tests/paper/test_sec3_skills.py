@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import entr
 
 from geomprobe.paper import fig2_skill_graph as graph
 from geomprobe.paper import sec3_errata as errata
@@ -189,9 +190,9 @@ WRONG: list[tuple[Any, str, Any, str]] = [
     (prompting, "prompted_entropies", lambda p, prompt: information.entropies_given(p)[::-1], "prompts"),
     (prompting, "is_perfect_prompt", lambda p, prompt, **options: True, "prompts"),
     (prompting, "context_change", _half(prompting.context_change), "contexts"),
-    (prompting, "context_kinds", lambda before, after: ["good"] * before.shape[1], "contexts"),
+    (prompting, "context_kinds", lambda before, after, **options: ["good"] * before.shape[1], "contexts"),
     (prompting, "context_kind", lambda p_skill, before, after: "good", "contexts"),
-    (information, "entropies_given", lambda p: np.arange(p.sum()), "contexts"),
+    (information, "entropies_given", lambda p: entr(p).sum(0), "contexts"),
     (information, "divergences", _half(information.divergences), "invariance"),
     (information, "divergences", lambda p: information.entropies_given(p), "invariance"),
     (information, "conditional_entropy", _half(information.conditional_entropy), "invariance"),

@@ -167,7 +167,7 @@ def test_a_state_of_another_model_or_with_a_sum_missing_is_refused() -> None:
     with Probe(wide, on_error="raise") as mixed:
         mixed.load_state_dict(states[0])
         wide(token_batch())
-        with pytest.raises(GeomprobeError, match="other widths"):
+        with pytest.raises(GeomprobeError, match="another width"):
             mixed.read()
     del states[1]["eval/embed/Covariance(center=False, exact=False)/outer_0"]
     with pytest.raises(GeomprobeError, match="differ by 'outer_0'"):
@@ -188,5 +188,5 @@ def test_an_interrupted_forward_is_told() -> None:
         handle.remove()
         assert "not ended" in probe.read().notes[0]
         model(token_batch())
-        assert "broke off" in probe.read().notes[0]
+        assert "a forward raised an exception" in probe.read().notes[0]
         assert probe.read()["tokens/final_norm"] == 48

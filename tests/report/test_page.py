@@ -309,9 +309,9 @@ def test_a_manifest_may_lack_everything(tmp_path: Path) -> None:
 
 def test_other_tokens_are_pointed_out(tmp_path: Path) -> None:
     records = training(layers=2, steps=[0, 8], length=8)
-    assert "did not read the same tokens" not in report_page([Run.open(write_run(tmp_path / "same", records))])
+    assert "read different tokens" not in report_page([Run.open(write_run(tmp_path / "same", records))])
     records[1] = replace(records[1], tokens="other")
-    assert "did not read the same tokens" in report_page([Run.open(write_run(tmp_path / "other", records))])
+    assert "read different tokens" in report_page([Run.open(write_run(tmp_path / "other", records))])
 
 
 def test_metrics_that_are_missing_have_no_figure(tmp_path: Path) -> None:
@@ -333,13 +333,16 @@ def test_metrics_that_are_missing_have_no_figure(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([Record(name="step1", error="OSError: <gone>"), Record(name="step2", error="no room")], "the last of 2 said no room"),
+        (
+            [Record(name="step1", error="OSError: <gone>"), Record(name="step2", error="no room")],
+            "2 failed, the last one with: no room",
+        ),
         ([], "it has no records yet"),
     ],
 )
 def test_a_run_without_a_checkpoint_is_refused(records: list[Record], message: str, tmp_path: Path) -> None:
     good, bad = write_run(tmp_path / "good", suite(length=4)), write_run(tmp_path / "bad", records)
-    with pytest.raises(GeomprobeError, match=f"bad: no checkpoint of this run was read.*{message}"):
+    with pytest.raises(GeomprobeError, match=f"bad: this run has no measured checkpoint.*{message}"):
         report_page([Run.open(good), Run.open(bad)])
     with pytest.raises(GeomprobeError, match="a report needs a run"):
         report_page([])
@@ -479,7 +482,7 @@ def test_three_sizes_have_points_and_no_law(tmp_path: Path) -> None:
     figure = figures.scaling(run, "entropy")
     assert figure is not None
     assert "power law" not in lines(figure)
-    assert figure.layout.annotations[0].text == "no law fitted: a power law takes at least 4 points, got 3"
+    assert figure.layout.annotations[0].text == "no power law was fitted: a power law takes at least 4 points, got 3"
 
 
 def test_runs_of_one_checkpoint_are_one_run_over_sizes(tmp_path: Path, fitted: list[tuple[Any, Any]]) -> None:
@@ -487,7 +490,7 @@ def test_runs_of_one_checkpoint_are_one_run_over_sizes(tmp_path: Path, fitted: l
     runs = [Run.open(write_run(tmp_path / f"m{i}", records[3 * i : 3 * i + 3])) for i in range(4)]
     document = report_page(runs)
     assert len(fitted[0][0]) == 4
-    assert "At the last layer, model by model" in document
+    assert "Overview at the last site, by model" in document
     assert "m0 · m1 · m2 · m3" in document
 
 
@@ -524,7 +527,7 @@ def test_the_command_writes_the_page_into_the_run(tmp_path: Path) -> None:
     assert f"wrote {path / 'report.html'}" in done.stderr
     assert (path / "report.html").read_text("utf-8").startswith("<!DOCTYPE html>")
     for arguments, message in (
-        ([str(tmp_path)], "no run of a sweep"),
+        ([str(tmp_path)], "is not a run of a sweep"),
         ([str(path), "--out", str(tmp_path / "no" / "page.html")], "in a folder that exists"),
     ):
         done = geomprobe("report", *arguments)

@@ -95,7 +95,7 @@ def test_pointing_at_a_token_shows_what_it_picks(viewer: Viewer) -> None:
     assert listed(page, "lasso") == ["France #3 1.200", "capital #9 −0.300"]
     assert listed(page, "ridge") == ["France #3 0.200", "capital #9 −0.050"]
     assert listed(page, "attention") == ["France #3 0.800", "capital #9 −0.200"]
-    assert "Picked by 2 later: Beijing #13, is #12" in page.locator("[data-kind=lasso] .aside").inner_text()
+    assert "Picked by 2 later tokens: Beijing #13, is #12" in page.locator("[data-kind=lasso] .aside").inner_text()
     spoken = page.locator("[aria-live]").inner_text()
     assert spoken.startswith("China, position 11, gain 4.000 nats, Lasso R² 0.610. Lasso: France 1.200, capital −0.300. Ridge:")
     thick = page.evaluate("[3, 9].map(t => parseFloat(tokens[t].style.getPropertyValue('--lasso-width')))")
@@ -103,7 +103,7 @@ def test_pointing_at_a_token_shows_what_it_picks(viewer: Viewer) -> None:
     tokens.nth(0).hover()
     assert lit(page, "lasso") == {}
     assert page.locator("#facts").inner_text().endswith("Lasso R² undefined")
-    assert page.locator("[data-kind=lasso] .aside").inner_text().startswith("No earlier token.")
+    assert page.locator("[data-kind=lasso] .aside").inner_text().startswith("No earlier tokens.")
     page.locator("h1").hover()
     assert word(page) == ""
 
@@ -190,7 +190,7 @@ def test_the_slider_changes_the_layer_and_keeps_the_token(viewer: Viewer) -> Non
     assert box is not None
     page.mouse.click(box["x"] + 1, box["y"] + box["height"] / 2)
     assert name.inner_text() == "embed"
-    assert page.locator("[data-kind=attention] .aside").inner_text() == "none at this layer"
+    assert page.locator("[data-kind=attention] .aside").inner_text() == "None at this layer."
     assert lit(page, "attention") == {}
     assert lit(page, "lasso") == {3: "plus", 9: "minus"}
 
@@ -226,7 +226,7 @@ def test_a_kind_that_is_missing_says_so(viewer: Viewer) -> None:
     expect(box).not_to_be_checked()
     expect(box).to_have_accessible_description(note)
     page.locator(".t").nth(CHINA).hover()
-    assert page.locator("[data-kind=attention] .aside").inner_text() == "not in this page"
+    assert page.locator("[data-kind=attention] .aside").inner_text() == "Not measured."
     assert listed(page, "attention") == []
     assert len(listed(page, "lasso")) == 2
     assert "Ridge" not in page.locator("[aria-live]").inner_text()
@@ -252,7 +252,7 @@ def test_no_gain_at_all_and_one_token_only(viewer: Viewer) -> None:
         page.keyboard.press(key)
         assert focused(page) == 0
     assert word(page) == "a"
-    assert page.locator("[data-kind=ridge] .aside").inner_text() == "No earlier token."
+    assert page.locator("[data-kind=ridge] .aside").inner_text() == "No earlier tokens."
 
 
 def test_dark_is_dark_and_text_can_be_read_in_both(viewer: Viewer) -> None:
@@ -317,7 +317,7 @@ def test_without_javascript_the_text_is_there(viewer: Viewer) -> None:
     page = framed(viewer, "")
     text = "The capital of France is Paris.⏎ The capital of China is Beijing"
     expect(page.locator("#text")).to_have_text(text, use_inner_text=True)
-    expect(page.locator("noscript p")).to_contain_text("the shades of one site only, final_norm.")
+    expect(page.locator("noscript p")).to_contain_text("the gain at one site only, final_norm.")
     expect(page.locator(".layer")).to_be_hidden()
     expect(page.locator(".detail")).to_be_hidden()
     expect(page.locator(".legend")).to_have_text("gain 1.004.00 nats")

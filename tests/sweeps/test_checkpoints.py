@@ -29,9 +29,9 @@ def test_sizes_stay_in_their_order() -> None:
     ("models", "revisions", "message"),
     [
         ([], [], "no model"),
-        (["a/b", "c/d"], ["step1"], "revisions are of one model"),
-        (["a/b", "a/b"], [], "a/b: named twice"),
-        (["a/b"], ["step1", "step1"], "step1: named twice"),
+        (["a/b", "c/d"], ["step1"], "revisions belong to one model"),
+        (["a/b", "a/b"], [], "a/b: there are several checkpoints of this name"),
+        (["a/b"], ["step1", "step1"], "step1: there are several checkpoints of this name"),
     ],
 )
 def test_what_is_not_clear_is_refused(models: list[str], revisions: list[str], message: str) -> None:

@@ -179,9 +179,9 @@ def test_a_checkpoint_that_fails_is_recorded_and_tried_again(
     broken = tmp_path / "training" / "checkpoint-4"
     said = {
         "weights": "cannot load",
-        "NaN": "not one finite row at embed",
+        "NaN": "there is no finite row at embed",
         "config": "config.json",
-        "tokenizer": "no tokenizer there",
+        "tokenizer": "there is no tokenizer",
     }
     if damage == "weights":
         (broken / "model.safetensors").write_bytes(b"\0" * 100)
@@ -219,7 +219,7 @@ def test_a_revision_that_cannot_be_had(begin: Callable[..., Run], monkeypatch: p
 def test_other_arguments_are_refused_with_the_difference(begin: Callable[..., Run], tmp_path: Path, texts: Path) -> None:
     begin()
     before = lines(tmp_path / "run")
-    with pytest.raises(GeomprobeError, match=r"tokens: 700 then, 500 now.*another folder"):
+    with pytest.raises(GeomprobeError, match=r"tokens: 700 before, 500 now.*another folder"):
         begin(tokens=500)
     other = tmp_path / "texts.jsonl"
     other.write_text(texts.read_text("utf-8").replace("the", "a"), "utf-8")
@@ -234,7 +234,7 @@ def test_weights_written_anew_under_the_same_name_are_refused(begin: Callable[..
     assert None not in hashes
     before = lines(tmp_path / "run")
     save_checkpoint(tmp_path / "training" / "checkpoint-4", 5)
-    with pytest.raises(GeomprobeError, match=r"^checkpoint-4: other weights than .*run holds readings of: give another"):
+    with pytest.raises(GeomprobeError, match=r"^checkpoint-4: the weights have changed since .*run was written: give another"):
         begin()
     assert lines(tmp_path / "run") == before
     shutil.rmtree(tmp_path / "training" / "checkpoint-4")  # as a training does that keeps only the latest
@@ -295,7 +295,7 @@ def test_bad_arguments(begin: Callable[..., Run], options: dict[str, Any], messa
 
 def test_texts_longer_than_the_model_reads(begin: Callable[..., Run]) -> None:
     (failed, *_) = begin(length=300).failed
-    assert "longer than this model reads, 256" in str(failed.error)
+    assert "longer than this model accepts (256)" in str(failed.error)
 
 
 def test_sizes_are_told_apart_by_their_parameters(begin: Callable[..., Run], tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_a_model_without_attention_is_read_without(begin: Callable[..., Run], tm
     assert run.failed == []
     reading = run.checkpoints[0].reading
     assert reading is not None
-    assert any(note.startswith("no attention:") for note in reading.notes)
+    assert any(note.startswith("attention was not measured:") for note in reading.notes)
     assert "lasso_r2/final_norm" in reading
     assert "attention_entropy/final_norm" not in reading
 
@@ -334,7 +334,7 @@ def test_records_round_trip(run: Run) -> None:
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(GeomprobeError, match="no run of a sweep"):
+    with pytest.raises(GeomprobeError, match="is not a run of a sweep"):
         Run.open(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(GeomprobeError, match="cannot read"):

@@ -96,7 +96,8 @@ def test_exponents_of_theorems_3_7_and_3_8_are_within_2_percent(alpha: float) ->
     neurons = np.geomspace(100, 10_000, 50) * 30
     left = model.conditional_entropy(model.learned_from_parameters(neurons, r=30)) - 1
     assert exponent(neurons, left) == pytest.approx(-alpha, rel=0.02)
-    flops = np.geomspace(*model.flops_to_learn([100, 10_000], delta=0.1), 50)
+    least, most = model.flops_to_learn([100, 10_000], delta=0.1).tolist()
+    flops = np.geomspace(least, most, 50)
     left = model.conditional_entropy(model.learned_from_flops(flops, delta=0.1)) - 1
     assert exponent(flops, left) == pytest.approx(-alpha / (alpha + 2), rel=0.02)
 
