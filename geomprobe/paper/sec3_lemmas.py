@@ -304,9 +304,10 @@ def _skill_kinds_told_apart(draw: Generator) -> Sequence[float]:
 
 
 def _unchanged(draw: Generator) -> Sequence[float]:
-    """The change of a skill that is irrelevant, among others, from the joint distributions with and without the context."""
+    """The change of a skill that is irrelevant, among others, from the joint distributions with and without the context, which
+    may also change how probable the skills are."""
     p_skill, before, after = _context(draw, ["irrelevant", "good", "bad"])
-    return [(information.entropies_given(after * p_skill) - information.entropies_given(before * p_skill))[0]]
+    return [(information.entropies_given(after * _p_skill(draw, 3)) - information.entropies_given(before * p_skill))[0]]
 
 
 def _fall(draw: Generator, kind: str) -> Sequence[float]:
