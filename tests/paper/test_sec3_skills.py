@@ -137,7 +137,7 @@ def test_errata_have_their_numbers_and_figures(theory: Outcome) -> None:
     assert numbers["code"] == pytest.approx({"length": 1.75, "bits": 1.75, "nats": 1.75 * np.log(2)})
     assert numbers["lemma_3_14"] == pytest.approx({"skill": np.log(4), "mean": np.log(4) / 2})
     assert numbers["squares"] == pytest.approx({"1": 1.2, "1e-06": np.pi**2 / 6}, rel=1e-5)
-    assert numbers["fisher"] == pytest.approx({"forward": 0.5, "backward": 0.5, "squared": 1.0}, rel=2e-3)
+    assert numbers["fisher"] == pytest.approx({"forward": 0.5, "backward": 0.5, "squared": 1.0}, rel=5e-3)
     assert numbers["area"]["area"] == pytest.approx(24.7, abs=0.05)
 
 

@@ -2,7 +2,6 @@
 
 import math
 import random
-from fractions import Fraction
 
 import mpmath  # type: ignore[import-untyped]  # comes with torch
 import numpy as np
@@ -73,7 +72,8 @@ def test_lemma_3_6_of_any_distribution_with_assumption_3_5(
 def test_the_integral_of_lemma_3_6_exceeds_the_sum_by_less_than_a_skill(alpha: float, m: float) -> None:
     model = SkillModel(alpha, m, B=6.0, C=1.5)
     for n in (1, 10, 100):
-        tail = mpmath.quad(lambda y: y ** (-alpha - 1), [n, m])
+        ends = np.linspace(math.log(n), min(math.log(m), math.log(n) + 200), 41)  # y = e^t; beyond, less than e^(−60) is left
+        tail = mpmath.quad(lambda t: mpmath.exp(-alpha * t), ends.tolist())
         integral = float(model.conditional_entropy_integral(n))
         assert integral == pytest.approx(float(1.5 + 4.5 * tail / model.area), rel=1e-9)
         assert -1e-12 <= integral - float(model.conditional_entropy(n)) <= 4.5 * n ** -(alpha + 1) / model.area
@@ -128,19 +128,17 @@ def test_flops_of_every_skill_of_a_model(alpha: float, m: int) -> None:
     np.testing.assert_allclose(model.flops_to_learn(n), sums, rtol=1e-11)
 
 
-@pytest.mark.parametrize("alpha", [0.5, 1.0])
-@pytest.mark.parametrize("n", [100_001, 10**7, 10**12])
-def test_flops_of_more_skills_than_can_be_added(alpha: float, n: int) -> None:
-    """The sum of i^(α+1) by Faulhaber's formula, and where it has none, by mpmath's zeta functions in fifty digits."""
+@pytest.mark.parametrize(("alpha", "n"), [(0.5, 100_001), (0.5, 10**7), (1.0, 10**7), (1.0, 10**12), (2.0, 10**12)])
+def test_flops_of_more_skills_than_are_added(alpha: float, n: int) -> None:
+    """The sum of i^(α+1) by Faulhaber's formulas in integers, and where there is none, term by term."""
     model = SkillModel(alpha, M=10**12, B=5, C=1)
-    if alpha == 1.0:
-        powers = float(Fraction(n * (n + 1) * (2 * n + 1), 6))
+    if alpha == 0.5:
+        powers = float((np.arange(1, n + 1, dtype=np.float64) ** 1.5).sum())
     else:
-        with mpmath.workdps(50):
-            powers = float(mpmath.zeta(-1.5) - mpmath.zeta(-1.5, n + 1))
+        powers = float(n * (n + 1) * (2 * n + 1) // 6 if alpha == 1.0 else (n * (n + 1) // 2) ** 2)
     S = 4 * model.area * powers
-    assert float(model.flops_to_learn(n)) == pytest.approx(S, rel=1e-12)
-    assert float(model.learned_from_flops(S)) == pytest.approx(n, rel=1e-12)
+    assert float(model.flops_to_learn(n)) == pytest.approx(S, rel=1e-11)
+    assert float(model.learned_from_flops(S)) == pytest.approx(n, rel=1e-11)
 
 
 @pytest.mark.parametrize("alpha", alphas)
