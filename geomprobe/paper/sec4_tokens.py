@@ -131,8 +131,8 @@ def _judge_model(model: Mapping[str, Any]) -> list[Verdict]:
 
 
 def _as_printed(model: Mapping[str, Any], kind: str) -> Verdict:
-    """Holds where for every token more of the printed picks are there than by chance, and carry more than half of the weight and
-    more than by chance; does not hold where that is so for none."""
+    """Holds where for every token more of the printed picks are there than by chance, with over half of the weight, and more
+    than by chance; does not hold where that is so for none."""
     told, good = [], []
     for name, row in model["rows"].items():
         found = row["printed"][kind][""]
