@@ -65,7 +65,7 @@ def _order(gammas: Any, remainder: Any) -> float:
 
 def theorem_a_1_table(cases: Sequence[dict[str, Any]]) -> Table:
     """One row for each of what :func:`measure_theorem_a_1` gave."""
-    columns = ("rows", "d/leading", f"at {_small(_SHARES[-1])}", "order of d", "of d²", "γ² term", "expected")
+    columns = ("rows", "ratio", f"at {_small(_SHARES[-1])}", "order: d", "of d²", "γ² term", "expected")
     rows = [
         (
             case["name"],

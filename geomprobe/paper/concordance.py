@@ -22,7 +22,7 @@ def to_text() -> str:
 
 def _lines(item: Item) -> str:
     def wrapped(text: str, indent: str = "  ") -> list[str]:
-        return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent="  ")
+        return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent="  ", break_on_hyphens=False)
 
     path, test = item.test.split("::")
     lines = [*wrapped(f"{item.name}: {item.subject}", ""), *wrapped(_verdict(item)), *(f"  {name}" for name in item.functions)]

@@ -89,7 +89,7 @@ ITEMS = (
         "normalised entropy against model size: a power law",
         ("geomprobe.paper.fig1_entropy.FIG1",),
         "tests/paper/test_fig1_fig3_sizes.py::test_figure_1_is_equation_1_of_those_ranks",
-        "measured",
+        "measured, see the command",
         "fig1",
     ),
     Item(
@@ -344,7 +344,7 @@ ITEMS = (
         "information gain and its difference against length, by model size",
         ("geomprobe.paper.fig3_information_gain.FIG3",),
         "tests/paper/test_fig1_fig3_sizes.py::test_figure_3_is_the_gain_of_texts",
-        "measured",
+        "measured, see the command",
         "fig3",
     ),
     Item(
@@ -384,7 +384,7 @@ ITEMS = (
         "what the Lasso and attention pick for [No], [?] and [China]",
         ("geomprobe.paper.sec4_tokens.TOKENS", "geomprobe.paper.token_picks.matched"),
         "tests/paper/test_sec4_tokens.py::test_the_picks_are_scikit_learns",
-        "measured",
+        "measured, see the command",
         "tokens",
         "The attention rows list [,], which the sentence does not contain: probably [.].",
     ),
@@ -393,7 +393,7 @@ ITEMS = (
         "texts of two contexts by mean and by last embeddings",
         ("geomprobe.paper.fig4_6_contexts.FIG4",),
         "tests/paper/test_fig4_6_contexts.py::test_embeddings_against_numpy",
-        "measured",
+        "measured, see the command",
         "fig4",
     ),
     Item(
@@ -417,7 +417,7 @@ ITEMS = (
         "texts of two contexts by the JS distance",
         ("geomprobe.paper.fig4_6_contexts.FIG5",),
         "tests/paper/test_fig4_6_contexts.py::test_three_figures_of_one_reading",
-        "measured",
+        "measured, see the command",
         "fig5",
     ),
     Item(
@@ -425,7 +425,7 @@ ITEMS = (
         "texts of two contexts by the other distances",
         ("geomprobe.paper.fig4_6_contexts.FIG6",),
         "tests/paper/test_fig4_6_contexts.py::test_three_figures_of_one_reading",
-        "measured",
+        "measured, see the command",
         "fig6",
     ),
     Item(
