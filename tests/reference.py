@@ -133,6 +133,16 @@ def gain_condition(rows: Array, sigma: float = 0.01) -> Array:
     return np.asarray(np.linalg.norm(weights @ rows, axis=1) * np.linalg.norm(weights, axis=1) / pivots**2)
 
 
+def alpha_condition(values: Array) -> float:
+    """How far :func:`alpha_req` moves at most when every eigenvalue moves by a small share of the largest, over that share."""
+    kept = np.sort(values[values > FLOOR * values.max()])[::-1]
+    fitted, weights = kept[3:100], counted(kept, 128)[3:100]
+    j = np.arange(4, 4 + len(fitted))
+    weights = weights / j / (weights / j).sum()
+    x = np.log(j) - (weights * np.log(j)).sum()
+    return float((weights * abs(x) * values.max() / fitted).sum() / (weights * x**2).sum())
+
+
 def by_position(curves: Sequence[Array]) -> Array:
     """The mean of curves at every position, over those that are long enough."""
     return np.array([np.mean([curve[t] for curve in curves if len(curve) > t]) for t in range(max(map(len, curves)))])
@@ -164,7 +174,9 @@ def hold_to_twin(reading: Reading, texts: Sequence[Mapping[str, Array]]) -> None
 def hold_to_run(reading: Reading, expected: Reading, texts: Sequence[Mapping[str, Array]]) -> None:
     """Hold a default reading to that of another run, whose hidden states differ by how float32 rounds a forward.
 
-    The spectral numbers are well conditioned where there are more rows than dimensions: none moves by more than the rows do.
+    The spectral numbers are well conditioned where there are more rows than dimensions: none moves by more than the rows do,
+    but for α-ReQ, which takes logarithms of the least eigenvalues. Each eigenvalue moves by at most ``2‖Z‖‖E‖/n`` (Weyl), which
+    is below δ times the largest for independent errors E, of length δ in each row.
     """
     assert reading.sites == expected.sites
     assert reading.values.keys() == expected.values.keys()
@@ -173,6 +185,7 @@ def hold_to_run(reading: Reading, expected: Reading, texts: Sequence[Mapping[str
         allowed, tokens = sum(each.sum() for each in near), sum(map(len, near))
         bounds = {"information_gain": allowed / len(texts), "gain_per_token": allowed / tokens}
         bounds["information_gain_per_dim"] = allowed / len(texts) / texts[0][site].shape[1]
+        bounds["alpha_req"] = ROUNDED * alpha_condition(spectrum(np.concatenate([unit(text[site]) for text in texts])))
         for key in (key for key in expected.values if key.endswith(f"/{site}")):
             bound = bounds.get(key.split("/")[0], ROUNDED * max(1, abs(expected[key])))
             assert reading[key] == pytest.approx(expected[key], rel=0, abs=bound, nan_ok=True), key

@@ -1,5 +1,6 @@
 """The sums of ContextLasso against scikit-learn, text by text."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -59,13 +60,15 @@ def test_a_rate_samples_that_share_whatever_the_batch() -> None:
     hidden = torch.randn(8, 100, WIDTH, generator=torch.Generator().manual_seed(0))
     sums = ContextLassoSum(penalty=0.05, rate=0.25)
     whole = sums.contribution(Rows(hidden))
-    assert float(whole["targets"]) == pytest.approx(0.25 * 8 * 99, rel=0.15)
+    # The last digits of a row's length choose it, and they hang on the kernels: five standard deviations of a fair choice.
+    assert float(whole["targets"]) == pytest.approx(0.25 * 8 * 99, abs=5 * math.sqrt(0.25 * 0.75 * 8 * 99))
     parts = [sums.contribution(Rows(row.unsqueeze(0))) for row in hidden]
     for name, value in whole.items():
         torch.testing.assert_close(value, torch.stack([part[name] for part in parts]).sum(0), rtol=1e-6, atol=1e-6)
     every = scalars_of(ContextLasso(penalty=0.05), Rows(hidden))
     some = scalars_of(ContextLasso(penalty=0.05, rate=0.25), Rows(hidden))
-    assert some["lasso_r2"] == pytest.approx(every["lasso_r2"], abs=0.05)
+    # Five standard errors: over all targets the standard deviation of R² is 0.18.
+    assert some["lasso_r2"] == pytest.approx(every["lasso_r2"], abs=5 * 0.18 * math.sqrt(0.75 / (0.25 * 8 * 99)))
 
 
 def test_in_a_probe_at_every_site() -> None:
