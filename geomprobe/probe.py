@@ -203,9 +203,10 @@ class Probe:
                 sequence.mark_counted()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return all sums as tensors on the CPU, named ``mode/site/accumulator/sum``. Two such dicts can be added.
+        """Return all sums as tensors on the CPU, named ``mode/site/accumulator/sum``.
 
-        >>> # safetensors.torch.save_file(probe.state_dict(), "probe.safetensors")
+        ``safetensors.torch.save_file`` writes them. Those of probes with the same metrics and sites are merged by
+        :func:`geomprobe.accumulators.state.merge`.
         """
         return self._recorder.with_sequences(self._capture.sequences).to_tensors()
 

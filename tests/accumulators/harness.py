@@ -1,4 +1,4 @@
-"""The accumulator harness: streams of texts, and the list of accumulators that ``tests/core/test_accumulators.py`` runs.
+"""The accumulator harness: streams of texts, and the list of accumulators that ``tests/accumulators/test_harness.py`` runs.
 
 To have a new accumulator proved, add a line to :data:`CASES`. ``readings`` turns its state into numbers that no rotation of the
 rows changes (the state itself, unless it keeps directions); ``bounds`` gives chains of numbers that must not decrease.

@@ -101,6 +101,10 @@ def check(reading: Reading, model: Any, tolerance: float) -> None:
         values["gain_per_token"] = float(np.concatenate(gains).mean())
         values = {name: value for name, value in values.items() if f"{name}/{site}" in reading}
         assert len(values) == 16
+        # Products in float32 may move an eigenvalue by FLOOR of the largest, and α-ReQ takes the logarithms of small ones.
+        alpha = reference.FLOOR * reference.alpha_condition(reference.spectrum(np.concatenate(texts)))
+        expected = values.pop("alpha_req")
+        assert reading[f"alpha_req/{site}"] == pytest.approx(expected, rel=tolerance, abs=alpha), site
         assert {name: reading[f"{name}/{site}"] for name in values} == pytest.approx(values, rel=tolerance), site
         by_position = [np.mean([gain[t] for gain in gains if len(gain) > t]) for t in range(max(LENGTHS))]
         assert reading.curve("gain", site).mean == pytest.approx(by_position, abs=tolerance), site
