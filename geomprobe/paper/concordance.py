@@ -37,7 +37,7 @@ def to_markdown() -> str:
     ]
     errata = [(item.name, item.erratum, _code(f"geomprobe paper {item.command}")) for item in ITEMS if item.erratum]
     parts = [
-        "## Concordance\n",
+        "## Concordance\n\nEvery item of the paper in its order. A statement *holds* if it does in every case of its test.\n",
         _table(("item", "what it is", "computed by", "tested by", "verdict"), rows),
         "## Errata\n\nWhat is wrong as printed, or needs a condition.\n",
         _table(("item", "erratum", "in numbers"), errata),

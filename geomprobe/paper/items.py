@@ -89,7 +89,7 @@ ITEMS = (
         "normalised entropy against model size: a power law",
         ("geomprobe.paper.fig1_entropy.FIG1",),
         "tests/paper/test_fig1_fig3_sizes.py::test_figure_1_is_equation_1_of_those_ranks",
-        "measured, see the command",
+        "depends on the models: see the command",
         "fig1",
     ),
     Item(
@@ -97,7 +97,7 @@ ITEMS = (
         "the skill graph of texts and their skills",
         ("geomprobe.paper.fig2_skill_graph.FIG2", "geomprobe.theory.skills.SkillModel.sample_graph"),
         "tests/theory/test_skills.py::test_a_sampled_graph_has_the_degrees_of_the_model",
-        "drawn from the model",
+        "sampled from the model of section 3",
         "fig2",
     ),
     Item(
@@ -131,7 +131,7 @@ ITEMS = (
         "tests/theory/test_information.py::test_a_dyadic_code_is_as_long_as_the_entropy",
         "holds with an erratum",
         "theory",
-        "It is at least H(X) in bits, and equal for powers of ½.",
+        "The expected length is at least H(X) in bits, with equality when all probabilities are powers of ½.",
     ),
     Item(
         "Definition 3.4",
@@ -164,7 +164,7 @@ ITEMS = (
         "tests/theory/test_skills.py::test_conditional_entropy_is_the_sum_to_1e_9",
         "holds with an erratum",
         "theory",
-        "The O(·) drops the constant: H − C is the power law.",
+        "The printed O(·) omits the constant C; the power law holds for H − C.",
     ),
     Item(
         "Theorem 3.7",
@@ -173,16 +173,16 @@ ITEMS = (
         "tests/theory/test_skills.py::test_exponents_of_theorems_3_7_and_3_8_are_within_2_percent",
         "holds with an erratum",
         "theory",
-        "As for Lemma 3.6: H − C is the power law.",
+        "As for Lemma 3.6: the power law holds for H − C.",
     ),
     Item(
         "Theorem 3.8",
         "scaling law with FLOPs, S^(−α/(α+2))",
         ("geomprobe.theory.skills.SkillModel.learned_from_flops",),
-        "tests/theory/test_skills.py::test_flops_buy_the_skills_of_the_papers_sum",
+        "tests/theory/test_skills.py::test_skills_learned_from_flops_match_the_papers_sum",
         "holds with an erratum",
         "theory",
-        "As for Lemma 3.6: H − C is the power law.",
+        "As for Lemma 3.6: the power law holds for H − C.",
     ),
     Item(
         "Definition 3.9",
@@ -240,7 +240,7 @@ ITEMS = (
         "tests/theory/test_prompting.py::test_theorem_3_15_on_1000_contexts",
         "holds with an erratum",
         "theory",
-        "The strict sign takes one good (bad) skill of positive probability, and the sum keeps p_skill(y), not p(y | context).",
+        "The strict inequality needs one good (bad) skill of positive probability; the sum keeps p_skill(y), not p(y | context).",
     ),
     Item(
         "Assumption 3.16",
@@ -282,7 +282,7 @@ ITEMS = (
         "tests/theory/test_dataset_size.py::test_the_exponent_in_dataset_size_is_1_minus_2_gamma",
         "holds with an erratum",
         "theory",
-        "Σp² is α²/(2α+1) only up to a factor, 1.2 at α = 1 and 1.64 as α → 0; H − C is the power law.",
+        "Σp² is α²/(2α+1) only up to a factor, 1.2 at α = 1 and 1.64 as α → 0; the power law holds for H − C.",
     ),
     Item(
         "Equation 2",
@@ -344,7 +344,7 @@ ITEMS = (
         "information gain and its difference against length, by model size",
         ("geomprobe.paper.fig3_information_gain.FIG3",),
         "tests/paper/test_fig1_fig3_sizes.py::test_figure_3_is_the_gain_of_texts",
-        "measured, see the command",
+        "depends on the models: see the command",
         "fig3",
     ),
     Item(
@@ -384,7 +384,7 @@ ITEMS = (
         "what the Lasso and attention pick for [No], [?] and [China]",
         ("geomprobe.paper.sec4_tokens.TOKENS", "geomprobe.paper.token_picks.matched"),
         "tests/paper/test_sec4_tokens.py::test_the_picks_are_scikit_learns",
-        "measured, see the command",
+        "depends on the models: see the command",
         "tokens",
         "The attention rows list [,], which the sentence does not contain: probably [.].",
     ),
@@ -393,7 +393,7 @@ ITEMS = (
         "texts of two contexts by mean and by last embeddings",
         ("geomprobe.paper.fig4_6_contexts.FIG4",),
         "tests/paper/test_fig4_6_contexts.py::test_embeddings_against_numpy",
-        "measured, see the command",
+        "depends on the models: see the command",
         "fig4",
     ),
     Item(
@@ -417,7 +417,7 @@ ITEMS = (
         "texts of two contexts by the JS distance",
         ("geomprobe.paper.fig4_6_contexts.FIG5",),
         "tests/paper/test_fig4_6_contexts.py::test_three_figures_of_one_reading",
-        "measured, see the command",
+        "depends on the models: see the command",
         "fig5",
     ),
     Item(
@@ -425,7 +425,7 @@ ITEMS = (
         "texts of two contexts by the other distances",
         ("geomprobe.paper.fig4_6_contexts.FIG6",),
         "tests/paper/test_fig4_6_contexts.py::test_three_figures_of_one_reading",
-        "measured, see the command",
+        "depends on the models: see the command",
         "fig6",
     ),
     Item(
@@ -458,7 +458,7 @@ ITEMS = (
         "country names in the prompt",
         ("geomprobe.paper.context_texts.COUNTRIES",),
         "tests/paper/test_fig4_6_contexts.py::test_countries_are_those_of_appendix_b",
-        "as printed",
+        "its fifteen names, each with its full stop",
         "fig4",
     ),
 )

@@ -107,7 +107,7 @@ def test_every_r_neurons_comprehend_a_skill() -> None:
     assert model.learned_from_parameters([0, 29, 30, 95, 1e9], r=30).tolist() == [0, 0, 1, 3, 10]
 
 
-def test_flops_buy_the_skills_of_the_papers_sum() -> None:
+def test_skills_learned_from_flops_match_the_papers_sum() -> None:
     """S summed here over the first 500 skills; one FLOP less is one skill less."""
     model, p = SkillModel(alpha=0.5, M=10**5, B=5, C=1), by_hand(0.5, 10**5)
     for delta in (1.0, 0.25):
