@@ -119,7 +119,7 @@ def test_another_demo_takes_away_what_would_be_stale(
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-1").mkdir()
-    with pytest.raises(GeomprobeError, match=r"holds other files.*--out"):
+    with pytest.raises(GeomprobeError, match=r"contains other files.*--out"):
         run(tmp_path)
     assert (tmp_path / "checkpoint-1").is_dir()
     (tmp_path / "file").touch()

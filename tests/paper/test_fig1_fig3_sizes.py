@@ -233,7 +233,7 @@ def test_a_model_that_cannot_be_read_is_said(request_: Request, tmp_path: Path) 
 
 def test_no_model_that_can_be_read_is_one_error(tmp_path: Path, request_: Request) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(GeomprobeError, match=r"no model was read: .*without a config\.json"):
+    with pytest.raises(GeomprobeError, match=r"no model was read: .*has no config\.json"):
         run_experiment(FIG1, Request(out=tmp_path / "out", models=(str(tmp_path / "empty"),), data=request_.data))
 
 
