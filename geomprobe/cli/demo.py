@@ -75,7 +75,7 @@ def run(out: Path, *, steps: int = 400) -> None:
     os.environ.setdefault("WANDB_DIR", str(out))
     os.environ.setdefault("WANDB_PROJECT", "geomprobe-demo")
     os.environ.setdefault("WANDB_SILENT", "true")
-    print("Training a byte-level GPT-NeoX of 0.9 million parameters, with a probe on every layer.", flush=True)
+    print("Training a byte-level GPT-NeoX (0.9 million parameters), probed at every layer.", flush=True)
     disable_progress_bar()  # the bars for reading and writing shards; those of the training and of the sweep remain
     try:
         demo = train(out, steps=steps)
