@@ -392,7 +392,7 @@ def test_models_that_cannot_be_read(tmp_path: Path) -> None:
     with torch.no_grad():
         broken.model.gpt_neox.layers[0].mlp.dense_h_to_4h.weight[0] = float("nan")
     broken.model.save_pretrained(tmp_path / "broken")
-    with pytest.raises(GeomprobeError, match=r"broken gives hidden states that are not finite.*'Cuba\\.'"):
+    with pytest.raises(GeomprobeError, match=r"broken gives hidden states that are not finite.*'Cuba\.'"):
         run_experiment(FIG5, Request(out=tmp_path / "out", models=(str(tmp_path / "broken"),)))
     few = saved(tmp_path / "few", byte_tokenizer(), vocabulary=64)
     with pytest.raises(GeomprobeError, match=r"few cannot run on the texts of \d tokens"):
