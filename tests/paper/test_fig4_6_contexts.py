@@ -13,8 +13,9 @@ import torch
 from scipy.spatial.distance import cdist, pdist
 from scipy.stats import kstest
 from sklearn.metrics import silhouette_samples
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer
 from tokenizers.models import BPE, WordLevel
+from tokenizers.normalizers import Replace
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
@@ -382,7 +383,9 @@ def test_smollm2_on_the_paper_s_texts(tmp_path: Path, smollm2_model: Path) -> No
 
 @pytest.mark.usefixtures("no_umap")
 def test_models_that_cannot_be_read(tmp_path: Path) -> None:
-    silent = saved(tmp_path / "silent", PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE({"@": 0}, []))))
+    letters = Tokenizer(BPE({"a": 0}, []))
+    letters.normalizer = Replace(Regex("..+"), "")  # of longer texts nothing is left
+    silent = saved(tmp_path / "silent", PreTrainedTokenizerFast(tokenizer_object=letters))
     with pytest.raises(GeomprobeError, match=r"silent cannot read 'He is the king of Australia\.': the text is empty"):
         run_experiment(FIG4, Request(out=tmp_path / "out", models=(silent,)))
     raising = saved(tmp_path / "raising", PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, "none"))))
