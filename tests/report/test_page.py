@@ -280,9 +280,9 @@ def test_what_was_measured_and_what_failed(document: Callable[[str], str]) -> No
     for part in (
         "EleutherAI/pythia-160m (162M parameters, d\u00a0=\u00a0576)",
         "hh-rlhf/harmless-base",
-        "2,048 texts, 409,600 tokens, 16,384 tokens sampled",
+        "2,048 texts, 409,600 tokens, 16,384 tokens in the sample for expensive metrics",
         "9f2c41d07be8",
-        "20 read, 2 failed",
+        "20 measured, 2 failed",
         "OutOfMemoryError: tried to allocate 2 GiB <now>",
         "transformers\u00a05.23.0",
         "From step 0 to step 143,000, the loss went from  10.8  to  2.6  nats per token",
@@ -304,7 +304,7 @@ def test_a_manifest_may_lack_everything(tmp_path: Path) -> None:
     )
     for manifest in manifests:
         (path / "manifest.json").write_text(json.dumps(manifest))
-        assert "<dt>Checkpoints</dt><dd>2 read, 2 failed</dd>" in report_page([Run.open(path)])
+        assert "<dt>Checkpoints</dt><dd>2 measured, 2 failed</dd>" in report_page([Run.open(path)])
 
 
 def test_other_tokens_are_pointed_out(tmp_path: Path) -> None:

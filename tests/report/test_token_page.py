@@ -436,7 +436,7 @@ def test_data_is_json_without_a_tag() -> None:
         ({"gain": PAGE.gain[:2]}, "gain must have 3 sites with 14 tokens each"),
         ({"r2": (*PAGE.r2[:2], ())}, "r2 must have 3 sites with 14 tokens each"),
         ({"picks": {"lasso": (((),), (), ())}}, "lasso must have 3 sites with 14 tokens each"),
-        ({"picks": {"elastic": ((), (), ())}}, "lasso, ridge, attention, not elastic"),
+        ({"picks": {"elastic": ((), (), ())}}, "unknown kinds of picks: elastic; expected some of lasso, ridge, attention"),
         ({"picks": {"ridge": ((), (), (((0, 1.0),), *((),) * 13))}}, "ridge at final_norm: token 0 must pick earlier tokens"),
         ({"picks": {"ridge": ((), (), ((), ((0, math.nan),), *((),) * 12))}}, "token 1 must pick .* finite weights"),
     ],
