@@ -240,7 +240,7 @@ ITEMS = (
         "tests/theory/test_prompting.py::test_theorem_3_15_on_1000_contexts",
         "holds with an erratum",
         "theory",
-        "The strict inequality needs one good (bad) skill of positive probability; the sum keeps p_skill(y), not p(y | context).",
+        "The strict inequality needs a good (bad) skill of positive probability; the sum keeps p_skill(y), not p(y | context).",
     ),
     Item(
         "Assumption 3.16",
