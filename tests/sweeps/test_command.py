@@ -49,7 +49,7 @@ def test_a_failure_ends_all_processes(training: Path, texts: Path, tmp_path: Pat
     for step in (1, 4):
         (tmp_path / "training" / f"checkpoint-{step}").mkdir(parents=True)
     arguments = [str(tmp_path / "training"), "--data", str(texts), "--out", str(tmp_path / "run"), "--field", "prose"]
-    with pytest.raises(AssertionError, match="2 of 2 failed"):
+    with pytest.raises(AssertionError, match="2 of 2 records failed"):
         torchrun("geomprobe", "sweep", *arguments)
     assert len(Run.open(tmp_path / "run").failed) == 2
 
@@ -76,7 +76,7 @@ def test_a_failure_is_in_the_exit_code_and_the_last_line(training: Path, texts: 
     arguments = ["sweep", str(training / "checkpoint-1"), str(tmp_path / "empty"), "--data", str(texts), "--field", "prose"]
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "run"), "--tokens", "100", "--no-baselines"])
     assert isinstance(result.exception, GeomprobeError)
-    assert "1 of 2 failed" in str(result.exception)
+    assert "1 of 2 records failed" in str(result.exception)
     assert "! empty: cannot load" in result.output or "! empty: " in result.output
     assert [r.name for r in Run.open(tmp_path / "run").checkpoints] == ["checkpoint-1"]
 

@@ -257,7 +257,9 @@ def test_a_full_disk_and_a_damaged_file(wandb_directory: Path, monkeypatch: pyte
         sweep(wandb_directory, *STEPS)
     (wandb_directory / STATE).rmdir()
     (wandb_directory / STATE).write_text("[1]")
-    with pytest.warns(UserWarning, match=r"cannot read .*wandb\.json: TypeError.* without .*wandb\.json to a new one"):
+    with pytest.warns(
+        UserWarning, match=r"cannot read .*wandb\.json: TypeError.* delete .*wandb\.json first to log them to a new"
+    ):
         sweep(wandb_directory, *STEPS)
     (wandb_directory / STATE).unlink()
     with monkeypatch.context() as full, pytest.warns(UserWarning, match="cannot write") as said:
