@@ -88,6 +88,7 @@ def test_what_is_left_in_empty_directions_is_below_rounding_and_not_far(exact: b
     assert float(values[-50] / values[-1]) > rounding(exact)
 
 
+@pytest.mark.slow
 def test_a_long_stream_does_not_drift() -> None:
     """Ten thousand forwards of the same rows: what a bf16 or float32 running sum loses, a float64 sum keeps."""
     rows = Rows(texts()[2].float().unsqueeze(0))

@@ -182,15 +182,18 @@ def imported_by(code: str, *names: str) -> list[str]:
     return imported
 
 
+@pytest.mark.slow
 def test_importing_geomprobe_imports_nothing() -> None:
     assert imported_by("import geomprobe", "torch", "numpy", *HEAVY) == []
     assert imported_by("import geomprobe.integrations", "torch", "numpy", *HEAVY) == []
 
 
+@pytest.mark.slow
 def test_every_public_name_costs_torch_and_no_more() -> None:
     assert imported_by("from geomprobe import *", "torch", *HEAVY) == ["torch"]
 
 
+@pytest.mark.slow
 def test_import_takes_at_most_a_tenth_longer_than_torch() -> None:
     """Both are timed in one process, one after the other, so that what slows the one slows the other."""
     clock = "from time import process_time as now; start = now(); "
@@ -205,6 +208,7 @@ def test_import_takes_at_most_a_tenth_longer_than_torch() -> None:
     assert bare <= 1.1
 
 
+@pytest.mark.slow
 def test_help_answers_at_once_and_without_torch() -> None:
     code = "import sys; from geomprobe.cli.main import main; sys.argv = ['geomprobe', '--help']"
     code += "\ntry: main()\nexcept SystemExit: pass"

@@ -63,6 +63,7 @@ def test_equal_gains_are_drawn() -> None:
     assert shown(inspection(("a", "b"), (1.0, 1.0)))[1].split() == ["▁", "▁"]
 
 
+@pytest.mark.slow
 def test_what_tokens_are_made_of_is_the_lasso_of_the_site(smollm2_model: Path) -> None:
     text = "Is Moscow the capital of Russia? Yes. Is Paris the capital of France? Yes. Is Beijing the capital of China?"
     loaded = load(str(smollm2_model))

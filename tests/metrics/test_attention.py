@@ -74,6 +74,7 @@ def test_profile(stories: Loaded, stories_model: Path) -> None:
     assert np.dot(np.nan_to_num(by_position.mean), by_position.count) == pytest.approx(np.mean(entropy, -1).sum(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_agreement_and_equation_5(stories: Loaded, stories_model: Path) -> None:
     alpha = 1e-3
     reading = read(stories, ContextLasso(penalty=alpha, tol=1e-12, attention=True))

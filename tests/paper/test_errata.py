@@ -17,6 +17,8 @@ from geomprobe.paper.experiment import Outcome, Request, plain
 from geomprobe.paper.run import run_experiment
 from tests.sweeps.conftest import save_checkpoint
 
+pytestmark = pytest.mark.slow  # it draws figures
+
 
 @pytest.fixture(scope="module")
 def request_of_bytes(tmp_path_factory: pytest.TempPathFactory) -> Request:

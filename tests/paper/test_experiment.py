@@ -18,6 +18,8 @@ from geomprobe.paper.run import run_experiment
 from geomprobe.paper.style import canvas, shades, styled, to_png, to_svg
 from tests.browser import Viewer, chromium
 
+pytestmark = pytest.mark.slow  # it draws figures
+
 EVIL = "<script>alert(1)</script> & “quotes”"
 
 

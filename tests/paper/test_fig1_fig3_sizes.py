@@ -21,6 +21,8 @@ from geomprobe.paper.token_picks import SENTENCE
 from geomprobe.sweeps.dataset import read_documents, tokenize_documents
 from tests.sweeps.conftest import save_checkpoint
 
+pytestmark = pytest.mark.slow  # it trains and sweeps
+
 WIDTHS = (32, 48, 64, 96)
 
 

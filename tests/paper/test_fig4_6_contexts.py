@@ -34,6 +34,8 @@ from geomprobe.paper.silhouette import as_well, better, classical_mds, permutati
 from tests.browser import Viewer, chromium
 from tests.tiny_models import tiny
 
+pytestmark = pytest.mark.slow  # it draws figures
+
 Array = npt.NDArray[np.float64]
 
 TEXTS = [context.format(country) for context in CONTEXTS.values() for country in COUNTRIES]

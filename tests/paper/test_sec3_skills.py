@@ -20,6 +20,8 @@ from geomprobe.paper.sec3_scaling_laws import THEORY
 from geomprobe.theory import dataset_size, information, prompting
 from geomprobe.theory.skills import SkillModel
 
+pytestmark = pytest.mark.slow  # it draws figures
+
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:

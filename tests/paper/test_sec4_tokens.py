@@ -20,6 +20,8 @@ from geomprobe.paper.token_picks import PRINTED, SENTENCE, WORDS, matched, numbe
 from tests import reference
 from tests.sweeps.conftest import save_checkpoint
 
+pytestmark = pytest.mark.slow  # it draws figures
+
 
 @pytest.fixture(scope="module")
 def english(smollm2_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:

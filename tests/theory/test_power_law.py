@@ -90,6 +90,7 @@ def test_a_logarithm_is_not_called_a_power_law() -> None:
     assert rough.best == "log-linear"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "confidence"), [(5, 0.95), (8, 0.8), (20, 0.95)])
 def test_intervals_hold_as_often_as_they_say(n: int, confidence: float) -> None:
     x, trials = np.geomspace(1, 1e4, n), 200
