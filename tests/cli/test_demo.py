@@ -3,9 +3,11 @@
 import math
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import wandb
 
 from geomprobe import GeomprobeError
 from geomprobe.cli.demo import REPORT, SWEEP, TEXT, log_spaced, run, train
@@ -127,6 +129,15 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
         run(tmp_path / "file" / "out")
 
 
+@pytest.fixture
+def wandb_session() -> Iterator[None]:
+    """W&B reads its environment once per session: this one ends with the test, so that later tests get their own."""
+    yield
+    wandb.finish()
+    wandb.teardown()
+
+
+@pytest.mark.usefixtures("wandb_session")
 def test_losses_are_the_same_without_the_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with_probe = train(tmp_path / "with", steps=6, quiet=True)

@@ -15,11 +15,12 @@ from geomprobe.integrations import WandbSink
 from geomprobe.integrations.wandb_sink import offline_without_login, viewing_hint
 from tests.integrations.wandb_file import read_run
 
+pytestmark = pytest.mark.slow  # it starts W&B
+
 SCRIPT = """
 from geomprobe import Reading
 from geomprobe.integrations import WandbSink
 
-pytestmark = pytest.mark.slow  # it starts W&B
 with WandbSink("p", name="n", config={"a": 1}) as sink:
     for step in (1, 2):
         sink.log(Reading(mode="train", sites=("embed",), values={"entropy/embed": step / 2}), step=step)
