@@ -55,7 +55,7 @@ def _command(run: "Callable[[Request], object]") -> Callable[..., None]:
         data: _Data = None,
         field: _Field = "text",
         tokens: _Tokens = 8192,
-        steps: _Steps = 300,
+        steps: _Steps = 150,
         seed: _Seed = 0,
         dtype: _Dtype = "float32",
         device: _Device = None,

@@ -119,7 +119,7 @@ class Request:
     data: str | None = None
     field: str = "text"
     tokens: int = 8192
-    steps: int = 300
+    steps: int = 150
     seed: int = 0
     dtype: str = "float32"
     device: str | None = None
