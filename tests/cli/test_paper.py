@@ -17,6 +17,8 @@ from geomprobe.paper.experiment import Experiment, Request
 from tests.browser import Viewer, chromium
 from tests.sweeps.conftest import save_checkpoint
 
+pytestmark = pytest.mark.slow  # it runs everything
+
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_command_has_its_piece(name: str) -> None:
