@@ -137,6 +137,7 @@ def wandb_session() -> Iterator[None]:
     wandb.teardown()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("wandb_session")
 def test_losses_are_the_same_without_the_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")

@@ -16,6 +16,7 @@ def test_names_are_there_and_others_are_not() -> None:
         getattr(geomprobe.integrations, "Callback")  # noqa: B009
 
 
+@pytest.mark.slow
 def test_other_packages_are_imported_where_they_are_used() -> None:
     code = """
 import sys, geomprobe.integrations as integrations

@@ -520,6 +520,7 @@ def test_a_sweep_over_steps_and_sizes_is_a_run_for_each_size(tmp_path: Path) -> 
 # -- the command ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page_into_the_run(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", training(layers=2, steps=[0, 8], length=8))
     done = geomprobe("report", str(path))

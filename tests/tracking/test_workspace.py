@@ -37,6 +37,7 @@ def shown(panel: Panel, run: RunFile) -> set[str]:
     return {name for row in rows for name in row if re.search(panel.metrics, name)}
 
 
+@pytest.mark.slow
 def test_every_panel_has_lines_and_every_number_a_panel(wandb_directory: Path) -> None:
     watcher = ProbeCallback()
     trainer(wandb_directory, watcher, report_to="wandb", eval_strategy="steps", eval_steps=2).train()
