@@ -15,6 +15,7 @@ import inspect
 import json
 import math
 import numbers
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,7 +74,10 @@ class Margins:
         self._patch.undo()
         if self.file is not None:
             ordered = sorted(self.found.items(), key=lambda item: -item[1].share)
-            self.file.write_text(json.dumps({place: asdict(margin) for place, margin in ordered}, indent=1))
+            # One file for each process of pytest-xdist.
+            worker = os.environ.get("PYTEST_XDIST_WORKER")
+            file = self.file if worker is None else self.file.with_suffix(f".{worker}.json")
+            file.write_text(json.dumps({place: asdict(margin) for place, margin in ordered}, indent=1))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._test = nodeid

@@ -66,7 +66,8 @@ def test_the_command_prints_a_table_that_fits(run: Run, training: Path, texts: P
         assert float(loss) == pytest.approx(record.loss, abs=6e-4)
         assert record.reading is not None
         assert float(numbers[0]) == pytest.approx(record.reading["entropy/final_norm"], abs=6e-4)
-    assert max(map(len, result.output.splitlines())) <= 80
+    lines = [line for line in result.output.splitlines() if str(run.path) not in line]  # a path is as long as it is
+    assert max(map(len, lines)) <= 80
     assert "untrained" in result.output
     assert "gaussian" in result.output
 
