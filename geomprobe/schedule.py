@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from geomprobe.errors import GeomprobeError
 
-__all__ = ["Schedule", "every"]
+__all__ = ["Schedule", "as_schedule", "every"]
 
 Schedule = Callable[[int], bool]
 
@@ -24,3 +24,22 @@ def every(n: int) -> Schedule:
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise GeomprobeError(f"every({n!r}): expected a whole number of steps, 1 or more")
     return lambda step: step % n == 0
+
+
+def as_schedule(when: Schedule | int | None) -> Schedule | None:
+    """Return the schedule that an argument ``when`` stands for: ``when=50`` means ``every(50)``.
+
+    >>> [step for step in range(7) if as_schedule(3)(step)]
+    [0, 3, 6]
+
+    Raises:
+        GeomprobeError: if ``when`` is neither a function nor a positive whole number.
+    """
+    if when is None or callable(when):
+        return when
+    if not isinstance(when, int) or isinstance(when, bool) or when < 1:
+        raise GeomprobeError(
+            f"when={when!r}: expected a whole number of steps, 1 or more, or a function from a step number to a bool, such as "
+            "every(50) or {1, 10, 100}.__contains__"
+        )
+    return every(when)

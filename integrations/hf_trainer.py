@@ -17,6 +17,7 @@ from geomprobe import GeomprobeError, Metric, Probe, Reading
 from geomprobe.files import StepFile
 from geomprobe.integrations.flat import flat
 from geomprobe.integrations.wandb_sink import StepAxis, active_run
+from geomprobe.schedule import Schedule, as_schedule
 
 __all__ = ["ProbeCallback"]
 
@@ -64,7 +65,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     Args:
         metrics: the metrics to compute. Default: ``RepresentationEntropy()`` and ``InformationGain()``.
         sites: the sites to measure, as for ``Probe``. Default: all.
-        when: which optimizer steps to measure, counted from 1. Default: those at which Trainer logs.
+        when: which optimizer steps to measure, counted from 1: a schedule, or ``50`` for ``every(50)``. Default: those at which
+            Trainer logs.
         evaluate: whether to measure evaluations.
         jsonl: a file to which each reading is appended as one line of JSON: ``to_dict()`` and its ``step``.
         on_error: ``"warn"``: an error in measuring or logging issues one warning, removes the probe, logs ``geomprobe/stopped``
@@ -77,7 +79,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         fault: the exception that ended the measurement, or ``None``.
 
     Raises:
-        GeomprobeError: when training starts, if no decoder is found, a site is unknown, or another probe is on the model.
+        GeomprobeError: if ``when`` is no schedule, and when training starts, if no decoder is found, a site is unknown, or
+            another probe is on the model.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         metrics: Sequence[Metric] | None = None,
         *,
         sites: Sequence[int | str] | None = None,
-        when: Callable[[int], bool] | None = None,
+        when: Schedule | int | None = None,
         evaluate: bool = True,
         jsonl: str | os.PathLike[str] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
@@ -94,7 +97,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             raise GeomprobeError(f"ProbeCallback(on_error={on_error!r}): expected 'warn' or 'raise'")
         self.metrics = metrics
         self.sites = sites
-        self.when = when
+        self.when = as_schedule(when)
         self.evaluate = evaluate
         self.on_error: Literal["warn", "raise"] = on_error
         self.history: list[tuple[int, Reading]] = []

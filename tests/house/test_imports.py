@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "inspection": {"accumulators", "capture", "core", "metrics", "models", "probe", "reading", "report"},
     "sweeps": {"accumulators", "capture", "core", "metrics", "models", "probe", "reading", "recording"},
     "report": {"metrics", "sweeps", "theory"},
-    "integrations": {""},  # public names only, and files
+    "integrations": {""},  # public names only, files and schedules
     "tracking": {"inspection", "integrations", "metrics", "models", "probe", "reading", "report", "sweeps"},
     "paper": {"capture", "core", "inspection", "models", "report", "sweeps", "theory"},
     "bench": {"capture", "core", "metrics", "models", "probe", "recording", "sweeps"},
@@ -120,12 +120,12 @@ def test_every_folder_tells_what_lives_there() -> None:
 
 
 @pytest.mark.parametrize("path", sources("integrations"), ids=lambda path: path.name)
-def test_integrations_use_public_names_and_files_only(path: Path) -> None:
+def test_integrations_use_public_names_files_and_schedules_only(path: Path) -> None:
     for module, name in ours(path):
         assert (
             module.startswith("geomprobe.integrations")
             or (module == "geomprobe" and name in geomprobe.__all__)
-            or module == "geomprobe.files"
+            or module in ("geomprobe.files", "geomprobe.schedule")
         ), (
             module,
             name,

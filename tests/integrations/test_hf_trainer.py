@@ -65,6 +65,14 @@ def test_by_default_the_steps_at_which_trainer_logs(tmp_path: Path) -> None:
     assert callback.history[0][1].sites == ("final_norm",)
 
 
+def test_a_number_means_every_so_many_steps(tmp_path: Path) -> None:
+    callback = ProbeCallback([RepresentationEntropy()], sites=["final_norm"], when=3)
+    trainer(tmp_path, callback).train()
+    assert steps(callback) == [(3, "train"), (6, "train")]
+    with pytest.raises(GeomprobeError, match="when=0: expected a whole number of steps"):
+        ProbeCallback(when=0)
+
+
 def test_training_computes_the_same_and_nothing_stays_on_the_model(tmp_path: Path) -> None:
     bare = trainer(tmp_path, logging_steps=1, **EVALUATION)
     bare.train()
