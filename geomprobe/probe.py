@@ -21,7 +21,7 @@ from geomprobe.recording.all_reduce import replicas
 from geomprobe.recording.live_gain import GainUpdate
 from geomprobe.recording.recorder import Recorder
 from geomprobe.recording.state_store import Mode, StateStore
-from geomprobe.schedule import Schedule
+from geomprobe.schedule import Schedule, as_schedule
 
 __all__ = ["Mode", "Probe"]
 
@@ -32,7 +32,8 @@ class Probe:
     """Measure the geometry of a model's representations while the model runs.
 
     Hidden states are reduced to sums inside the forward pass. No activations are stored, except for texts that are still being
-    generated, and the results of the model do not change. Training and evaluation are measured separately.
+    generated, and the results of the model do not change. Training, evaluation, and forwards in training mode without gradients
+    (``no_grad``, such as those of a reference model) are measured separately. A forward is counted at every site or at none.
 
         with Probe(model) as probe:
             model(**batch)
@@ -45,11 +46,14 @@ class Probe:
             all.
         decoder: the decoder and its layers, for a model in which they cannot be found automatically, such as
             ``Decoder(base=model, layers=model.blocks)``.
-        when: which forwards to measure, as a function of the number of forwards before (such as ``every(20)``). Default: all.
+        when: which forwards to measure: a function of the number of forwards before (such as ``every(20)``), or a whole number
+            n for ``every(n)``. Default: all.
         on_error: ``"warn"``: an error inside the probe issues one warning and removes the probe from the model. The model
             continues, and the numbers measured so far are kept. ``"raise"``: the error is raised, for tests and research.
         on_gain: a function that is called after every forward on a KV cache, while ``generate`` runs, with the information gain
             of the new tokens at every site. Exceptions that it raises reach the caller of ``generate``.
+        pad_token_id: the padding token, for programs that pass padded batches without a mask. Runs of it at the beginning and
+            the end of a row are padding. If it also ends texts, the first token of a run at the end is counted.
 
     Raises:
         GeomprobeError: if no decoder is found, a site is unknown, or ``metrics`` contains something that is not a metric.
@@ -62,9 +66,10 @@ class Probe:
         *,
         sites: Sequence[int | str] | None = None,
         decoder: Decoder | None = None,
-        when: Schedule | None = None,
+        when: Schedule | int | None = None,
         on_error: Literal["warn", "raise"] = "warn",
         on_gain: Callable[[GainUpdate], object] | None = None,
+        pad_token_id: int | None = None,
     ) -> None:
         if on_error not in ("warn", "raise"):
             raise GeomprobeError(f"Probe(on_error={on_error!r}): expected 'warn' or 'raise'")
@@ -86,13 +91,13 @@ class Probe:
         self._recorder = Recorder(
             StateStore(tuple(accumulators), self.sites),
             self.sites,
-            when=when,
+            when=as_schedule(when),
             on_error=on_error,
             on_gain=on_gain,
             sigma=None if on_gain is None else self._sigma(),
             on_fault=self.close,
         )
-        self._capture = Capture(model, decoder, self.sites, self._recorder, StopTokens.of(model), attention)
+        self._capture = Capture(model, decoder, self.sites, self._recorder, StopTokens.of(model), attention, pad_token_id)
 
     @property
     def paused(self) -> bool:
@@ -167,36 +172,36 @@ class Probe:
         collective operation: call it on every rank, including ranks that measured nothing. All ranks get the same reading.
 
         Args:
-            mode: ``"train"`` or ``"eval"``: the mode of the model in which the numbers were measured. Can be omitted if the
-                model ran in one mode only.
+            mode: the mode in which the numbers were measured: ``"train"`` (training mode with gradients), ``"eval"``, or
+                ``"no_grad"`` (training mode without gradients). Can be omitted if the model ran in one mode only.
             reset: whether to discard the sums of this mode afterwards, so that the next reading starts from zero.
 
         Raises:
-            GeomprobeError: if nothing was measured, if both modes were measured and ``mode`` is not given, or if two metrics
+            GeomprobeError: if nothing was measured, if several modes were measured and ``mode`` is not given, or if two metrics
                 have a number of the same name.
         """
         self._capture.end_dead_sequences()
         banks = self._recorder.with_sequences(self._capture.sequences).over_ranks(replicas(self._model)).banks
         seen = [name for name, sites in banks.items() if sites]
-        if mode is None and len(seen) == 2:
-            raise GeomprobeError(
-                "this probe measured the model both in training and in evaluation mode: call read('train') or read('eval')"
-            )
+        if mode is None and len(seen) > 1:
+            calls = " or ".join(f"read({name!r})" for name in seen)
+            raise GeomprobeError(f"this probe measured the model in the modes {', '.join(seen)}: call {calls}")
         mode = mode or (seen[0] if seen else "eval")
         if mode not in banks:
-            raise GeomprobeError(f"read({mode!r}): expected 'train' or 'eval'")
+            raise GeomprobeError(f"read({mode!r}): expected 'train', 'eval' or 'no_grad'")
         if not banks[mode]:
             raise GeomprobeError(f"nothing to read: {self._why_empty(seen)}")
-        reading = Reading(mode=mode, sites=self.sites, notes=self._recorder.notes(self._capture.is_open))
+        reading = Reading(mode=mode, sites=self.sites, notes=self._notes())
         with torch.inference_mode(False), torch.no_grad():
             for site, states in banks[mode].items():
                 reading.measure(site, self.metrics, states)
+        reading.note_uneven_sites()
         if reset:
             self.reset(mode)
         return reading
 
     def reset(self, mode: Mode | None = None) -> None:
-        """Discard the sums of ``mode``, or of both modes if it is ``None``."""
+        """Discard the sums of ``mode``, or of all modes if it is ``None``."""
         self._recorder.store.reset(mode)
         for sequence in self._capture.sequences:
             if mode in (None, sequence.mode):
@@ -220,15 +225,27 @@ class Probe:
         for sequence in self._capture.sequences:  # their tokens so far are in the loaded state, or are to be left out
             sequence.mark_counted()
 
+    def _notes(self) -> list[str]:
+        """What a reader of the numbers must know."""
+        padding = self._capture.padding.note()
+        notes = self._recorder.notes
+        notes += ["a forward has started and not ended: it is not counted"] * self._capture.is_open
+        notes += [_DIRECT] * self._capture.called_directly
+        return notes if padding is None else [*notes, padding]
+
     def _why_empty(self, seen: list[Mode]) -> str:
         if self.fault is not None:
             return f"the probe stopped at {type(self.fault).__name__}: {self.fault}"
         if seen:
-            return f"the model ran in {seen[0]} mode only"
+            return f"the model ran in {' and '.join(seen)} mode only"
         if self._status == "new":
             return "the probe was never attached; run the model inside 'with Probe(model) as probe:'"
         if self.paused:
             return "the probe is paused"
+        if self._capture.called_directly:
+            return _DIRECT
+        if self._recorder.notes:
+            return "; ".join(self._recorder.notes)
         if self._recorder.forwards and self._recorder.when is None:
             return f"in none of {self._recorder.forwards} forwards did a token reach a measured site"
         if self._recorder.forwards:
@@ -237,6 +254,12 @@ class Probe:
             "the model has not run since the probe was attached; call the model inside 'with Probe(model) as probe:' (if it "
             "runs inside a compiled function, the first call of that function must be there too)"
         )
+
+
+_DIRECT = (
+    "the decoder's forward() was called directly, as SentenceTransformer does, and PyTorch runs no hooks then, so these "
+    "forwards are not counted: call the model itself, model(…)"
+)
 
 
 def _on(base: nn.Module) -> Probe | None:

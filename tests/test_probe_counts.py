@@ -60,9 +60,9 @@ def test_training_and_evaluation_are_kept_apart() -> None:
     assert tokens(probe, "train") == [48] * 5
     assert tokens(probe, "eval") == [36] * 5
     assert (probe.read("train").mode, probe.read("eval").mode) == ("train", "eval")
-    with pytest.raises(GeomprobeError, match=r"in training and in evaluation mode: call read\('train'\) or read\('eval'\)"):
+    with pytest.raises(GeomprobeError, match=r"in the modes train, eval: call read\('train'\) or read\('eval'\)"):
         probe.read()
-    with pytest.raises(GeomprobeError, match=r"read\('test'\): expected 'train' or 'eval'"):
+    with pytest.raises(GeomprobeError, match=r"read\('test'\): expected 'train', 'eval' or 'no_grad'"):
         probe.read("test")  # type: ignore[arg-type]
     probe.reset("train")
     assert tokens(probe) == [36] * 5
@@ -175,10 +175,10 @@ def test_state_goes_through_safetensors_and_on(tmp_path: Path) -> None:
     resumed = Probe(model, on_error="raise")
     resumed.load_state_dict(safetensors.torch.load_file(tmp_path / "probe.safetensors"))
     assert tokens(resumed, "eval") == [24] * 5
-    assert tokens(resumed, "train") == [5] * 5
+    assert tokens(resumed, "no_grad") == [5] * 5
     with resumed, torch.no_grad():
         model(token_batch(1, 20, seed=2))
-    for mode in ("train", "eval"):
+    for mode in ("no_grad", "eval"):
         assert resumed.read(mode).to_dict() == unbroken.read(mode).to_dict()
 
 

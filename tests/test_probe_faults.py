@@ -36,7 +36,7 @@ def test_on_error_warn_warns_once_and_the_model_goes_on_with_earlier_numbers_kep
             model(batch)
     reading = probe.read()
     stopped = "the probe stopped in forward 3: ZeroDivisionError: broken on purpose"
-    assert reading.notes == [f"{stopped} (the tokens of this forward may be counted at some of the sites)"]
+    assert reading.notes == [f"{stopped} (this forward is not counted)"]
     assert reading["good_forwards/final_norm"] == 2
     for site in probe.sites:
         assert reading[f"information_gain/{site}"] == expected.read()[f"information_gain/{site}"]
@@ -53,14 +53,14 @@ def test_on_error_raise_raises_where_it_happened() -> None:
     assert probe.read()["good_forwards/embed"] == 1
 
 
-def test_a_probe_that_failed_at_once_says_so_when_read() -> None:
+def test_a_reading_of_nothing_tells_what_was_left_out() -> None:
     model = tiny()
     with Probe(model) as probe:
         cache = model(token_batch()).past_key_values
         probe.reset()
         with pytest.warns(RuntimeWarning, match="KV cache"):
             model(token_batch(), past_key_values=cache)
-    message = "nothing to read: the probe stopped at GeomprobeError: this forward continues from 12 tokens of a KV cache"
+    message = "nothing to read: a forward that continues from 12 tokens of a KV cache that the probe has not seen was left out"
     with pytest.raises(GeomprobeError, match=message):
         probe.read()
 

@@ -51,15 +51,16 @@ class ReadsAttention(Protocol):
 class TokenCount:
     """The number of tokens and texts that every other number was computed from.
 
-    State: ``tokens`` (rows that were used), ``texts`` (texts with at least one such row), ``nonfinite`` (rows that were left
-    out because they contained NaN or Inf).
+    State: ``tokens`` (rows that were used), ``texts`` (texts with at least one such row), ``generated`` (those of the texts
+    that the model generated, token by token), ``nonfinite`` (rows that were left out because they contained NaN or Inf).
     """
 
     def new_state(self, width: int, device: torch.device) -> State:
-        return zeros({"tokens": (), "texts": (), "nonfinite": ()}, device)
+        return zeros({"tokens": (), "texts": (), "generated": (), "nonfinite": ()}, device)
 
     def contribution(self, rows: Rows) -> State:
-        return {"tokens": rows.used, "texts": rows.seen, "nonfinite": rows.mask.sum() - rows.used}
+        counts = {"tokens": rows.used, "texts": rows.seen, "generated": rows.seen * rows.generated}
+        return counts | {"nonfinite": rows.mask.sum() - rows.used}
 
 
 def zeros(shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> State:

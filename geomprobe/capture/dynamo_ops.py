@@ -11,13 +11,14 @@ import itertools
 import sys
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from geomprobe.capture.attention_tap import AttentionCall
 from geomprobe.capture.forward_context import one_mask
+from geomprobe.capture.generation import Mode
 
 __all__ = ["attended", "begin", "end", "forget", "forget_graphs", "hidden", "register"]
 
@@ -25,7 +26,7 @@ _TENSORS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "cu_
 
 
 class _Capture(Protocol):
-    def begin(self, arguments: dict[str, Any], training: bool) -> None: ...
+    def begin(self, arguments: dict[str, Any], mode: Mode) -> None: ...
 
     def hidden(self, number: int, hidden: Tensor) -> None: ...
 
@@ -76,11 +77,11 @@ def _is_compiled(module: nn.Module) -> bool:
     return module.__dict__.get("_compiled_call_impl") is not None or hasattr(forward, "_torchdynamo_orig_callable")
 
 
-def begin(order: Tensor, number: int, training: bool, arguments: dict[str, Any]) -> None:
+def begin(order: Tensor, number: int, mode: Mode, arguments: dict[str, Any]) -> None:
     """Report that the decoder was called, with those of its ``arguments`` that tell which rows are tokens."""
     tensors = {name: arguments.get(name) for name in _TENSORS}
     tensors["attention_mask"] = one_mask(tensors["attention_mask"])
-    _begin(order, number, training, *(_detached(tensors[name]) for name in _TENSORS), arguments.get("use_cache"))
+    _begin(order, number, mode, *(_detached(tensors[name]) for name in _TENSORS))
 
 
 def hidden(order: Tensor, number: int, site: int, hidden: Tensor) -> None:
@@ -114,17 +115,16 @@ def _detached(value: Any) -> Tensor | None:
 def _begin(
     order: Tensor,
     number: int,
-    training: bool,
+    mode: str,
     input_ids: Tensor | None,
     inputs_embeds: Tensor | None,
     attention_mask: Tensor | None,
     position_ids: Tensor | None,
     cu_seq_lens_q: Tensor | None,
-    use_cache: bool | None,
 ) -> None:
     if (capture := _captures.get(number)) is not None:
         values = (input_ids, inputs_embeds, attention_mask, position_ids, cu_seq_lens_q)
-        capture.begin(dict(zip(_TENSORS, values, strict=True)) | {"use_cache": use_cache}, training)
+        capture.begin(dict(zip(_TENSORS, values, strict=True)), cast(Mode, mode))
 
 
 @torch.library.custom_op("geomprobe::hidden", mutates_args=("order",))

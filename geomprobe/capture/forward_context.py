@@ -1,5 +1,6 @@
 """The context of one forward pass: which rows are tokens, which text each belongs to, and which tokens came before."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -7,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomprobe.capture.generation import CachedSequence, Mode, mode_of
+from geomprobe.capture.generation import CachedSequence, Mode
 from geomprobe.core.attention_summary import AttentionRows, Layout
 from geomprobe.core.rows import Rows
 from geomprobe.errors import GeomprobeError
 
-__all__ = ["Call", "ForwardContext", "cache_of", "one_mask", "padding_mask", "text_starts"]
+__all__ = ["Call", "ForwardContext", "cache_of", "carries_cache", "one_mask", "padding_mask", "padding_runs", "text_starts"]
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,17 @@ class Call:
 
     Attributes:
         arguments: the arguments by name.
-        training: whether the decoder is in training mode.
+        mode: the mode of the forward.
         seen: number of columns that were observed to enter the cache, for a cache that does not count them itself.
+        pad: the padding token, if the user named it. It is used when no mask is given.
+        eos: the end tokens of the model.
     """
 
     arguments: dict[str, Any]
-    training: bool
+    mode: Mode
     seen: int = 1
+    pad: int | None = None
+    eos: tuple[int, ...] = ()
 
     @property
     def ids(self) -> Tensor | None:
@@ -39,6 +44,11 @@ class Call:
     def cache(self) -> Any:
         """The cache that :func:`cache_of` finds, or ``None``."""
         return cache_of(self.arguments)
+
+    @property
+    def lacks_mask(self) -> bool:
+        """Whether nothing tells which positions are padding."""
+        return self.pad is None and self.ids is not None and self.arguments.get("attention_mask") is None
 
     @cached_property
     def past(self) -> int:
@@ -65,6 +75,8 @@ class Call:
     @cached_property
     def mask(self) -> Tensor | None:
         """Which positions are tokens, ``(batch, length)`` bool; ``None`` if all are."""
+        if self.pad is not None and self.ids is not None and self.past == 0 and self.arguments.get("attention_mask") is None:
+            return ~padding_runs(self.ids, self.pad, self.eos)
         return padding_mask(self.arguments.get("attention_mask"), *self.shape, past=self.past)
 
     def whole_mask(self) -> Tensor | None:
@@ -87,30 +99,29 @@ class ForwardContext:
     """Information about one forward that decoder layers do not receive, and that a probe needs.
 
     Attributes:
-        training: whether the decoder is in training mode. Evaluation during training runs through the same hooks.
+        mode: the mode to whose sums this forward is added. Evaluation during training runs through the same hooks.
         mask: ``(batch, length)`` bool, True where there is a token; ``None`` if all positions are tokens.
         starts: positions at which packed texts start; ``None`` if each batch row is one text.
         sequence: the cached sequence that this forward extends, if it runs on a KV cache.
         refed: mask of the leading columns that were counted in the forward before, because generation without a cache runs the
             whole text again at every step; ``None`` if this forward does not repeat earlier tokens.
+        generated: whether this forward is a later step of a generation without a cache.
+        refed_generated: whether the forward before was one.
     """
 
-    training: bool
+    mode: Mode
     mask: Tensor | None = None
     starts: Tensor | None = None
     sequence: CachedSequence | None = None
     refed: Tensor | None = None
-
-    @property
-    def mode(self) -> Mode:
-        """The mode to whose sums this forward is added."""
-        return mode_of(self.training)
+    generated: bool = False
+    refed_generated: bool = False
 
     def rows(self, hidden: Tensor, attention: AttentionRows | None = None) -> Rows:
         """Return ``hidden`` ``(sites, batch, length, width)`` as rows with the mask and texts of this context."""
         mask = None if self.mask is None else self.mask.to(hidden.device)
         texts = {} if self.starts is None else _texts(self.starts.to(hidden.device), mask)
-        return Rows(hidden, mask, attention=attention, **texts)
+        return Rows(hidden, mask, attention=attention, generated=self.generated, **texts)
 
     def refed_rows(self, hidden: Tensor, attention: AttentionRows | None = None) -> Rows | None:
         """Return the part of ``hidden`` that was counted in the forward before, or ``None``."""
@@ -118,7 +129,8 @@ class ForwardContext:
             return None
         length = self.refed.shape[1]
         before = None if attention is None else attention.until(length)
-        return ForwardContext(self.training, self.refed).rows(hidden[..., :length, :], before)
+        counted = ForwardContext(self.mode, self.refed, generated=self.refed_generated)
+        return counted.rows(hidden[..., :length, :], before)
 
     def layout(self, batch: int, length: int, device: torch.device) -> Layout:
         """Return the positions of tokens among the columns that the rows of this forward may attend to."""
@@ -167,9 +179,69 @@ def one_mask(mask: Any) -> Any:
 
 
 def cache_of(arguments: dict[str, Any]) -> Any:
-    """Return the KV cache, or the recurrent states of a state-space model, if the model was called with one; else ``None``."""
-    cache = arguments.get("past_key_values")
-    return cache if cache is not None else arguments.get("cache_params")
+    """Return the KV cache, or the recurrent states of a state-space model, if the model was called with one; else ``None``.
+
+    Raises:
+        GeomprobeError: if an argument looks like a cache, and is not one that this package can read. Tokens that were processed
+            earlier would otherwise be missing without a word.
+    """
+    found = []
+    for name, value in arguments.items():
+        if not _looks_like_cache(name, value):
+            continue
+        kind = type(value).__name__
+        if name in _CACHES and _is_readable(value):
+            found.append(value)
+        else:
+            raise GeomprobeError(
+                f"a forward with {name}={kind} was left out, because a probe cannot follow it: expected a cache of "
+                f"transformers.cache_utils, such as DynamicCache, as one of {', '.join(_CACHES)}. Continuous batching, in "
+                "which one row holds parts of many texts, cannot be measured: use generate()"
+            )
+    if len({id(cache) for cache in found}) > 1:
+        raise GeomprobeError(f"the decoder was called with {len(found)} caches, and a probe can follow one")
+    return found[0] if found else None
+
+
+def carries_cache(arguments: dict[str, Any]) -> bool:
+    """Return whether any argument looks like a cache. Dynamo can trace this."""
+    return any(_looks_like_cache(name, value) for name, value in arguments.items())
+
+
+def _looks_like_cache(name: str, value: Any) -> bool:
+    if value is None or isinstance(value, bool | int | Tensor):
+        return False
+    return name in _CACHES or name in ("state", "mems") or "past" in name or "cache" in type(value).__name__.lower()
+
+
+def _is_readable(cache: Any) -> bool:
+    """Whether a cache tells how many columns it holds. Paged caches hold parts of many texts instead."""
+    tells = hasattr(cache, "get_seq_length") or hasattr(cache, "has_previous_state")
+    return tells and "paged" not in type(cache).__name__.lower()
+
+
+_CACHES = ("past_key_values", "cache", "cache_params")
+"""The names of the argument: ``cache`` is that of Transformers 5.24 and later, ``cache_params`` that of older state-space
+models."""
+
+
+def padding_runs(ids: Tensor, pad: int, eos: Collection[int] = ()) -> Tensor:
+    """Return where the rows of ``ids`` ``(batch, length)`` begin or end with a run of the token ``pad``.
+
+    If ``pad`` also ends texts, the first token of a run at the end is the end of the text, and not padding.
+
+    >>> padding_runs(torch.tensor([[0, 0, 5, 0, 6, 0, 0]]), 0).int().tolist()
+    [[1, 1, 0, 0, 0, 1, 1]]
+    >>> padding_runs(torch.tensor([[0, 0, 5, 0, 6, 0, 0]]), 0, eos=[0]).int().tolist()
+    [[1, 1, 0, 0, 0, 0, 1]]
+    """
+    pads = (ids == pad).int()
+    leading = pads.cumprod(1).bool()
+    trailing = pads.flip(1).cumprod(1).flip(1).bool()
+    if pad in eos:
+        trailing = trailing & trailing.roll(1, 1)
+        trailing[:, 0] = False
+    return leading | trailing
 
 
 def text_starts(arguments: dict[str, Any], batch: int, length: int, *, tokens: Tensor | None = None) -> Tensor | None:

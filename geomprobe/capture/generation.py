@@ -1,7 +1,9 @@
-"""Cached sequences: texts whose tokens arrive over several forwards on one KV cache."""
+"""Generation: texts whose tokens arrive over several forwards, and which of their rows have ended."""
 
+import sys
 import weakref
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -10,14 +12,59 @@ from torch import Tensor, nn
 from geomprobe.core.attention_summary import AttentionRows
 from geomprobe.core.rows import Rows
 
-__all__ = ["CachedSequence", "Mode", "StopTokens", "mode_of", "still_running"]
+__all__ = ["MODES", "CachedSequence", "GenerateCall", "Mode", "StopTokens", "mode_of", "still_running"]
 
-Mode = Literal["train", "eval"]
+Mode = Literal["train", "eval", "no_grad"]
+
+MODES: tuple[Mode, ...] = ("train", "eval", "no_grad")
 
 
-def mode_of(training: bool) -> Mode:
-    """Return the mode to whose sums a forward is added."""
-    return "train" if training else "eval"
+def mode_of(training: bool, grad: bool) -> Mode:
+    """Return the mode of a forward, from the decoder's ``training`` and ``torch.is_grad_enabled()`` when it is called.
+
+    ``no_grad`` is training mode without gradients. Trainers for reinforcement learning run the reference model, the old policy
+    and rollouts in it, between the forwards of the loss.
+    """
+    if not training:
+        return "eval"
+    return "train" if grad else "no_grad"
+
+
+@dataclass(frozen=True)
+class GenerateCall:
+    """One call of ``generate``, inside of which the decoder runs.
+
+    Attributes:
+        key: an object that belongs to this call alone. Two forwards belong to one call if their keys are the same object.
+        running: which rows have not ended, ``(batch,)``; ``None`` if the decoding loop does not tell, as in beam search.
+    """
+
+    key: object
+    running: Tensor | None
+
+    @classmethod
+    def current(cls) -> "GenerateCall | None":
+        """Return the call of Transformers' ``generate`` that the present forward is part of, or ``None``.
+
+        It is found on the stack, because a decoder is not told who calls it. The decoding loop itself knows which rows have
+        ended, for whatever reason: an end token, also one that was passed to ``generate``, a stop string, or a criterion of
+        the user's own.
+        """
+        frame: FrameType | None = sys._getframe(1)
+        running: Tensor | None = None
+        while frame is not None:
+            if frame.f_globals.get("__name__") == _GENERATION:
+                found = frame.f_locals
+                if running is None and isinstance(rows := found.get(_RUNNING), Tensor):
+                    running = rows.bool()
+                if (key := found.get(_KEY)) is not None and frame.f_code.co_name != "generate":
+                    return cls(key, running)
+            frame = frame.f_back
+        return None
+
+
+# Names in Transformers' decoding loops (`GenerationMixin._sample` and its kin).
+_GENERATION, _RUNNING, _KEY = "transformers.generation.utils", "unfinished_sequences", "stopping_criteria"
 
 
 @dataclass(frozen=True)
@@ -70,14 +117,18 @@ class CachedSequence:
     A sequence is created for a cache that was empty when first observed. Its rows are the same :class:`Rows` as if the texts
     had been run in one forward, so the rest of the package does not need to know about generation.
 
+    The columns of a forward that has not ended belong to no number: rows and masks end at the last completed forward.
+
     Attributes:
         columns: number of tokens fed so far per row, including padding.
-        training: whether the decoder was in training mode in the first forward of the sequence.
+        mode: the mode of the first forward of the sequence, to whose sums it is added.
     """
 
-    def __init__(self, cache: Any, stop_tokens: StopTokens, training: bool) -> None:
-        self.training = training
+    def __init__(self, cache: Any, stop_tokens: StopTokens, mode: Mode) -> None:
+        self.mode = mode
         self.columns = 0
+        self._completed = 0
+        self._forwards = 0
         self._counted: Tensor | None = None
         self._cache = weakref.ref(cache)
         self._stop_tokens = stop_tokens
@@ -86,6 +137,8 @@ class CachedSequence:
         self._ids: Tensor | None = None
         self._latest_ids: Tensor | None = None
         self._mask: Tensor | None = None
+        self._running: Tensor | None = None
+        self._told = True  # whether generate told in every forward which rows are running
         self._hidden: dict[str, list[Tensor]] = {}
         self._attention: dict[str, list[AttentionRows]] = {}
         self._signature: Tensor | None = None
@@ -105,9 +158,9 @@ class CachedSequence:
         return self._cache()
 
     @property
-    def mode(self) -> Mode:
-        """The mode to whose sums this sequence is added."""
-        return mode_of(self.training)
+    def generated(self) -> bool:
+        """Whether tokens arrived in more than one forward, as they do while a model generates."""
+        return self._forwards > 1
 
     @property
     def device(self) -> torch.device:
@@ -120,8 +173,23 @@ class CachedSequence:
         """The sites whose hidden states were added so far."""
         return tuple(self._hidden)
 
-    def extend(self, ids: Tensor | None, mask: Tensor, past: int, whole: Tensor | None = None) -> None:
-        """Prepare for a forward of ``mask.shape[1]`` new columns after ``past`` cached columns."""
+    def extend(
+        self,
+        ids: Tensor | None,
+        mask: Tensor,
+        past: int,
+        whole: Tensor | None = None,
+        running: Tensor | None = None,
+    ) -> None:
+        """Prepare for a forward of ``mask.shape[1]`` new columns after ``past`` cached columns.
+
+        Args:
+            ids: the token ids ``(batch, new)``, or ``None`` if the model is called with embeddings.
+            mask: which of them are tokens, ``(batch, new)`` bool.
+            past: number of cached columns.
+            whole: which of all columns are tokens, if the caller's mask covers them.
+            running: which rows have not ended ``(batch,)``, if ``generate`` tells.
+        """
         if past < self.columns:  # the cache was cropped
             self._rearranged = torch.tensor(True)
         if past == 0 or mask.shape[1] > 1:  # a prompt, a chunk of one, or the next turn of a chat
@@ -139,11 +207,17 @@ class CachedSequence:
         if self._mask is not None and whole is not None and past == self.columns and mask.shape[1] > 1:
             # The next turn of a chat: its mask excludes the padding that ended rows were fed.
             self._mask = self._mask & whole[:, :past].to(self._mask.device)
+            self._running = None if self._running is None else torch.ones_like(self._running)
+        self._told = self._told and running is not None
+        now = torch.ones_like(mask) if running is None else running.to(mask.device).unsqueeze(1).expand_as(mask)
+        self._running = _append(self._running, now)
         self._mask = _append(self._mask, mask)
         self._before, self.columns = past, past + mask.shape[1]
 
-    def remember_keys(self) -> None:
-        """Remember the newest key of each row after a forward, so that the next one can check whether rows were moved."""
+    def complete(self) -> None:
+        """Take the columns of the present forward into the texts, after the decoder has returned. The newest key of each row is
+        remembered, so that the next forward can check whether rows were moved."""
+        self._completed, self._forwards = self.columns, self._forwards + 1
         self._signature = self._keys(self.columns)
 
     def _keys(self, columns: int) -> Tensor | None:
@@ -200,14 +274,14 @@ class CachedSequence:
         return self._rows(site, self._counted)
 
     def _rows(self, site: str, mask: Tensor) -> Rows:
-        """The rows of a site under ``mask``, which may have more columns than rows while a forward is running."""
-        hidden = self._whole(site)[:, : mask.shape[1]]
-        length = hidden.shape[1]
+        """The rows of a site under ``mask``, which has fewer columns than there are rows while a forward is running."""
+        length = mask.shape[1]
+        hidden = self._whole(site)[:, :length]
         attention = None
         if site in self._attention:
             self._attention[site][:] = [AttentionRows.joined(self._attention[site])]
             attention = AttentionRows.stacked([self._attention[site][0].until(length)])
-        return Rows(hidden.unsqueeze(0), mask[:, :length].to(hidden.device), attention=attention)
+        return Rows(hidden.unsqueeze(0), mask.to(hidden.device), attention=attention, generated=self.generated)
 
     def _whole(self, site: str) -> Tensor:
         """The hidden states of a site, ``(batch, columns, width)``. The parts are joined and stored joined."""
@@ -217,10 +291,13 @@ class CachedSequence:
         return parts[0]
 
     def mask(self) -> Tensor:
-        """Return which columns are tokens, ``(batch, columns)`` bool, without the tokens fed to ended rows."""
+        """Return which columns of completed forwards are tokens, without the tokens fed to rows that have ended."""
         assert self._ids is not None
         assert self._mask is not None
-        return still_running(self._ids, self._mask, self._prompt, self._stop_tokens)
+        assert self._running is not None
+        columns = slice(self._completed)
+        mask = (self._mask & self._running)[:, columns]
+        return mask if self._told else still_running(self._ids[:, columns], mask, self._prompt, self._stop_tokens)
 
 
 def _append(old: Tensor | None, new: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """The hooks of a capture: one before the decoder runs, one at each site, and one after the decoder returns or raises."""
 
 import inspect
+import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,9 @@ from torch.utils.hooks import RemovableHandle
 
 from geomprobe.capture import attention_tap, dynamo_ops
 from geomprobe.capture.decoder import Decoder
-from geomprobe.capture.forward_context import Call, ForwardContext, cache_of
-from geomprobe.capture.generation import CachedSequence, StopTokens, still_running
+from geomprobe.capture.forward_context import Call, ForwardContext, carries_cache
+from geomprobe.capture.generation import CachedSequence, GenerateCall, Mode, StopTokens, mode_of
+from geomprobe.capture.padding_check import PaddingCheck
 from geomprobe.core.attention_summary import AttentionRows
 from geomprobe.core.rows import full_precision
 from geomprobe.errors import GeomprobeError
@@ -40,7 +43,16 @@ class Listener(Protocol):
 
     def closed(self, context: ForwardContext | None, completed: bool) -> None:
         """Called after every forward, when the decoder returned (``completed``) or raised. ``context`` is given only for
-        captured forwards."""
+        captured forwards. If it is given and the forward completed, every site was passed once."""
+        ...
+
+    def noted(self, remark: str) -> None:
+        """Called when a reader of the numbers must know something."""
+        ...
+
+    def left_out(self, why: str) -> None:
+        """Called when something was met that the capture does not understand. The present forward is to be left out of every
+        number, also of the sites that were captured already."""
         ...
 
     def failed(self, error: Exception) -> None:
@@ -50,13 +62,21 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class _Previous:
-    """The last forward without a cache in evaluation. The next forward may run the same texts with one more token."""
+    """The last forward of a ``generate`` without a cache. The next one runs the same texts with one more token.
 
+    Attributes:
+        key: the call of ``generate``.
+        ids: the token ids.
+        mask: which of them are tokens of texts that had not ended.
+        measured: whether the forward was measured.
+        generated: whether it was a later step than the first.
+    """
+
+    key: object
     ids: Tensor
-    mask: Tensor | None
-    prompt: int
+    mask: Tensor
     measured: bool
-    training: bool
+    generated: bool
 
 
 class Capture:
@@ -74,6 +94,9 @@ class Capture:
         attention: whether to observe attention too: ``"rows"`` for summaries of each row, ``"maps"`` for the weights averaged
             over heads as well. The site of a layer is reported with the attention of that layer, ``final_norm`` with that of
             the last layer.
+        pad_token_id: the padding token, for calls without a mask.
+
+    The hidden states of a layer are taken where the next layer receives them, so that they include what other hooks changed.
     """
 
     def __init__(
@@ -84,6 +107,7 @@ class Capture:
         listener: Listener,
         stop_tokens: StopTokens,
         attention: Literal["rows", "maps"] | None = None,
+        pad_token_id: int | None = None,
     ) -> None:
         self._model = model
         self._decoder = decoder
@@ -94,11 +118,21 @@ class Capture:
         self._attended: dict[int, AttentionRows | None] = {}
         self._context: ForwardContext | None = None
         self._shape: tuple[int, int] | None = None
+        self._pad_token_id = pad_token_id
+        self.padding = PaddingCheck(stop_tokens)
+        self.called_directly = False
+        self._lock = threading.Lock()
+        self._thread: int | None = None  # the thread in which a forward is running
+        self._width = 0
         self._handles: list[RemovableHandle] = []
+        self._last: list[tuple[OrderedDict[int, Any], int]] = []  # tables of hooks in which ours is to come last
         self._sequences: list[CachedSequence] = []
         self._passed: weakref.WeakSet[Any] = weakref.WeakSet()  # caches whose texts are not to be measured
         self._previous: _Previous | None = None
         self._parameters = tuple(inspect.signature(type(decoder.base).forward).parameters)[1:]
+        self._numbers = tuple(number for number, site in enumerate(decoder.sites) if site in sites)
+        self._places: dict[int, tuple[int, ...]] = {}
+        self._waiting: dict[int, list[int]] = {}  # numbers of the sites that the present forward has yet to pass
         self._order = torch.zeros(0)
         self._id = -1
         # Cached sequences are identified by their cache object, which a graph cannot pass to an operator.
@@ -132,14 +166,31 @@ class Capture:
         base, layers = self._decoder.base, self._decoder.layers
         dynamo_ops.forget_graphs(self._model, base)
         self._id = dynamo_ops.register(self)
-        add = self._handles.append
-        add(base.register_forward_pre_hook(self._open, with_kwargs=True))
-        if "embed" in self._sites:
-            add(layers[0].register_forward_pre_hook(self._before_layers, with_kwargs=True))
-        for i, layer in enumerate(layers):
-            if self._decoder.sites[i + 1] in self._sites:
-                add(layer.register_forward_hook(partial(self._after_layer, i + 1)))
-        add(base.register_forward_hook(self._close, always_call=True))
+        self._keep(None, base.register_forward_pre_hook(self._open, with_kwargs=True))
+        watched = set(self._numbers) | ({len(layers)} if self._numbers[-1] > len(layers) else set())  # for its width
+        # A module that is used at several depths gets one hook, which reports them in turn.
+        places: dict[nn.Module, list[int]] = {}
+        for number, layer in enumerate(layers):
+            if number in watched:
+                places.setdefault(layer, []).append(number)
+        self._places = {numbers[0]: tuple(numbers) for numbers in places.values()}
+        for layer, numbers in places.items():
+            hook = partial(self._before_layer, numbers[0])
+            self._keep(layer._forward_pre_hooks, layer.register_forward_pre_hook(hook, with_kwargs=True))
+        if (last := len(layers)) in watched:
+            # A last layer that is used before too is passed as often as it is used.
+            times = sum(layer is layers[-1] for layer in layers)
+            self._places[last] = (*[_PASSED] * (times - 1), last)
+            hook = partial(self._after_layer, last)
+            self._keep(layers[-1]._forward_hooks, layers[-1].register_forward_hook(hook))
+        if self._numbers[-1] > last:
+            self._places[last + 1] = (last + 1,)
+        self._keep(base._forward_hooks, base.register_forward_hook(self._close, always_call=True))
+
+    def _keep(self, table: dict[int, Any] | None, handle: RemovableHandle) -> None:
+        self._handles.append(handle)
+        if table is not None:
+            self._last.append((cast(OrderedDict[int, Any], table), handle.id))
 
     def _attach_attention(self) -> None:
         base, layers = self._decoder.base, self._decoder.layers
@@ -191,6 +242,8 @@ class Capture:
                 with full_precision(call.device.type):
                     layout = context.layout(call.batch, call.length, call.device)
                     self._attended[layer] = call.rows(layout, context.starts, keep=self._attention == "maps")
+        except GeomprobeError as error:
+            self._leave_out(str(error))
         except Exception as error:
             self._context = None  # report nothing more of this forward
             self._listener.failed(error)
@@ -198,38 +251,64 @@ class Capture:
     def detach(self) -> None:
         """Remove every hook and end every sequence. It can be called twice, and inside a hook of a forward that did not
         raise."""
-        self._context = self._previous = None
+        self._context = self._previous = self._thread = None
         dynamo_ops.forget(self._id)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._last.clear()
         if self._attention is not None:
             attention_tap.remove(self, (module for layer in self._decoder.layers for module in layer.modules()))
         self._end(self._sequences)
 
     def _open(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
+        mode = mode_of(base.training, torch.is_grad_enabled())
         if not torch.compiler.is_compiling():
-            self.begin(arguments, base.training)
-        elif cache_of(arguments) is not None:
-            self._begin_outside(arguments, base.training)
+            for table, handle in self._last:
+                if next(reversed(table)) != handle:  # a hook that was registered later may change what the next layer gets
+                    table.move_to_end(handle)
+            self.begin(arguments, mode)
+        elif carries_cache(arguments):
+            self._begin_outside(arguments, mode)
         else:
-            dynamo_ops.begin(self._order, self._id, base.training, arguments)
+            dynamo_ops.begin(self._order, self._id, mode, arguments)
 
-    def begin(self, arguments: dict[str, Any], training: bool) -> None:
+    def begin(self, arguments: dict[str, Any], mode: Mode) -> None:
         """Open a context when the decoder is called."""
+        if not self._claim():
+            self._listener.left_out(
+                "two threads ran the model at the same time: the forward that began later was left out. Give each thread a "
+                "model of its own"
+            )
+            return
         try:
             if self._context is not None:  # left open by a BaseException (Ctrl-C), after which always_call hooks do not run
-                context = self._context
-                self._abandon(context)
-                self._listener.closed(context, completed=False)
+                left = self._context
+                self._abandon(left)
+                self._listener.closed(left, completed=False)
             self.end_dead_sequences()
-            call = Call(arguments, training)
+            call = Call(arguments, mode, pad=self._pad_token_id, eos=self._stop_tokens.eos)
             self._attended = {}
-            self._context = self._on_cache(call) if call.cache is not None else self._without_cache(call)
-            self._shape = None if self._context is None else call.shape
+            context = self._on_cache(call) if call.cache is not None else self._without_cache(call)
+            if context is not None:
+                self._shape = call.shape
+                self._waiting = {place: list(numbers) for place, numbers in self._places.items()}
+                self.padding.look(call)
+            self._context = context
+        except GeomprobeError as error:
+            self._leave_out(str(error))
         except Exception as error:
             self._listener.failed(error)
+
+    def _claim(self) -> bool:
+        """Whether no other thread is running a forward. Hooks that other threads reach meanwhile do nothing."""
+        me = threading.get_ident()
+        with self._lock:
+            others = self._thread not in (None, me) and any(thread.ident == self._thread for thread in threading.enumerate())
+            if not others:
+                self._thread = me
+            return not others
 
     def _on_cache(self, call: Call) -> ForwardContext | None:
         """A context that extends the sequence of the cache. A sequence is created when the cache is empty."""
@@ -249,85 +328,110 @@ class Capture:
             self._passed.add(cache)
             self._end([] if sequence is None else [sequence])
             return None
-        if sequence is None:
-            if past:
-                raise GeomprobeError(
-                    f"this forward continues from {past} tokens of a KV cache that the probe has not seen, so their hidden "
-                    "states are unknown: attach the probe before the cache is filled, and start with an empty cache of your "
-                    "own (past_key_values=DynamicCache(config=model.config)), as generate() does"
-                )
-            starts, mask = call.starts(), call.mask
-            if starts is not None and bool(((starts if mask is None else starts & mask).sum(1) > 1).any()):
-                raise GeomprobeError(
-                    "packed documents were run on a KV cache, where the next token belongs to the last document only: run "
-                    "packed documents without past_key_values, or give each document its own batch row"
-                )
-            self._passed.discard(cache)
-            sequence = CachedSequence(cache, self._stop_tokens, call.training)
-            self._sequences.append(sequence)
         mask = call.mask
+        if sequence is None:
+            starts = call.starts()
+            if past or (starts is not None and bool(((starts if mask is None else starts & mask).sum(1) > 1).any())):
+                self._passed.add(cache)
+                raise GeomprobeError(_UNSEEN_CACHE.format(past) if past else _PACKED_CACHE)
+            self._passed.discard(cache)
+            sequence = CachedSequence(cache, self._stop_tokens, call.mode)
+            self._sequences.append(sequence)
         if mask is None:
             ids_or_rows = call.ids if call.ids is not None else call.arguments["inputs_embeds"]
             mask = torch.ones(call.shape, dtype=torch.bool, device=ids_or_rows.device)
-        sequence.extend(call.ids, mask, past, call.whole_mask())
-        return ForwardContext(sequence.training, sequence=sequence)
+        generate = GenerateCall.current()
+        sequence.extend(call.ids, mask, past, call.whole_mask(), None if generate is None else generate.running)
+        return ForwardContext(sequence.mode, sequence=sequence)
 
     def _without_cache(self, call: Call) -> ForwardContext | None:
-        """A context of whole texts. In evaluation they may be the texts of the forward before with one more token."""
+        """A context of whole texts. Inside ``generate`` they are the texts of the forward before with one more token."""
         ids, previous, self._previous = call.ids, self._previous, None
-        if ids is None or (call.training and torch.is_grad_enabled()):
-            return ForwardContext(call.training, call.mask, call.starts()) if self._listener.wants(continues=False) else None
-        refeeds = call.arguments.get("use_cache") is False  # as generate() passes it; other calls have texts of their own
-        same = previous is not None and previous.training == call.training
-        grown = previous if refeeds and same and previous is not None and _grew(previous.ids, ids) else None
-        if grown is not None:  # the same texts again: measured if they were measured before
-            wanted = grown.measured and self._listener.wants(continues=True)
-        else:
+        generate = None if ids is None or call.mode == "train" else GenerateCall.current()
+        if ids is None or generate is None:
+            return ForwardContext(call.mode, call.mask, call.starts()) if self._listener.wants(continues=False) else None
+        if previous is None or previous.key is not generate.key:
             wanted = self._listener.wants(continues=False)
-        mask = call.mask if wanted else None
-        prompt = ids.shape[1] if grown is None else grown.prompt
-        texts = _Previous(ids.clone(), mask, prompt, wanted, call.training) if refeeds else None
-        self._previous = texts
+            mask = self._token_mask(call, ids) if wanted else torch.zeros(0)
+            self._previous = _Previous(generate.key, ids.clone(), mask, wanted, generated=False)
+            return ForwardContext(call.mode, call.mask, call.starts()) if wanted else None
+        if ids.shape == previous.ids.shape and torch.equal(ids, previous.ids):
+            self._previous = previous  # a process that has ended keeps step with the others
+            return None
+        if not _grew(previous.ids, ids):
+            raise GeomprobeError(
+                "generate() ran the model without a cache on other tokens than those before and one more, so it is not known "
+                "which are new: generate with use_cache=True"
+            )
+        wanted = previous.measured and self._listener.wants(continues=True)
+        mask = previous.mask
+        if wanted:
+            newest = self._token_mask(call, ids)[:, -1:]
+            newest = newest if generate.running is None else newest & generate.running.to(newest.device).unsqueeze(1)
+            mask = torch.cat([previous.mask.to(newest.device), newest], 1)
+        self._previous = _Previous(generate.key, ids.clone(), mask, wanted, generated=True)
         if not wanted:
             return None
-        if grown is None or texts is None:
-            return ForwardContext(call.training, mask, call.starts())
-        return ForwardContext(call.training, self._running(texts), refed=self._running(grown))
+        return ForwardContext(call.mode, mask, refed=previous.mask, generated=True, refed_generated=previous.generated)
 
-    def _running(self, texts: _Previous) -> Tensor:
-        mask = texts.mask if texts.mask is not None else torch.ones_like(texts.ids, dtype=torch.bool)
-        return still_running(texts.ids, mask, texts.prompt, self._stop_tokens)
+    @staticmethod
+    def _token_mask(call: Call, ids: Tensor) -> Tensor:
+        return call.mask if call.mask is not None else torch.ones_like(ids, dtype=torch.bool)
 
-    def _before_layers(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._pass(0, args[0] if args else kwargs["hidden_states"])
+    def _before_layer(self, place: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        named = kwargs.get("hidden_states")
+        self._pass(place, args[0] if args else named if named is not None else tuple(kwargs.values()))
 
-    def _after_layer(self, site: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._pass(site, output)
+    def _after_layer(self, place: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._pass(place, output)
 
-    def _pass(self, number: int, output: Any) -> None:
-        hidden = output if isinstance(output, Tensor) else output[0]
+    def _pass(self, place: int, output: Any) -> None:
+        """Report hidden states, alone or first in a tuple. If there are none, the place counts as not passed."""
+        hidden = output[0] if isinstance(output, tuple | list) and output else output
+        if not isinstance(hidden, Tensor):
+            return
         if torch.compiler.is_compiling():
-            dynamo_ops.hidden(self._order, self._id, number, hidden)
+            dynamo_ops.hidden(self._order, self._id, place, hidden)
         else:
-            self.hidden(number, hidden)
+            self.hidden(place, hidden)
 
-    def hidden(self, number: int, hidden: Tensor) -> None:
-        """Report the hidden states of a site, given by its number among all sites of the model, because the graph of a layer
-        can receive a number and not a name."""
+    def hidden(self, place: int, hidden: Tensor) -> None:
+        """Report the hidden states that passed a place: the number of a site among all sites of the model, or the first of
+        several sites at which one module is used; one more than there are, for an output of the decoder that is not named
+        ``last_hidden_state``. The graph of a layer can receive a number and not a name."""
         if (context := self._context) is None:
+            if self._thread is None and torch._C._current_graph_task_id() == -1:
+                self.called_directly = True  # neither in a call of the decoder nor in backward, which repeats layers
             return
-        site = self._decoder.sites[number]
-        if hidden.shape[:2] == self._shape and not hasattr(hidden, "placements"):
-            self._listener.captured(context, site, hidden, self._take_attention(number))
+        if self._thread != threading.get_ident():
             return
-        self._context = None  # report nothing more of this forward
-        self._listener.failed(
-            GeomprobeError(
-                f"{site} is a {type(hidden).__name__} of {tuple(hidden.shape)}, but the model was called with {self._shape} "
-                "tokens: each rank holds a part of it (sequence parallelism). A probe needs whole texts: run without sequence "
-                "parallelism (with parallelize_module, use a plan in which the outputs of layers are not sharded)"
+        unnamed, place = place == len(self._decoder.sites), min(place, len(self._decoder.sites) - 1)
+        waiting = self._waiting[place]
+        if not waiting:
+            self._leave_out(
+                f"{self._decoder.sites[place]} was passed more often in one forward than there are layers, so it is not "
+                "known which rows belong to it: that forward was left out"
             )
-        )
+            return
+        number = waiting.pop(0)
+        if unnamed and (*hidden.shape[:2], *hidden.shape[2:]) != (*(self._shape or ()), self._width):
+            self._listener.noted(
+                f"final_norm was not measured: the output of {type(self._decoder.base).__name__} is {tuple(hidden.shape)}, and "
+                f"its layers have width {self._width}, so it is probably logits. Choose the other sites with sites=…, or name a "
+                "decoder whose output is hidden states with Decoder(base=…, layers=…)"
+            )
+        elif hidden.shape[:2] != self._shape or hasattr(hidden, "placements"):
+            self._leave_out(
+                f"{self._decoder.sites[place]} is a {type(hidden).__name__} of {tuple(hidden.shape)}, but the model was "
+                f"called with {self._shape} tokens: each rank holds a part of it (sequence parallelism). A probe needs whole "
+                "texts: run without sequence parallelism (with parallelize_module, use a plan in which the outputs of layers are not "
+                "sharded)"
+            )
+        elif number in self._numbers:
+            self._width = hidden.shape[-1]
+            self._listener.captured(context, self._decoder.sites[number], hidden, self._take_attention(number))
+        elif number != _PASSED:
+            self._width = hidden.shape[-1]
 
     def _take_attention(self, number: int) -> AttentionRows | None:
         """The attention that is reported with a site. It is dropped afterwards, unless ``final_norm`` needs it too."""
@@ -342,7 +446,9 @@ class Capture:
     def _close(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         completed = output is not None  # the hook is called with always_call, and after an exception there is no output
         if completed and "final_norm" in self._sites:
-            self._pass(len(self._decoder.layers) + 1, output)
+            named = getattr(output, "last_hidden_state", None)
+            last = len(self._decoder.sites)
+            self._pass(last if named is None else last - 1, output if named is None else named)
         if torch.compiler.is_compiling():
             dynamo_ops.end(self._order, self._id)
         else:
@@ -350,22 +456,36 @@ class Capture:
 
     def end(self, completed: bool = True) -> None:
         """Close the context after the decoder returned or raised."""
+        if self._thread != threading.get_ident():
+            return
+        self._thread = None
         context, self._context = self._context, None
         attended, self._attended = self._attended, {}
-        if context is not None and completed and self._attention is not None and not attended:
-            self._listener.failed(
-                GeomprobeError(
-                    f"the attention of {type(self._decoder.base).__name__} cannot be read: it neither gets its attention "
-                    "function from Transformers (get_interface) nor returns weights. Leave AttentionProfile and "
-                    "ContextLasso(attention=True) out"
-                )
-            )
         if not completed:
             self._previous = None
+        if context is not None and completed:
+            missing = [self._decoder.sites[numbers[-1]] for numbers in self._waiting.values() if numbers]
+            if missing:
+                self._context = context
+                self._leave_out(
+                    f"a forward did not pass {', '.join(missing)} (layers are skipped, as LayerDrop does, or were replaced "
+                    "after the probe was attached) and was left out of every site. For replaced layers, make a new probe"
+                )
+                context = None
+            elif self._attention is not None and not attended:
+                self._listener.failed(
+                    GeomprobeError(
+                        f"the attention of {type(self._decoder.base).__name__} cannot be read: it neither gets its attention "
+                        "function from Transformers (get_interface) nor returns weights. Leave AttentionProfile and "
+                        "ContextLasso(attention=True) out"
+                    )
+                )
+                self._abandon(context)
+                context = None
         if context is not None and not completed:
             self._abandon(context)
         elif context is not None and context.sequence is not None:
-            context.sequence.remember_keys()
+            context.sequence.complete()
         self._listener.closed(context, completed)
 
     def end_dead_sequences(self) -> None:
@@ -373,8 +493,16 @@ class Capture:
         if self._sequences:
             self._end([sequence for sequence in self._sequences if sequence.cache is None])
 
+    def _leave_out(self, why: str) -> None:
+        """Leave the present forward out of every number."""
+        if (context := self._context) is not None:
+            self._abandon(context)
+        self._previous = None
+        self._listener.left_out(why)
+
     def _abandon(self, context: ForwardContext) -> None:
-        """Abandon a forward that raised. Its sequence ends, because the cache and the stored hidden states may differ."""
+        """Abandon a forward. Its sequence ends with the forward before, because the cache and the stored hidden states may
+        differ from now on."""
         self._context = None
         if context.sequence is not None:
             if (cache := context.sequence.cache) is not None:
@@ -385,6 +513,21 @@ class Capture:
         self._sequences, sequences = [sequence for sequence in self._sequences if sequence not in sequences], list(sequences)
         for sequence in sequences:
             self._listener.ended(sequence)
+
+
+_PASSED = -1
+"""Stands for a pass of the last layer at another depth, which is read where the next layer begins."""
+
+_UNSEEN_CACHE = (
+    "a forward that continues from {} tokens of a KV cache that the probe has not seen was left out, because their hidden "
+    "states are unknown: attach the probe before the cache is filled, and start with an empty cache of your own "
+    "(past_key_values=DynamicCache(config=model.config)), as generate() does"
+)
+
+_PACKED_CACHE = (
+    "packed documents were run on a KV cache, where the next token belongs to the last document only, and were left out: run "
+    "packed documents without past_key_values, or give each document its own batch row"
+)
 
 
 def _grew(before: Tensor, now: Tensor) -> bool:
@@ -405,6 +548,10 @@ class _NoListener:
     def closed(self, context: ForwardContext | None, completed: bool) -> None: ...
 
     def failed(self, error: Exception) -> None: ...
+
+    def noted(self, remark: str) -> None: ...
+
+    def left_out(self, why: str) -> None: ...
 
 
 def _inert_capture() -> Capture:

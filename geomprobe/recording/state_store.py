@@ -1,18 +1,19 @@
 """The store of all states of a probe, one for every mode, site and accumulator."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from geomprobe.accumulators.state import Accumulator, State, TokenCount, add, copy_state, merge
-from geomprobe.capture.generation import CachedSequence, Mode
+from geomprobe.capture.generation import MODES, CachedSequence, Mode
 from geomprobe.core.rows import Rows, full_precision
 from geomprobe.errors import GeomprobeError
 from geomprobe.recording.all_reduce import is_distributed, sum_over_ranks
 
-__all__ = ["GROUP", "Bank", "Mode", "StateStore"]
+__all__ = ["GROUP", "Bank", "Mode", "StateStore", "Sums"]
 
 Bank = dict[str, dict[Accumulator, State]]
 """States by site and accumulator."""
@@ -40,38 +41,63 @@ class StateStore:
         self._seen: dict[_Stack, set[int]] = {}
         self._rest: dict[str, State] = {}
 
-    def add(self, mode: Mode, sites: slice, rows: Rows, *, sign: int = 1) -> None:
-        """Add rows ``(sites, batch, length, width)`` to the states of ``sites``, or subtract them with ``sign=-1``.
+    def measure(self, mode: Mode, sites: slice, rows: Rows, *, sign: int = 1) -> "Sums":
+        """Return the sums of rows ``(sites, batch, length, width)`` at ``sites``, or their negatives with ``sign=-1``, for
+        :meth:`add`. The states are not changed.
 
         ``sites`` are indices into the sites of this store, within one group of :data:`GROUP` sites.
         """
         group = sites.start // GROUP
         stack = (mode, group, rows.hidden.device, rows.width)
+        within = slice(sites.start - group * GROUP, sites.stop - group * GROUP)
+        states = self._states(stack)
+        total: dict[Accumulator, State] = {}
+        for i, part in enumerate(rows.split()):
+            for accumulator in self._accumulators:
+                more = accumulator.contribution(part)
+                _check_shapes(accumulator, more, states[accumulator], sites.stop - sites.start)
+                if i == 0:
+                    total[accumulator] = more
+                    continue
+                if i == 1:  # sums over one part can be in float32, sums of several are in float64, as the states
+                    total[accumulator] = {name: value.double() for name, value in total[accumulator].items()}
+                add(total[accumulator], more)
+        if sign < 0:
+            total = {accumulator: {name: -value for name, value in more.items()} for accumulator, more in total.items()}
+        return Sums(stack, within, total)
+
+    def add(self, sums: "Sums") -> None:
+        """Add what :meth:`measure` returned to the states."""
+        start = sums.stack[1] * GROUP
+        with torch.inference_mode(False), torch.no_grad():
+            states = self._states(sums.stack)
+            self._seen[sums.stack].update(range(start + sums.within.start, start + sums.within.stop))
+            for accumulator, more in sums.total.items():
+                add(states[accumulator], more, sums.within)
+
+    def _states(self, stack: "_Stack") -> dict[Accumulator, State]:
+        """The stacked states of a group of sites."""
         if stack not in self._stacks:
+            _, group, device, width = stack
             held = len(self._sites[group * GROUP : (group + 1) * GROUP])
             self._seen[stack] = set()
             self._stacks[stack] = {
-                a: {name: value.expand(held, *value.shape).clone() for name, value in a.new_state(rows.width, stack[2]).items()}
+                a: {name: value.expand(held, *value.shape).clone() for name, value in a.new_state(width, device).items()}
                 for a in self._accumulators
             }
-        within = slice(sites.start - group * GROUP, sites.stop - group * GROUP)
-        for part in rows.split():
-            measured = {accumulator: accumulator.contribution(part) for accumulator in self._accumulators}
-            for accumulator, more in measured.items():
-                _check_shapes(accumulator, more, self._stacks[stack][accumulator], sites.stop - sites.start)
-            self._seen[stack].update(range(sites.start, sites.stop))
-            for accumulator, more in measured.items():  # after all succeeded, so that an error leaves the states unchanged
-                signed = more if sign > 0 else {name: -value for name, value in more.items()}
-                add(self._stacks[stack][accumulator], signed, within)
+        return self._stacks[stack]
 
     def add_sequence(self, sequence: CachedSequence) -> None:
         """Add the rows of a sequence, without those that were marked as counted before."""
+        sums: list[Sums] = []
         for name in sequence.sites:
             i = self._sites.index(name)
             with full_precision(sequence.device.type):
-                self.add(sequence.mode, slice(i, i + 1), sequence.rows(name))
+                sums.append(self.measure(sequence.mode, slice(i, i + 1), sequence.rows(name)))
                 if sequence.is_counted:
-                    self.add(sequence.mode, slice(i, i + 1), sequence.counted_rows(name), sign=-1)
+                    sums.append(self.measure(sequence.mode, slice(i, i + 1), sequence.counted_rows(name), sign=-1))
+        for each in sums:  # after all succeeded: a text is counted at every site or at none
+            self.add(each)
 
     def with_sequences(self, sequences: Iterable[CachedSequence]) -> Self:
         """Return a store that also contains the texts of ``sequences``, which are still being generated. This store is not
@@ -85,7 +111,7 @@ class StateStore:
     def banks(self) -> dict[Mode, Bank]:
         """The states of each mode by site. A site is missing until rows of it were added."""
         accumulators = {repr(accumulator): accumulator for accumulator in self._accumulators}
-        banks: dict[Mode, Bank] = {"train": {}, "eval": {}}
+        banks: dict[Mode, Bank] = {mode: {} for mode in MODES}
         named = self._named()
         for mode, bank in banks.items():
             for site in self._sites:
@@ -105,7 +131,7 @@ class StateStore:
         return self._of(total)
 
     def reset(self, mode: Mode | None) -> None:
-        """Discard the states of ``mode``, or of both modes if it is ``None``."""
+        """Discard the states of ``mode``, or of all modes if it is ``None``."""
         for stack in [stack for stack in self._stacks if mode in (None, stack[0])]:
             del self._stacks[stack], self._seen[stack]
         self._rest = {place: state for place, state in self._rest.items() if mode not in (None, place.split("/")[0])}
@@ -159,7 +185,7 @@ class StateStore:
 
     def _check(self, named: Mapping[str, State]) -> None:
         """Check that states from a file or another process belong to a store like this one."""
-        places = {f"{mode}/{site}/{a!r}": a for mode in ("train", "eval") for site in self._sites for a in self._accumulators}
+        places = {f"{mode}/{site}/{a!r}": a for mode in MODES for site in self._sites for a in self._accumulators}
         advice = "make the probe with the arguments of the probe that saved the state"
         if unknown := set(named) - set(places):
             raise GeomprobeError(f"this state contains {min(unknown)!r}, which this probe does not have: {advice}")
@@ -194,3 +220,18 @@ def _width(state: State) -> int:
 
 _Stack = tuple[Mode, int, torch.device, int]
 """The key of a stack of states: mode, number of the group of sites, device and width."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The sums over some rows, which have not been added to the states yet.
+
+    Attributes:
+        stack: the stack of states they belong to.
+        within: the sites within that stack.
+        total: the sums by accumulator.
+    """
+
+    stack: _Stack
+    within: slice
+    total: dict[Accumulator, State]

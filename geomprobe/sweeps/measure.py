@@ -136,7 +136,7 @@ def gaussian(
         for batch in batches:
             with full_precision("cpu"):
                 rows = torch.randn(1, *batch.ids.shape, width, generator=generator)
-                store.add("eval", slice(0, 1), Rows(rows, batch.mask.bool()))
+                store.add(store.measure("eval", slice(0, 1), Rows(rows, batch.mask.bool())))
         reading = Reading(mode="eval", sites=("gaussian",))
         reading.measure("gaussian", metrics, store.banks["eval"]["gaussian"])
         readings.append(reading)

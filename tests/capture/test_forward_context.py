@@ -106,7 +106,7 @@ def test_the_error_of_a_model_that_cannot_take_an_empty_text_is_its_own() -> Non
     with Probe(model) as probe, pytest.raises(type(bare.value), match=re.escape(str(bare.value))):
         model(empty, position_ids=empty)
     assert probe.fault is None
-    with pytest.raises(GeomprobeError, match="nothing to read: in none of 1 forwards did a token reach a measured site"):
+    with pytest.raises(GeomprobeError, match="nothing to read: a forward raised an exception and was left out"):
         probe.read()
 
 

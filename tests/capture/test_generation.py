@@ -303,5 +303,5 @@ def test_texts_fed_again_in_the_other_mode_are_texts_of_their_own() -> None:
     with torch.no_grad(), Probe(model, on_error="raise") as probe:
         model.train()(text[:, :6], use_cache=False)
         model.eval()(text, use_cache=False)
-    assert (probe.read("train")["tokens/embed"], probe.read("eval")["tokens/embed"]) == (12, 14)
+    assert (probe.read("no_grad")["tokens/embed"], probe.read("eval")["tokens/embed"]) == (12, 14)
     assert probe.read("eval")["texts/embed"] == 2

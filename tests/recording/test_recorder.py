@@ -116,7 +116,7 @@ def test_a_state_goes_on_after_it_was_loaded_on_top_of_what_is_stacked() -> None
 
 
 def test_layers_may_differ_in_their_number_of_heads() -> None:
-    probe, context = Probe(tiny(), [AttentionProfile()], on_error="raise"), ForwardContext(training=False)
+    probe, context = Probe(tiny(), [AttentionProfile()], on_error="raise"), ForwardContext("eval")
     hidden = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
     few = attended(Rows(hidden))
     many = few.map(lambda name, value: torch.cat([value, value], 1) if name in ("entropy", "first", "distance") else value)
