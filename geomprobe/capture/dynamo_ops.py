@@ -115,7 +115,7 @@ def _detached(value: Any) -> Tensor | None:
 def _begin(
     order: Tensor,
     number: int,
-    mode: str,
+    name: str,
     input_ids: Tensor | None,
     inputs_embeds: Tensor | None,
     attention_mask: Tensor | None,
@@ -124,7 +124,7 @@ def _begin(
 ) -> None:
     if (capture := _captures.get(number)) is not None:
         values = (input_ids, inputs_embeds, attention_mask, position_ids, cu_seq_lens_q)
-        capture.begin(dict(zip(_TENSORS, values, strict=True)), cast(Mode, mode))
+        capture.begin(dict(zip(_TENSORS, values, strict=True)), cast(Mode, name))
 
 
 @torch.library.custom_op("geomprobe::hidden", mutates_args=("order",))
