@@ -23,7 +23,7 @@ def tokens(probe: Probe, mode: Any = None) -> list[float]:
 @pytest.mark.parametrize("family", ["gpt_neox", "llama"])
 def test_activation_checkpointing_counts_each_token_once(family: str, reentrant: bool) -> None:
     plain, model = tiny(family).train(), tiny(family).train()
-    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     readings = []
     for each in (plain, model):
         with Probe(each, on_error="raise") as probe:

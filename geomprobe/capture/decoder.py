@@ -69,10 +69,12 @@ def find_decoder(model: nn.Module) -> Decoder:
     """Find the decoder in ``model``, inside any wrapper (a language-model head, PEFT, DDP, a compiled module).
 
     It is found by ``_can_record_outputs``, in which Transformers names the class of the decoder layers of most architectures,
-    or else as the only ``ModuleList`` of ``config.num_hidden_layers`` modules.
+    or else as the only ``ModuleList`` of ``config.num_hidden_layers`` modules. Encoders, such as the vision tower of a
+    vision-language model, are passed over.
 
     Raises:
-        GeomprobeError: if there is no such list, if there are several, or if some layers are in other processes.
+        GeomprobeError: if there is no such list, if there are several, if the model is an encoder, or if some layers are in
+            other processes.
     """
     if not isinstance(model, nn.Module):
         raise GeomprobeError(f"expected a model that is a torch.nn.Module, and got {type(model).__name__}")
@@ -83,6 +85,13 @@ def find_decoder(model: nn.Module) -> Decoder:
             f"_can_record_outputs['hidden_states'], nor a ModuleList of config.num_hidden_layers modules; "
             f"it contains {_lists(model)}. Give a Hugging Face decoder or a model that contains one, or name the layers with "
             "Probe(decoder=Decoder(base=…, layers=…))"
+        )
+    encoders = [base for base, layers in found if _is_encoder(layers)]
+    found = [(base, layers) for base, layers in found if base not in encoders]
+    if not found:
+        raise GeomprobeError(
+            f"{type(encoders[0]).__name__} is an encoder, whose tokens attend to later ones too, and a probe measures "
+            "decoders, in which each token adds to those before it: give a decoder such as GPT-NeoX or Llama"
         )
     if len(found) > 1:
         names = ", ".join(type(base).__name__ for base, _ in found)
@@ -97,6 +106,12 @@ def find_decoder(model: nn.Module) -> Decoder:
             "all of them: load the model without pp_size, for example with fsdp_size or tp_size"
         )
     return Decoder(base=base, layers=tuple(layers))
+
+
+def _is_encoder(layers: nn.ModuleList) -> bool:
+    """Whether all attention modules of Transformers in these layers say that they are not causal."""
+    said = [getattr(module, "is_causal", None) for layer in layers for module in layer.modules()]
+    return False in said and True not in said
 
 
 def _recorded(model: nn.Module) -> list[tuple[nn.Module, nn.ModuleList]]:

@@ -190,8 +190,8 @@ class CachedSequence:
             whole: which of all columns are tokens, if the caller's mask covers them.
             running: which rows have not ended ``(batch,)``, if ``generate`` tells.
         """
-        if past < self.columns:  # the cache was cropped
-            self._rearranged = torch.tensor(True)
+        if past < self.columns:
+            self._crop(past)
         if past == 0 or mask.shape[1] > 1:  # a prompt, a chunk of one, or the next turn of a chat
             self._prompt = past + mask.shape[1]
         elif self._signature is not None:
@@ -204,7 +204,7 @@ class CachedSequence:
             self._rearranged = moved if self._rearranged is None else self._rearranged | moved
         self._latest_ids = ids
         self._ids = _append(self._ids, ids if ids is not None else torch.full_like(mask, -1, dtype=torch.long))
-        if self._mask is not None and whole is not None and past == self.columns and mask.shape[1] > 1:
+        if self._mask is not None and whole is not None and past == self._mask.shape[1] and mask.shape[1] > 1:
             # The next turn of a chat: its mask excludes the padding that ended rows were fed.
             self._mask = self._mask & whole[:, :past].to(self._mask.device)
             self._running = None if self._running is None else torch.ones_like(self._running)
@@ -213,6 +213,22 @@ class CachedSequence:
         self._running = _append(self._running, now)
         self._mask = _append(self._mask, mask)
         self._before, self.columns = past, past + mask.shape[1]
+
+    def _crop(self, past: int) -> None:
+        """Follow a cache from which the newest columns were removed. Assisted decoding removes drafts, which were taken for
+        tokens; ``generate`` may also remove columns that it fed after every row had ended."""
+        assert self._ids is not None
+        assert self._mask is not None
+        assert self._running is not None
+        removed = (self._mask & self._running)[:, past:].any()
+        self._rearranged = removed if self._rearranged is None else self._rearranged | removed.to(self._rearranged.device)
+        self._ids, self._mask, self._running = self._ids[:, :past], self._mask[:, :past], self._running[:, :past]
+        for site in self._hidden:
+            self._hidden[site] = [self._whole(site)[:, :past]]
+        for site, parts in self._attention.items():
+            self._attention[site] = [AttentionRows.joined(parts).until(past)]
+        self._completed = self.columns = past
+        self._signature = None  # of a column that is gone
 
     def complete(self) -> None:
         """Take the columns of the present forward into the texts, after the decoder has returned. The newest key of each row is
@@ -224,7 +240,9 @@ class CachedSequence:
         """The newest cached key, or the recurrent state, of every row in the first layer; ``None`` for a single row."""
         layers = getattr(self.cache, "layers", None)
         keys = getattr(layers[0], "keys", None) if layers else None
-        if keys is None and layers and isinstance(state := getattr(layers[0], "recurrent_states", {}).get(0), Tensor):
+        states = getattr(layers[0], "recurrent_states", None) if layers else None
+        state = states.get(0) if isinstance(states, dict) else states  # a dict since Transformers 5.13
+        if keys is None and isinstance(state, Tensor):
             return None if state.shape[0] == 1 else state.clone()
         if not isinstance(keys, Tensor) or keys.dim() != 4 or keys.shape[0] == 1 or not keys.shape[2]:
             return None

@@ -4,7 +4,7 @@ import inspect
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal, Protocol, cast
@@ -50,9 +50,12 @@ class Listener(Protocol):
         """Called when a reader of the numbers must know something."""
         ...
 
+    def drop(self) -> None:
+        """Discard what was captured of the present forward, at all sites."""
+        ...
+
     def left_out(self, why: str) -> None:
-        """Called when something was met that the capture does not understand. The present forward is to be left out of every
-        number, also of the sites that were captured already."""
+        """Called when a forward was left out of every number, because of something that the capture does not understand."""
         ...
 
     def failed(self, error: Exception) -> None:
@@ -171,8 +174,8 @@ class Capture:
         # A module that is used at several depths gets one hook, which reports them in turn.
         places: dict[nn.Module, list[int]] = {}
         for number, layer in enumerate(layers):
-            if number in watched:
-                places.setdefault(layer, []).append(number)
+            places.setdefault(layer, []).append(number)
+        places = {layer: numbers for layer, numbers in places.items() if not watched.isdisjoint(numbers)}
         self._places = {numbers[0]: tuple(numbers) for numbers in places.values()}
         for layer, numbers in places.items():
             hook = partial(self._before_layer, numbers[0])
@@ -386,8 +389,9 @@ class Capture:
         self._pass(place, output)
 
     def _pass(self, place: int, output: Any) -> None:
-        """Report hidden states, alone or first in a tuple. If there are none, the place counts as not passed."""
-        hidden = output[0] if isinstance(output, tuple | list) and output else output
+        """Report hidden states, alone or first in a tuple or a dict. If there are none, the place counts as not passed."""
+        several = tuple(output.values()) if isinstance(output, Mapping) else output
+        hidden = several[0] if isinstance(several, tuple | list) and several else several
         if not isinstance(hidden, Tensor):
             return
         if torch.compiler.is_compiling():
@@ -416,16 +420,16 @@ class Capture:
         number = waiting.pop(0)
         if unnamed and (*hidden.shape[:2], *hidden.shape[2:]) != (*(self._shape or ()), self._width):
             self._listener.noted(
-                f"final_norm was not measured: the output of {type(self._decoder.base).__name__} is {tuple(hidden.shape)}, and "
-                f"its layers have width {self._width}, so it is probably logits. Choose the other sites with sites=…, or name a "
-                "decoder whose output is hidden states with Decoder(base=…, layers=…)"
+                f"final_norm was not measured: the output of {type(self._decoder.base).__name__} is {tuple(hidden.shape)}, "
+                f"and its layers have width {self._width}, so it is probably logits. Choose the other sites with sites=…, or "
+                "name a decoder whose output is hidden states with Decoder(base=…, layers=…)"
             )
         elif hidden.shape[:2] != self._shape or hasattr(hidden, "placements"):
             self._leave_out(
                 f"{self._decoder.sites[place]} is a {type(hidden).__name__} of {tuple(hidden.shape)}, but the model was "
                 f"called with {self._shape} tokens: each rank holds a part of it (sequence parallelism). A probe needs whole "
-                "texts: run without sequence parallelism (with parallelize_module, use a plan in which the outputs of layers are not "
-                "sharded)"
+                "texts: run without sequence parallelism (with parallelize_module, use a plan in which the outputs of layers "
+                "are not sharded)"
             )
         elif number in self._numbers:
             self._width = hidden.shape[-1]
@@ -504,6 +508,7 @@ class Capture:
         """Abandon a forward. Its sequence ends with the forward before, because the cache and the stored hidden states may
         differ from now on."""
         self._context = None
+        self._listener.drop()
         if context.sequence is not None:
             if (cache := context.sequence.cache) is not None:
                 self._passed.add(cache)
@@ -550,6 +555,8 @@ class _NoListener:
     def failed(self, error: Exception) -> None: ...
 
     def noted(self, remark: str) -> None: ...
+
+    def drop(self) -> None: ...
 
     def left_out(self, why: str) -> None: ...
 

@@ -119,9 +119,12 @@ class Recorder:
         elif completed and sequence is not None:
             self._tell_gains(sequence)
 
+    def drop(self) -> None:
+        """Discard what was collected of the present forward."""
+        self._group.drop()
+
     def left_out(self, why: str) -> None:
-        """Leave the present forward out of every number, and say so; with ``on_error="raise"`` raise an error."""
-        self.drop()
+        """Say that a forward was left out of every number; with ``on_error="raise"`` raise an error."""
         if self.on_error == "raise":
             raise GeomprobeError(why)
         self.noted(why)
@@ -148,10 +151,6 @@ class Recorder:
         )
 
     # -- called by the probe ------------------------------------------------------------------------------------------------
-
-    def drop(self) -> None:
-        """Discard hidden states that were collected and not yet measured."""
-        self._group.drop()
 
     def with_sequences(self, sequences: Iterable[CachedSequence]) -> StateStore:
         """Return a store with everything recorded so far, including texts that are still being generated."""

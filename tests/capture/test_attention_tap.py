@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, DynamicCache, MllamaForCausalLM, MllamaTextConfig, StaticCache
+from transformers import AttentionInterface, DynamicCache, MllamaForCausalLM, StaticCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaAttention
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
 from geomprobe import AttentionProfile, ContextLasso, GeomprobeError, Probe
 from geomprobe.capture.attention_tap import AttentionCall

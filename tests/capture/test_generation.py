@@ -1,14 +1,19 @@
 """Texts that arrive over several forwards: every way to generate gives the numbers of the finished texts, one by one."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import DynamicCache, PreTrainedTokenizerFast, StaticCache, StoppingCriteria
 
-from geomprobe import GeomprobeError, InformationGain, Probe, Reading, RepresentationEntropy
+from geomprobe import GeomprobeError, InformationGain, Metric, Probe, Reading, RepresentationEntropy
 from geomprobe.recording.live_gain import GainUpdate
-from tests.tiny_models import tiny, token_batch
+from tests.tiny_models import padded, tiny, token_batch
 
 PAD = 0
 METRICS = (RepresentationEntropy(text_spectrum=True), InformationGain())
@@ -305,3 +310,229 @@ def test_texts_fed_again_in_the_other_mode_are_texts_of_their_own() -> None:
         model.eval()(text, use_cache=False)
     assert (probe.read("no_grad")["tokens/embed"], probe.read("eval")["tokens/embed"]) == (12, 14)
     assert probe.read("eval")["texts/embed"] == 2
+
+
+# -- how rows end ------------------------------------------------------------------------------------------------------------
+
+
+class EndsOn(StoppingCriteria):  # type: ignore[misc]
+    """A criterion of the user's own: a row ends at a token."""
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return input_ids[:, -1] == self.token
+
+
+def stop_string_tokenizer() -> Any:
+    """Every id is one character of its own."""
+    tokenizer = Tokenizer(WordLevel({chr(48 + i): i for i in range(64)}, unk_token=chr(48)))
+    tokenizer.pre_tokenizer, tokenizer.decoder = Split(Regex("."), "isolated"), Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=chr(48), eos_token=chr(49))
+
+
+@pytest.mark.parametrize("cache", [True, False], ids=["cache", "no cache"])
+@pytest.mark.parametrize("way", ["eos of the call", "criterion", "stop string"])
+@pytest.mark.parametrize("pad_is_eos", [False, True], ids=["pad", "pad is eos"])
+def test_rows_end_as_generate_says(way: str, pad_is_eos: bool, cache: bool) -> None:
+    model, end = tiny(), 1
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = end, end if pad_is_eos else PAD
+    pad = end if pad_is_eos else PAD
+    batch = prompts() | {"max_new_tokens": 12, "use_cache": cache, "suppress_tokens": [PAD, end]}
+    free = model.generate(**batch)
+    stop = int(free[0, 10])  # the first row meets it half way
+    if way == "eos of the call":
+        batch |= {"eos_token_id": stop}
+    elif way == "criterion":
+        batch |= {"stopping_criteria": [EndsOn(stop)]}
+    else:
+        batch |= {"stop_strings": [chr(48 + stop)], "tokenizer": stop_string_tokenizer()}
+    with Probe(model, METRICS, on_error="raise") as probe:
+        output = model.generate(**batch)
+    texts = []
+    for row, prompt in zip(output, (4, 6), strict=True):
+        answer = row[6:].tolist()
+        answer = answer[: answer.index(stop)] if stop in answer else answer[:-1]
+        texts.append(torch.cat([row[6 - prompt : 6], torch.tensor(answer, dtype=torch.long)]))
+    assert abs(len(texts[0]) + 2 - len(texts[1])) > 2, "the rows end apart"
+    assert bool((output[:, -2:] == pad).all(1).any())
+    assert_same(probe.read(), alone(model, texts))
+
+
+def test_the_decoder_alone_is_told_how_rows_end() -> None:
+    """A decoder has no generation config, and generation from embeddings gives it no token ids."""
+    model = tiny()
+    free = model.generate(**prompts(), max_new_tokens=12, pad_token_id=PAD, eos_token_id=None)
+    stop = int(free[0, 10])
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = stop, PAD
+    batch = prompts()
+    embeds = {"inputs_embeds": model.get_input_embeddings()(batch["input_ids"]), "attention_mask": batch["attention_mask"]}
+    for arguments in (batch, embeds):
+        with Probe(model.get_decoder(), METRICS, on_error="raise") as probe:
+            output = model.generate(**arguments, max_new_tokens=12)
+        output = output if arguments is batch else torch.cat([batch["input_ids"], output], 1)
+        assert_same(probe.read(), alone(model, fed(output, stop)))
+
+
+def test_growing_prefixes_in_calls_of_their_own_are_texts_of_their_own(model: Any) -> None:
+    text = token_batch(1, 8)
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+        for length in (5, 6, 7, 8):
+            model(text[:, :length], use_cache=False)
+        assert (probe.read()["tokens/embed"], probe.read()["texts/embed"]) == (26, 4)
+        for length in (5, 6):
+            model.generate(text[:, :length], max_new_tokens=1, use_cache=False, eos_token_id=None)
+    assert (probe.read()["tokens/embed"], probe.read()["texts/embed"]) == (37, 6)
+
+
+# -- what is left out --------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_but_beam_search_is_told_when_read(model: Any) -> None:
+    probe = Probe(model, on_error="raise").attach()
+    model.generate(**prompts(), max_new_tokens=8, pad_token_id=PAD, num_beams=3)
+    with pytest.warns(RuntimeWarning, match="beam search"):
+        probe.close()
+    with pytest.raises(GeomprobeError, match="nothing to read: texts generated by beam search"):
+        probe.read()
+
+
+class BrokenLater(Metric):
+    """Fails at the second forward that is measured at once."""
+
+    @property
+    def accumulators(self) -> tuple[Any, ...]:
+        return (BreaksAtNine(),)
+
+    def scalars(self, states: Any) -> dict[str, float]:
+        return {}
+
+
+@dataclass(frozen=True)
+class BreaksAtNine:
+    """Sums nothing, and fails on a batch of nine rows."""
+
+    def new_state(self, width: int, device: torch.device) -> dict[str, torch.Tensor]:
+        return {"n": torch.zeros((), dtype=torch.float64, device=device)}
+
+    def contribution(self, rows: Any) -> dict[str, torch.Tensor]:
+        if rows.mask.shape[0] == 9:
+            raise ZeroDivisionError("nine")
+        return {"n": rows.used}
+
+
+def test_a_fault_keeps_the_texts_that_are_still_open(model: Any) -> None:
+    cache, ids = DynamicCache(config=model.config), token_batch(2, 9)
+    with torch.no_grad(), Probe(model, [InformationGain(), BrokenLater()]) as probe:
+        model(ids[:, :5], past_key_values=cache)
+        model(ids[:, 5:], past_key_values=cache)
+        with pytest.warns(RuntimeWarning, match="ZeroDivisionError: nine"):
+            model(token_batch(9, 3))
+    assert {probe.read()[f"tokens/{site}"] for site in probe.sites} == {18}
+    with torch.no_grad(), Probe(model, [InformationGain()], on_error="raise") as whole:
+        model(ids)
+    assert probe.read()["information_gain/final_norm"] == pytest.approx(whole.read()["information_gain/final_norm"], rel=1e-4)
+
+
+def test_a_forward_that_raises_on_a_cache_counts_at_no_site(model: Any) -> None:
+    cache, ids = DynamicCache(config=model.config), token_batch(2, 9)
+    layer = list(model.get_decoder().layers)[2]
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+        model(ids[:, :5], past_key_values=cache)
+        handle = layer.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(ids[:, 5:], past_key_values=cache)
+        handle.remove()
+    assert {probe.read()[f"tokens/{site}"] for site in probe.sites} == {10}
+
+
+# -- modes -------------------------------------------------------------------------------------------------------------------
+
+
+def test_forwards_without_gradients_in_training_mode_are_a_mode_of_their_own(model: Any) -> None:
+    """As in the trainers for reinforcement learning: rollouts and the reference model run between the forwards of the loss."""
+    loss, other, asked = token_batch(2, 7), token_batch(3, 9, seed=1), token_batch(1, 5, seed=2)
+    model.train()
+    with Probe(model, on_error="raise") as probe:
+        with torch.no_grad():
+            model(other)
+            model.generate(asked, max_new_tokens=4, eos_token_id=None, do_sample=False)
+        model(loss).logits.sum().backward()
+        with torch.no_grad():
+            model.eval()(other)
+    with Probe(model.train(), on_error="raise") as alone_:
+        model(loss)
+    assert probe.read("train").values == pytest.approx(alone_.read().values, rel=1e-12)
+    assert (probe.read("no_grad")["tokens/embed"], probe.read("no_grad")["texts/embed"]) == (27 + 8, 4)
+    assert probe.read("eval")["tokens/embed"] == 27
+    assert probe.read("no_grad").notes == [
+        "contains generation: 1 of the 4 texts were generated by the model, token by token; the others were given to it whole"
+    ]
+    assert probe.read("train").notes == []
+    with pytest.raises(GeomprobeError, match="in the modes train, eval, no_grad"):
+        probe.read()
+    probe.reset("no_grad")
+    assert probe.read("train")["tokens/embed"] == 14
+
+
+@pytest.mark.parametrize("cache", [True, False], ids=["cache", "no cache"])
+def test_generation_beside_whole_texts_is_told(cache: bool) -> None:
+    model = tiny()
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+        model.generate(token_batch(2, 5), max_new_tokens=4, eos_token_id=None, use_cache=cache)
+        assert probe.read().notes == []
+        model(token_batch(3, 7))
+    (note,) = probe.read().notes
+    assert note.startswith("contains generation: 2 of the 5 texts")
+
+
+# -- padding without a mask --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pad", [0, 7])
+def test_a_padding_token_that_is_named(side: str, pad: int) -> None:
+    model, texts = tiny(), [token_batch(1, length, seed=length).clamp_min(8)[0] for length in (9, 4, 6)]
+    batch = padded(texts, side)
+    ids = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, pad)
+    with torch.no_grad(), Probe(model, METRICS, pad_token_id=pad, on_error="raise") as probe:
+        model(ids)
+    assert probe.read().notes == []
+    with torch.no_grad(), Probe(model, METRICS, on_error="raise") as masked:
+        model(ids)  # what the model computed is the same: only which rows are tokens differs
+        assert masked.read()["tokens/embed"] == 27
+    assert probe.read()["tokens/embed"] == 19
+    if side == "right":
+        assert_same(probe.read(), alone(model, texts))
+
+
+def test_a_padding_token_that_also_ends_texts_counts_once_at_the_end() -> None:
+    model = tiny()
+    model.generation_config.eos_token_id = 7
+    ids = torch.tensor([[8, 9, 7, 7, 7], [7, 7, 8, 9, 10], [8, 7, 9, 10, 7]])
+    with torch.no_grad(), Probe(model, METRICS, pad_token_id=7, on_error="raise") as probe:
+        model(ids)
+    assert probe.read()["tokens/embed"] == 3 + 3 + 5
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [([8, 9, 10, 0, 0], 0), ([0, 0, 8, 9, 10], 0), ([8, 5, 5, 5], None), ([9, *[6] * 8], 6), ([8, 9, 3, 3], 3)],
+    ids=["zeros", "leading zeros", "a word thrice", "eight equal", "the end token"],
+)
+def test_rows_that_look_padded_and_have_no_mask_are_told(row: list[int], told: int | None) -> None:
+    model = tiny()
+    model.generation_config.eos_token_id = 3
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+        model(token_batch(2, 7))
+        model(torch.tensor([row]))
+        notes = probe.read().notes
+        if told is None:
+            assert notes == []
+        else:
+            assert [f"repeated tokens of id {told}," in note for note in notes] == [True]
+            assert f"pad_token_id={told}" in notes[0]
+    with torch.no_grad(), Probe(model, on_error="raise") as masked:
+        model(torch.tensor([row]), attention_mask=torch.ones(1, len(row)))
+    assert masked.read().notes == []
