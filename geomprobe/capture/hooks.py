@@ -1,16 +1,19 @@
 """The hooks of a capture: one before the decoder runs, one at each site, and one after the decoder returns or raises."""
 
 import inspect
+import sys
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from types import FrameType
 from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.hooks import RemovableHandle
 
 from geomprobe.capture import attention_tap, dynamo_ops
@@ -279,6 +282,10 @@ class Capture:
 
     def begin(self, arguments: dict[str, Any], mode: Mode) -> None:
         """Open a context when the decoder is called."""
+        if _in_backward():  # a decoder that is checkpointed as a whole runs again
+            return
+        if mode == "no_grad" and _is_checkpointed():
+            mode = "train"
         if not self._claim():
             self._listener.left_out(
                 "two threads ran the model at the same time: the forward that began later was left out. Give each thread a "
@@ -404,8 +411,8 @@ class Capture:
         several sites at which one module is used; one more than there are, for an output of the decoder that is not named
         ``last_hidden_state``. The graph of a layer can receive a number and not a name."""
         if (context := self._context) is None:
-            if self._thread is None and torch._C._current_graph_task_id() == -1:
-                self.called_directly = True  # neither in a call of the decoder nor in backward, which repeats layers
+            if self._thread is None and not _in_backward():  # which runs checkpointed layers again
+                self.called_directly = True
             return
         if self._thread != threading.get_ident():
             return
@@ -427,8 +434,8 @@ class Capture:
         elif hidden.shape[:2] != self._shape or hasattr(hidden, "placements"):
             self._leave_out(
                 f"{self._decoder.sites[place]} is a {type(hidden).__name__} of {tuple(hidden.shape)}, but the model was "
-                f"called with {self._shape} tokens: each rank holds a part of it (sequence parallelism). A probe needs whole "
-                "texts: run without sequence parallelism (with parallelize_module, use a plan in which the outputs of layers "
+                f"called with {self._shape} tokens, and a probe needs (batch, length, width). If each rank holds a part of a "
+                "text, run without sequence parallelism (with parallelize_module, use a plan in which the outputs of layers "
                 "are not sharded)"
             )
         elif number in self._numbers:
@@ -533,6 +540,19 @@ _PACKED_CACHE = (
     "packed documents were run on a KV cache, where the next token belongs to the last document only, and were left out: run "
     "packed documents without past_key_values, or give each document its own batch row"
 )
+
+
+def _in_backward() -> bool:
+    """Whether autograd is running backward in this thread."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def _is_checkpointed() -> bool:
+    """Whether this runs in the forward of a reentrant checkpoint, which turns gradients off and gets them in backward."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not CheckpointFunction.forward.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _grew(before: Tensor, now: Tensor) -> bool:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
@@ -337,6 +338,19 @@ def test_layers_that_run_again_in_backward_were_not_called_directly(reentrant: b
     with Probe(model, on_error="raise") as probe:
         model(inputs_embeds=model.model.embed_tokens(token_batch()), labels=token_batch()).loss.backward()
     assert probe.read().notes == []
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_decoder_that_is_checkpointed_as_a_whole_counts_once_in_training(reentrant: bool) -> None:
+    model = tiny().train()
+    with Probe(model, on_error="raise") as expected:
+        model(token_batch())
+    embeds = model.get_input_embeddings()(token_batch())
+    with Probe(model, on_error="raise") as probe:
+        hidden = checkpoint(lambda rows: model.model(inputs_embeds=rows)[0], embeds, use_reentrant=reentrant)
+        hidden.sum().backward()
+    assert probe.read().values == pytest.approx(expected.read().values, rel=1e-12)
+    assert (probe.read().mode, probe.read().notes) == ("train", [])
 
 
 def test_a_second_thread_is_left_out() -> None:
