@@ -129,6 +129,6 @@ def concordance() -> None:
 
 for _name, (_, _help) in EXPERIMENTS.items():
     app.command(_name, help=_help)(_command(_one(_name)))
-app.command(
-    "all", help="Run all of them, and write a page of all pictures and verdicts (offline, CPU, less than ten minutes)."
-)(_command(_all))
+app.command("all", help="Run all of them, and write a page of all pictures and verdicts (offline, CPU, under ten minutes).")(
+    _command(_all)
+)
