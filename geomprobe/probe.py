@@ -49,7 +49,8 @@ class Probe:
         when: which forwards to measure: a function of the number of forwards before (such as ``every(20)``), or a whole number
             n for ``every(n)``. Default: all.
         on_error: ``"warn"``: an error inside the probe issues one warning and removes the probe from the model. The model
-            continues, and the numbers measured so far are kept. ``"raise"``: the error is raised, for tests and research.
+            continues, and the numbers measured so far are kept. A forward that the probe does not understand is left out with a
+            warning and a note. ``"raise"``: both raise an error in the program that runs the model, for tests and research.
         on_gain: a function that is called after every forward on a KV cache, while ``generate`` runs, with the information gain
             of the new tokens at every site. Exceptions that it raises reach the caller of ``generate``.
         pad_token_id: the padding token, for programs that pass padded batches without a mask. Runs of it at the beginning and
@@ -227,11 +228,10 @@ class Probe:
 
     def _notes(self) -> list[str]:
         """What a reader of the numbers must know."""
-        padding = self._capture.padding.note()
         notes = self._recorder.notes
         notes += ["a forward has started and not ended: it is not counted"] * self._capture.is_open
         notes += [_DIRECT] * self._capture.called_directly
-        return notes if padding is None else [*notes, padding]
+        return notes + self._capture.padding.notes()
 
     def _why_empty(self, seen: list[Mode]) -> str:
         if self.fault is not None:

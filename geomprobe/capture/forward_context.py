@@ -45,11 +45,6 @@ class Call:
         """The cache that :func:`cache_of` finds, or ``None``."""
         return cache_of(self.arguments)
 
-    @property
-    def lacks_mask(self) -> bool:
-        """Whether nothing tells which positions are padding."""
-        return self.pad is None and self.ids is not None and self.arguments.get("attention_mask") is None
-
     @cached_property
     def past(self) -> int:
         """The number of columns in the cache."""

@@ -125,7 +125,7 @@ class Capture:
         self._context: ForwardContext | None = None
         self._shape: tuple[int, int] | None = None
         self._pad_token_id = pad_token_id
-        self.padding = PaddingCheck(stop_tokens)
+        self.padding = PaddingCheck(stop_tokens, pad_token_id)
         self.called_directly = False
         self._lock = threading.Lock()
         self._thread: int | None = None  # the thread in which a forward is running

@@ -1,4 +1,4 @@
-"""Notices batches that look padded and were given without a mask."""
+"""Notices batches that look padded and were given without a mask, and padding that cannot be told from the end of a text."""
 
 import torch
 from torch import Tensor
@@ -13,36 +13,50 @@ _LONG = 8
 
 
 class PaddingCheck:
-    """Looks at the token ids of calls without a mask, and remembers whether rows begin or end like padded ones.
+    """Looks at the token ids of calls without a mask. Nothing waits for the device until :meth:`notes` is called.
 
-    A row looks padded if it begins or ends with two padding tokens of the model, with two tokens of id 0 (as evaluation
-    harnesses pad), or with eight equal tokens. Nothing waits for the device until :meth:`note` is called.
+    A suspect is a padding or end token of the model, or the token 0, with which evaluation harnesses pad. A row looks padded if
+    it begins or ends with two suspects, or with one while another row of the batch does not, or with eight equal tokens.
     """
 
-    def __init__(self, stop_tokens: StopTokens) -> None:
+    def __init__(self, stop_tokens: StopTokens, pad: int | None) -> None:
         self._suspects = {0, *stop_tokens.eos} | ({stop_tokens.pad} if stop_tokens.pad is not None else set())
-        self._token: Tensor | None = None  # the latest token that looked like padding, or -1
+        self._pad = pad
+        self._ambiguous = pad is not None and pad in stop_tokens.eos
+        self._found: Tensor | None = None  # the largest token that looked like padding, or -1
 
     def look(self, call: Call) -> None:
         """Look at the token ids of one call."""
         ids = call.ids
-        if not call.lacks_mask or ids is None or ids.shape[1] < 2 or call.past:
+        if ids is None or call.arguments.get("attention_mask") is not None or ids.shape[1] < 2 or call.past:
             return
-        found = torch.full((), -1, dtype=torch.long, device=ids.device) if self._token is None else self._token.to(ids.device)
-        suspects = torch.tensor(sorted(self._suspects), dtype=ids.dtype, device=ids.device)
-        for end in (ids[:, :_LONG], ids[:, -_LONG:].flip(1)):
-            first = end[:, 0]
-            looks = (end[:, 1] == first) & torch.isin(first, suspects)
-            if end.shape[1] == _LONG:
-                looks = looks | (end == first.unsqueeze(1)).all(1)
-            found = torch.maximum(found, torch.where(looks, first, -1).max())
-        self._token = found
+        if self._pad is None:
+            found = torch.maximum(self._looks_padded(ids[:, :_LONG]), self._looks_padded(ids[:, -_LONG:].flip(1)))
+        elif self._ambiguous:
+            found = torch.where(ids[:, -1] == self._pad, self._pad, -1).max()
+        else:
+            return
+        self._found = found if self._found is None else torch.maximum(self._found.to(found.device), found)
 
-    def note(self) -> str | None:
-        """Return a remark for a reading, or ``None``. It waits for the device."""
-        if self._token is None or (token := int(self._token)) < 0:
-            return None
-        return (
-            f"no attention mask was given, and rows begin or end with repeated tokens of id {token}, which were counted: if "
-            f"they are padding, pass the mask to the model, or use Probe(model, pad_token_id={token})"
-        )
+    def _looks_padded(self, ends: Tensor) -> Tensor:
+        """The largest token with which a row looks padded, or -1. ``ends`` has the outermost token first."""
+        outer = ends[:, 0]
+        suspect = torch.isin(outer, torch.tensor(sorted(self._suspects), dtype=ends.dtype, device=ends.device))
+        looks = suspect & ((ends[:, 1] == outer) | ((outer != outer[0]).any() & ~suspect.all()))
+        if ends.shape[1] == _LONG:
+            looks = looks | (ends == outer.unsqueeze(1)).all(1)
+        return torch.where(looks, outer, -1).max()
+
+    def notes(self) -> list[str]:
+        """Return remarks for a reading. This waits for the device."""
+        if self._found is None or (token := int(self._found)) < 0:
+            return []
+        if self._ambiguous:
+            return [
+                f"token {token} is both the padding token and an end token of this model: where a row ends with it, the first "
+                "of them was counted as the end of the text"
+            ]
+        return [
+            f"no attention mask was given, and rows begin or end with tokens of id {token} as padded rows do; they were "
+            f"counted: if they are padding, pass the mask to the model, or use Probe(model, pad_token_id={token})"
+        ]

@@ -512,14 +512,24 @@ def test_a_padding_token_that_also_ends_texts_counts_once_at_the_end() -> None:
     model.generation_config.eos_token_id = 7
     ids = torch.tensor([[8, 9, 7, 7, 7], [7, 7, 8, 9, 10], [8, 7, 9, 10, 7]])
     with torch.no_grad(), Probe(model, METRICS, pad_token_id=7, on_error="raise") as probe:
+        model(ids[1:2])
+        assert probe.read().notes == []
         model(ids)
-    assert probe.read()["tokens/embed"] == 3 + 3 + 5
+    assert probe.read()["tokens/embed"] == 3 + 3 + 3 + 5
+    assert "the first of them was counted as the end of the text" in probe.read().notes[0]
 
 
 @pytest.mark.parametrize(
     ("row", "told"),
-    [([8, 9, 10, 0, 0], 0), ([0, 0, 8, 9, 10], 0), ([8, 5, 5, 5], None), ([9, *[6] * 8], 6), ([8, 9, 3, 3], 3)],
-    ids=["zeros", "leading zeros", "a word thrice", "eight equal", "the end token"],
+    [
+        ([8, 9, 10, 0, 0], 0),
+        ([0, 0, 8, 9, 10], 0),
+        ([8, 5, 5, 5], None),
+        ([9, *[6] * 8], 6),
+        ([8, 9, 3, 3], 3),
+        ([8, 9, 0], None),
+    ],
+    ids=["zeros", "leading zeros", "a word thrice", "eight equal", "the end token", "one zero, and no other row"],
 )
 def test_rows_that_look_padded_and_have_no_mask_are_told(row: list[int], told: int | None) -> None:
     model = tiny()
@@ -531,8 +541,22 @@ def test_rows_that_look_padded_and_have_no_mask_are_told(row: list[int], told: i
         if told is None:
             assert notes == []
         else:
-            assert [f"repeated tokens of id {told}," in note for note in notes] == [True]
+            assert [f"tokens of id {told} as padded rows do" in note for note in notes] == [True]
             assert f"pad_token_id={told}" in notes[0]
     with torch.no_grad(), Probe(model, on_error="raise") as masked:
         model(torch.tensor([row]), attention_mask=torch.ones(1, len(row)))
     assert masked.read().notes == []
+
+
+@pytest.mark.parametrize(
+    ("batch", "told"),
+    [([[8, 9, 0], [8, 9, 10]], True), ([[8, 9, 3], [8, 10, 3]], False), ([[8, 9, 0], [8, 9, 3]], False)],
+    ids=["one row is shorter by one", "all texts end alike", "both may be ends"],
+)
+def test_one_padding_token_is_noticed_beside_longer_rows(batch: list[list[int]], told: bool) -> None:
+    model = tiny()
+    model.generation_config.eos_token_id = 3
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+        model(torch.tensor(batch))
+    assert [note for note in probe.read().notes if "as padded rows do" in note] == probe.read().notes
+    assert bool(probe.read().notes) == told
