@@ -20,7 +20,8 @@ class CurvatureSum:
     after it count as consecutive.
 
     State (float64): curves ``angle``, ``angle_sq`` and ``count`` by position t; ``still``, the number of turns at which a step
-    has length zero, as between equal rows. These have no angle and are not part of the other sums.
+    is no longer than the rounding errors of its rows (8 eps of the longer one), as between two equal tokens at the start of a
+    text. These have no angle and are not part of the other sums.
     """
 
     def new_state(self, width: int, device: torch.device) -> State:
@@ -31,8 +32,11 @@ class CurvatureSum:
         owner = torch.where(rows.valid, rows.text, rows.texts)
         owner, order = owner.sort(dim=-1, stable=True)
         hidden = rows.hidden.gather(-2, order.unsqueeze(-1).expand_as(rows.hidden))
+        norms = rows.norms.gather(-1, order)
         steps = hidden.diff(dim=-2)
-        directions = unit_rows(steps, torch.linalg.vector_norm(steps, dim=-1))
+        lengths = torch.linalg.vector_norm(steps, dim=-1)
+        rounding = 8 * torch.finfo(hidden.dtype).eps * torch.maximum(norms[..., 1:], norms[..., :-1])
+        directions = unit_rows(steps, torch.where(lengths > rounding, lengths, torch.inf))
         turn = (owner[..., 2:] == owner[..., :-2]) & (owner[..., 2:] < rows.texts)
         moving = directions.any(-1)
         counted = turn & moving[..., 1:] & moving[..., :-1]

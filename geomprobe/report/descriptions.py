@@ -81,17 +81,18 @@ _WORDS = {
         "It is not comparable between texts of different length, because few rows cannot fill many directions.",
     ),
     "text_matrix_entropy": Description(
-        "Prompt entropy",
+        "Matrix entropy of single texts",
         "nats",
         "The matrix entropy of each text’s own rows, averaged over texts: a low value means that the rows of a text lie in few "
         "directions.",
-        "It is not the uncertainty of the model about the prompt.",
+        "It is not the prompt entropy of Skean et al. (2025), who subtract the mean row of each prompt first.",
     ),
     "centered_text_matrix_entropy": Description(
-        "Prompt entropy, centred",
+        "Prompt entropy",
         "nats",
-        "The same after the mean row of each text was subtracted, as in Wei et al. (2024).",
-        "It is not comparable with the entropy of rows that were not centred.",
+        "The matrix entropy of each text’s own rows after their mean was subtracted, averaged over texts, as in Wei et al. "
+        "(2024). It is nearest to the prompt entropy of Skean et al. (2025), whose code also clips negative cosines.",
+        "It is not the uncertainty of the model about the prompt, and not comparable with rows that were not centred.",
     ),
     "diff_erank": Description(
         "Diff-eRank",

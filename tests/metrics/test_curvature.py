@@ -75,6 +75,18 @@ def test_known_paths(dtype: torch.dtype) -> None:
         assert scalars_of(Curvature(), Rows(path.unsqueeze(0)))["curvature"] == pytest.approx(angle, abs=near)
 
 
+def test_steps_that_are_rounding_errors_have_no_angle() -> None:
+    """Two equal tokens at the start of a text give rows that differ in their last bits only."""
+    text = texts()[2].float()
+    text[1] = text[0] * (1 + 2e-7)
+    moved = (text[1] - text[0]).norm() / text[0].norm()
+    assert 0 < moved < 8 * torch.finfo(torch.float32).eps
+    numbers = scalars_of(Curvature(), Rows(text.unsqueeze(0)))
+    each = turns(text.double().numpy())
+    assert numbers["curvature_still"] == pytest.approx(1 / len(each))
+    assert numbers["curvature"] == pytest.approx(np.mean(each[1:]), rel=1e-5)
+
+
 @pytest.mark.parametrize("length", [0, 1, 2])
 def test_fewer_than_three_rows_do_not_turn(length: int) -> None:
     rows = Rows(texts()[2][:length].unsqueeze(0))
