@@ -27,6 +27,7 @@ independent ones do. (Measured: up to 2.7 eps in all.)
 """
 
 FLOOR = 8 * 2.0**-23  # the share of the largest eigenvalue that float32 products may leave in empty directions
+EXACT_FLOOR = 8 * 2.0**-46  # and that float64 products of float32 rows may leave, as for centred rows
 
 
 def hidden_states(model: Any, batch: dict[str, Tensor]) -> dict[str, Array]:
@@ -65,8 +66,9 @@ def spectrum(rows: Array) -> Array:
     return values
 
 
-def entropies(rows: Array, epsilon: float = 0.1, missing: int = 0) -> dict[str, float]:
+def entropies(rows: Array, epsilon: float = 0.1, missing: int = 0, floor: float | None = None) -> dict[str, float]:
     """The spectral metrics of unit rows ``(n, d)``, from singular values. ``missing``: dimensions that centring took."""
+    floor = FLOOR if floor is None else floor
     (n, width), values = rows.shape, spectrum(rows)
     shares = values[values > 0] / values.sum()
     matrix_entropy = float(-(shares * np.log(shares)).sum())
@@ -82,26 +84,26 @@ def entropies(rows: Array, epsilon: float = 0.1, missing: int = 0) -> dict[str, 
         "rank_ratio": math.exp(matrix_entropy) / width,
         "stable_rank": float(values.sum() / values.max()),
         "participation_ratio": float(values.sum() ** 2 / (values**2).sum()),
-        "rankme": rankme(values),
-        "alpha_req": alpha_req(values),
+        "rankme": rankme(values, floor),
+        "alpha_req": alpha_req(values, floor),
         "anisotropy": float((cosines.sum() - np.trace(cosines)) / (n * (n - 1))),
     }
 
 
-def counted(values: Array, whole: float) -> Array:
+def counted(values: Array, whole: float, floor: float) -> Array:
     """How much of each eigenvalue a probe counts: none of what may be rounding, all of what is ``whole`` times as large."""
-    return np.asarray(np.interp(values / values.max(), [FLOOR, whole * FLOOR], [0, 1]))
+    return np.asarray(np.interp(values / values.max(), [floor, whole * floor], [0, 1]))
 
 
-def rankme(values: Array) -> float:
+def rankme(values: Array, floor: float) -> float:
     """RankMe of eigenvalues, as far as they count."""
-    return math.exp(scipy.stats.entropy(counted(values, 2) * np.sqrt(values)))
+    return math.exp(scipy.stats.entropy(counted(values, 2, floor) * np.sqrt(values)))
 
 
-def alpha_req(values: Array) -> float:
+def alpha_req(values: Array, floor: float) -> float:
     """α-ReQ: a weighted straight line through the eigenvalues 4 to 100, as far as they count."""
-    kept = np.sort(values[values > FLOOR * values.max()])[::-1]
-    fitted, weights = kept[3:100], counted(kept, 128)[3:100]
+    kept = np.sort(values[values > floor * values.max()])[::-1]
+    fitted, weights = kept[3:100], counted(kept, 128, floor)[3:100]
     j = np.arange(4, 4 + len(fitted))
     return float(-np.polyfit(np.log(j), np.log(fitted), 1, w=np.sqrt(weights / j))[0]) if len(fitted) > 1 else math.nan
 
@@ -137,7 +139,7 @@ def gain_condition(rows: Array, sigma: float = 0.01) -> Array:
 def alpha_condition(values: Array) -> float:
     """How far :func:`alpha_req` moves at most when every eigenvalue moves by a small share of the largest, over that share."""
     kept = np.sort(values[values > FLOOR * values.max()])[::-1]
-    fitted, weights = kept[3:100], counted(kept, 128)[3:100]
+    fitted, weights = kept[3:100], counted(kept, 128, FLOOR)[3:100]
     j = np.arange(4, 4 + len(fitted))
     weights = weights / j / (weights / j).sum()
     x = np.log(j) - (weights * np.log(j)).sum()

@@ -48,7 +48,7 @@ def unit(text: Array, center: bool) -> Array:
     return np.asarray(np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 1e-12))
 
 
-def twin(z: Array, epsilon: float, rank: int) -> dict[str, float]:
+def twin(z: Array, epsilon: float, rank: int, floor: float = reference.FLOOR) -> dict[str, float]:
     """By the definitions, from unit rows: the determinant, singular values, and the cosine of every pair."""
     (n, d), singular = z.shape, np.asarray(np.linalg.svd(z, compute_uv=False), np.float64)
     nats = (d + n) / 2 * np.linalg.slogdet(np.eye(d) + d / epsilon**2 * z.T @ z / n).logabsdet
@@ -64,8 +64,8 @@ def twin(z: Array, epsilon: float, rank: int) -> dict[str, float]:
         "rank_ratio": np.exp(entropy) / d,
         "stable_rank": np.sum(singular**2) / singular[0] ** 2,
         "participation_ratio": np.sum(singular**2) ** 2 / np.sum(singular**4),
-        "rankme": reference.rankme(singular**2),
-        "alpha_req": reference.alpha_req(singular**2),
+        "rankme": reference.rankme(singular**2, floor),
+        "alpha_req": reference.alpha_req(singular**2, floor),
         "anisotropy": (z @ z.T)[~np.eye(n, dtype=bool)].mean() if n > 1 else math.nan,
     }
 
@@ -80,7 +80,8 @@ def test_every_number_is_numpys(center: bool, epsilon: float, lengths: tuple[int
     actual = scalars_of(metric, padded(stream, "left"))
     units = [unit(text.numpy(), center) for text in stream]
     n = sum(lengths)
-    expected = twin(np.concatenate(units), epsilon, min(n - len(lengths) * center, WIDTH))
+    floor = reference.EXACT_FLOOR if center else reference.FLOOR
+    expected = twin(np.concatenate(units), epsilon, min(n - len(lengths) * center, WIDTH), floor)
     by_text = [twin(z, epsilon, min(len(z) - center, WIDTH)) for z in units]
     per_text = ("entropy", "entropy_nats", "matrix_entropy", "matrix_entropy_log_d", "effective_rank", "rank_ratio")
     expected |= {f"text_{name}": float(np.mean([one[name] for one in by_text])) for name in per_text}
