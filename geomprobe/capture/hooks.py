@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from geomprobe.capture import attention_tap, dynamo_ops
 from geomprobe.capture.decoder import Decoder
 from geomprobe.capture.forward_context import Call, ForwardContext, carries_cache
-from geomprobe.capture.generation import CachedSequence, GenerateCall, Mode, StopTokens, mode_of
+from geomprobe.capture.generation import REARRANGED, CachedSequence, GenerateCall, Mode, StopTokens, mode_of
 from geomprobe.capture.padding_check import PaddingCheck
 from geomprobe.core.attention_summary import AttentionRows
 from geomprobe.core.rows import full_precision
@@ -332,6 +332,13 @@ class Capture:
         if sequence is not None and past > sequence.columns:  # the cache was filled in forwards that were not observed
             self._end([sequence])
             self._passed.add(cache)
+        if sequence is not None and sequence.batch != call.shape[0]:
+            self._end([sequence])
+            self._passed.add(cache)
+            raise GeomprobeError(
+                f"the {sequence.batch} texts of a KV cache went on as {call.shape[0]} rows, so it is not known which belong "
+                "together: what follows on this cache was left out. Give each text a cache of its own"
+            )
         if cache in self._passed and past:
             return None
         if not self._listener.wants(continues=sequence is not None):
@@ -352,6 +359,8 @@ class Capture:
             mask = torch.ones(call.shape, dtype=torch.bool, device=ids_or_rows.device)
         generate = GenerateCall.current()
         sequence.extend(call.ids, mask, past, call.whole_mask(), None if generate is None else generate.running)
+        if generate is not None and generate.moves:
+            sequence.mark_rearranged()
         return ForwardContext(sequence.mode, sequence=sequence)
 
     def _without_cache(self, call: Call) -> ForwardContext | None:
@@ -360,6 +369,9 @@ class Capture:
         generate = None if ids is None or call.mode == "train" else GenerateCall.current()
         if ids is None or generate is None:
             return ForwardContext(call.mode, call.mask, call.starts()) if self._listener.wants(continues=False) else None
+        if generate.moves:
+            self._listener.noted(REARRANGED)
+            return None
         if previous is None or previous.key is not generate.key:
             wanted = self._listener.wants(continues=False)
             mask = self._token_mask(call, ids) if wanted else torch.zeros(0)
