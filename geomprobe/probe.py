@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from geomprobe.accumulators.state import ReadsAttention, TokenCount
 from geomprobe.capture.decoder import Decoder, find_decoder
-from geomprobe.capture.generation import StopTokens
+from geomprobe.capture.generation import MODES, StopTokens
 from geomprobe.capture.hooks import Capture
 from geomprobe.errors import GeomprobeError
 from geomprobe.metrics.base import Metric
@@ -55,6 +55,7 @@ class Probe:
             of the new tokens at every site. Exceptions that it raises reach the caller of ``generate``.
         pad_token_id: the padding token, for programs that pass padded batches without a mask. Runs of it at the beginning and
             the end of a row are padding. If it also ends texts, the first token of a run at the end is counted.
+        modes: the modes to measure, such as ``["train"]``. Forwards of other modes cost nothing. Default: all.
 
     Raises:
         GeomprobeError: if no decoder is found, a site is unknown, or ``metrics`` contains something that is not a metric.
@@ -71,6 +72,7 @@ class Probe:
         on_error: Literal["warn", "raise"] = "warn",
         on_gain: Callable[[GainUpdate], object] | None = None,
         pad_token_id: int | None = None,
+        modes: Sequence[Mode] | None = None,
     ) -> None:
         if on_error not in ("warn", "raise"):
             raise GeomprobeError(f"Probe(on_error={on_error!r}): expected 'warn' or 'raise'")
@@ -80,6 +82,9 @@ class Probe:
         for metric in self.metrics:
             if not isinstance(metric, Metric):
                 raise GeomprobeError(f"{metric!r} is not a Metric: give instances, such as RepresentationEntropy()")
+        self.modes = MODES if modes is None else tuple(modes)
+        if isinstance(modes, str) or not self.modes or not set(self.modes) <= set(MODES):
+            raise GeomprobeError(f"Probe(modes={modes!r}): expected a list of some of {', '.join(map(repr, MODES))}")
         decoder = decoder or find_decoder(model)
         self.sites = decoder.select(sites)
         self._model = model
@@ -98,7 +103,9 @@ class Probe:
             sigma=None if on_gain is None else self._sigma(),
             on_fault=self.close,
         )
-        self._capture = Capture(model, decoder, self.sites, self._recorder, StopTokens.of(model), attention, pad_token_id)
+        self._capture = Capture(
+            model, decoder, self.sites, self._recorder, StopTokens.of(model), attention, pad_token_id, self.modes
+        )
 
     @property
     def paused(self) -> bool:

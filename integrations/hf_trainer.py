@@ -183,6 +183,9 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             left.close()
         self._gate = _Gate()
         self._gate.evaluating = self.evaluate and bool(args.eval_on_start)
+        modes: list[Literal["train", "eval", "no_grad"]] = ["train"]
+        modes += ["eval"] if self.evaluate else []
+        modes += ["no_grad"] if self.no_grad else []
         probe = Probe(
             model,
             self.metrics,
@@ -190,6 +193,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             when=self._gate,
             on_error=self.on_error,
             pad_token_id=self.pad_token_id,
+            modes=modes,
         ).attach()
         _probes.add(probe)
         # Close the probe once: in close(), or when this callback is garbage collected.

@@ -48,6 +48,21 @@ def test_checkpointing_that_replays_hooks_counts_each_token_once(reentrant: bool
         assert tokens(probe) == [24] * 4
 
 
+def test_modes_that_were_not_asked_for_are_not_looked_at() -> None:
+    model = tiny()
+    with Probe(model, modes=["train"], on_error="raise") as probe:
+        model.eval()(token_batch(3))
+        model.train()(token_batch(2))
+        with torch.no_grad():
+            model(token_batch(1))
+            model.generate(token_batch(1, 5), max_new_tokens=3, num_beams=2)  # which would be told
+    assert tokens(probe) == [24] * 5
+    assert probe.read().notes == []
+    for modes in ([], ["test"], "train"):
+        with pytest.raises(GeomprobeError, match=r"Probe\(modes=.*: expected a list of some of 'train', 'eval', 'no_grad'"):
+            Probe(model, modes=modes)  # type: ignore[arg-type]
+
+
 def test_training_and_evaluation_are_kept_apart() -> None:
     model = tiny()
     with Probe(model) as probe:

@@ -5,7 +5,7 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from types import FrameType
@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from geomprobe.capture import attention_tap, dynamo_ops
 from geomprobe.capture.decoder import Decoder
 from geomprobe.capture.forward_context import Call, ForwardContext, carries_cache
-from geomprobe.capture.generation import REARRANGED, CachedSequence, GenerateCall, Mode, StopTokens, mode_of
+from geomprobe.capture.generation import MODES, REARRANGED, CachedSequence, GenerateCall, Mode, StopTokens, mode_of
 from geomprobe.capture.padding_check import PaddingCheck
 from geomprobe.core.attention_summary import AttentionRows
 from geomprobe.core.rows import full_precision
@@ -101,6 +101,7 @@ class Capture:
             over heads as well. The site of a layer is reported with the attention of that layer, ``final_norm`` with that of
             the last layer.
         pad_token_id: the padding token, for calls without a mask.
+        modes: the modes to capture. Forwards of other modes are not looked at.
 
     The hidden states of a layer are taken where the next layer receives them, so that they include what other hooks changed.
     """
@@ -114,6 +115,7 @@ class Capture:
         stop_tokens: StopTokens,
         attention: Literal["rows", "maps"] | None = None,
         pad_token_id: int | None = None,
+        modes: Collection[Mode] = MODES,
     ) -> None:
         self._model = model
         self._decoder = decoder
@@ -121,6 +123,7 @@ class Capture:
         self._listener = listener
         self._stop_tokens = stop_tokens
         self._attention = attention
+        self._modes = frozenset(modes)
         self._attended: dict[int, AttentionRows | None] = {}
         self._context: ForwardContext | None = None
         self._shape: tuple[int, int] | None = None
@@ -298,6 +301,9 @@ class Capture:
                 self._abandon(left)
                 self._listener.closed(left, completed=False)
             self.end_dead_sequences()
+            if mode not in self._modes:
+                self._previous = None
+                return
             call = Call(arguments, mode, pad=self._pad_token_id, eos=self._stop_tokens.eos)
             self._attended = {}
             context = self._on_cache(call) if call.cache is not None else self._without_cache(call)
