@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from geomprobe.accumulators.state import ReadsAttention, TokenCount
 from geomprobe.capture.decoder import Decoder, find_decoder
 from geomprobe.capture.generation import MODES, StopTokens
-from geomprobe.capture.hooks import Capture
+from geomprobe.capture.hooks import CALLED_DIRECTLY, Capture
 from geomprobe.errors import GeomprobeError
 from geomprobe.metrics.base import Metric
 from geomprobe.metrics.entropy import RepresentationEntropy
@@ -199,7 +199,7 @@ class Probe:
             raise GeomprobeError(f"read({mode!r}): expected 'train', 'eval' or 'no_grad'")
         if not banks[mode]:
             raise GeomprobeError(f"nothing to read: {self._why_empty(seen)}")
-        reading = Reading(mode=mode, sites=self.sites, notes=self._notes())
+        reading = Reading(mode=mode, sites=self.sites, notes=[*self._recorder.notes, *self._capture.notes(mode)])
         with torch.inference_mode(False), torch.no_grad():
             for site, states in banks[mode].items():
                 reading.measure(site, self.metrics, states)
@@ -211,6 +211,7 @@ class Probe:
     def reset(self, mode: Mode | None = None) -> None:
         """Discard the sums of ``mode``, or of all modes if it is ``None``."""
         self._recorder.store.reset(mode)
+        self._capture.forget(mode)
         for sequence in self._capture.sequences:
             if mode in (None, sequence.mode):
                 sequence.mark_counted()
@@ -233,13 +234,6 @@ class Probe:
         for sequence in self._capture.sequences:  # their tokens so far are in the loaded state, or are to be left out
             sequence.mark_counted()
 
-    def _notes(self) -> list[str]:
-        """What a reader of the numbers must know."""
-        notes = self._recorder.notes
-        notes += ["a forward has started and not ended: it is not counted"] * self._capture.is_open
-        notes += [_DIRECT] * self._capture.called_directly
-        return notes + self._capture.padding.notes()
-
     def _why_empty(self, seen: list[Mode]) -> str:
         if self.fault is not None:
             return f"the probe stopped at {type(self.fault).__name__}: {self.fault}"
@@ -250,7 +244,7 @@ class Probe:
         if self.paused:
             return "the probe is paused"
         if self._capture.called_directly:
-            return _DIRECT
+            return CALLED_DIRECTLY
         if self._recorder.notes:
             return "; ".join(self._recorder.notes)
         if self._recorder.forwards and self._recorder.when is None:
@@ -261,12 +255,6 @@ class Probe:
             "the model has not run since the probe was attached; call the model inside 'with Probe(model) as probe:' (if it "
             "runs inside a compiled function, the first call of that function must be there too)"
         )
-
-
-_DIRECT = (
-    "the decoder's forward() was called directly, as SentenceTransformer does, and PyTorch runs no hooks then, so these "
-    "forwards are not counted: call the model itself, model(…)"
-)
 
 
 def _on(base: nn.Module) -> Probe | None:

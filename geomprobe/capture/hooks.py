@@ -25,7 +25,7 @@ from geomprobe.core.attention_summary import AttentionRows
 from geomprobe.core.rows import full_precision
 from geomprobe.errors import GeomprobeError
 
-__all__ = ["Capture", "Listener"]
+__all__ = ["CALLED_DIRECTLY", "Capture", "Listener"]
 
 
 class Listener(Protocol):
@@ -132,6 +132,9 @@ class Capture:
         self.called_directly = False
         self._lock = threading.Lock()
         self._thread: int | None = None  # the thread in which a forward is running
+        self._interrupted = False  # whether the present or latest forward began before another one ended
+        self._adapter: nn.Module | None = None
+        self._adapters: dict[Mode, set[Any]] = {}
         self._width = 0
         self._handles: list[RemovableHandle] = []
         self._last: list[tuple[OrderedDict[int, Any], int]] = []  # tables of hooks in which ours is to come last
@@ -156,6 +159,22 @@ class Capture:
         """Whether a captured forward has started and not ended. After Ctrl-C this stays true until the next forward."""
         return self._context is not None
 
+    def notes(self, mode: Mode) -> list[str]:
+        """Return what a reader of the numbers of ``mode`` must know. This waits for the device."""
+        notes = ["a forward has started and not ended: it is not counted"] * self.is_open
+        notes += [CALLED_DIRECTLY] * self.called_directly
+        if len(self._adapters.get(mode, ())) > 1:
+            notes.append(
+                "these numbers contain forwards with different adapters, or with and without them, such as those of a policy "
+                "and of its reference model"
+            )
+        return notes + self.padding.notes()
+
+    def forget(self, mode: Mode | None) -> None:
+        """Forget what :meth:`notes` tells of ``mode``, or of all modes if it is ``None``."""
+        for each in [each for each in self._adapters if mode in (None, each)]:
+            del self._adapters[each]
+
     @property
     def sequences(self) -> Iterable[CachedSequence]:
         """The cached sequences whose texts may still continue."""
@@ -173,6 +192,8 @@ class Capture:
 
     def _attach_hooks(self) -> None:
         base, layers = self._decoder.base, self._decoder.layers
+        adapters = (module for module in base.modules() if isinstance(getattr(module, "disable_adapters", None), bool))
+        self._adapter = next(adapters, None)  # a layer of PEFT
         dynamo_ops.forget_graphs(self._model, base)
         self._id = dynamo_ops.register(self)
         self._keep(None, base.register_forward_pre_hook(self._open, with_kwargs=True))
@@ -296,10 +317,13 @@ class Capture:
             )
             return
         try:
-            if self._context is not None:  # left open by a BaseException (Ctrl-C), after which always_call hooks do not run
-                left = self._context
-                self._abandon(left)
-                self._listener.closed(left, completed=False)
+            self._interrupted = self._context is not None
+            if self._context is not None:  # always_call hooks do not run after a BaseException (Ctrl-C)
+                self._abandon(self._context)
+                self._listener.noted(
+                    "a forward had not ended when the next one began, because it was interrupted, or because a hook ran the "
+                    "model inside it, and was left out"
+                )
             self.end_dead_sequences()
             if mode not in self._modes:
                 self._previous = None
@@ -311,6 +335,8 @@ class Capture:
                 self._shape = call.shape
                 self._waiting = {place: list(numbers) for place, numbers in self._places.items()}
                 self.padding.look(call)
+                if (adapter := self._adapter) is not None:
+                    self._adapters.setdefault(context.mode, set()).add((adapter.disable_adapters, str(adapter.active_adapters)))
             self._context = context
         except GeomprobeError as error:
             self._leave_out(str(error))
@@ -429,7 +455,7 @@ class Capture:
         several sites at which one module is used; one more than there are, for an output of the decoder that is not named
         ``last_hidden_state``. The graph of a layer can receive a number and not a name."""
         if (context := self._context) is None:
-            if self._thread is None and not _in_backward():  # which runs checkpointed layers again
+            if self._thread is None and not self._interrupted and not _in_backward():  # which runs checkpointed layers again
                 self.called_directly = True
             return
         if self._thread != threading.get_ident():
@@ -449,7 +475,7 @@ class Capture:
                 f"and its layers have width {self._width}, so it is probably logits. Choose the other sites with sites=…, or "
                 "name a decoder whose output is hidden states with Decoder(base=…, layers=…)"
             )
-        elif hidden.shape[:2] != self._shape or hasattr(hidden, "placements"):
+        elif hidden.dim() != 3 or hidden.shape[:2] != self._shape or hasattr(hidden, "placements"):
             self._leave_out(
                 f"{self._decoder.sites[place]} is a {type(hidden).__name__} of {tuple(hidden.shape)}, but the model was "
                 f"called with {self._shape} tokens, and a probe needs (batch, length, width). If each rank holds a part of a "
@@ -544,6 +570,11 @@ class Capture:
         for sequence in sequences:
             self._listener.ended(sequence)
 
+
+CALLED_DIRECTLY = (
+    "the decoder's forward() was called directly, as SentenceTransformer does, and PyTorch runs no hooks then, so these "
+    "forwards are not counted: call the model itself, model(…)"
+)
 
 _PASSED = -1
 """Stands for a pass of the last layer at another depth, which is read where the next layer begins."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
@@ -306,6 +307,50 @@ def test_sites_that_saw_other_tokens_are_told() -> None:
     reading = Reading(mode="eval", sites=("embed", "layer_00"), values={"tokens/embed": 24, "tokens/layer_00": 12})
     reading.note_uneven_sites()
     assert reading.notes == ["the sites were not measured on the same tokens: 24, but layer_00 (12)"]
+
+
+def test_hidden_states_of_more_dimensions_are_left_out() -> None:
+    class Streams(HandMade):
+        def forward(self, input_ids: Tensor) -> Tensor:
+            hidden: Tensor = self.embedding(input_ids).unsqueeze(2).expand(-1, -1, 2, -1)
+            for block in self.blocks:
+                hidden = block(hidden)[0]
+            return hidden.mean(2)
+
+    with Probe(model := Streams()) as probe, one_warning(r"a probe needs (batch, length, width)"):
+        model(token_batch())
+    assert probe.fault is None
+
+
+def test_a_forward_inside_another_one_is_told() -> None:
+    model = tiny()
+
+    def run_inside(*_: Any) -> None:
+        handle.remove()
+        model(token_batch(1, 5))
+
+    handle = model.model.layers[1].register_forward_hook(run_inside)
+    with torch.no_grad(), Probe(model) as probe:
+        with one_warning("a hook ran the model inside it"):
+            model(token_batch())
+        model(token_batch(1, 4))
+    assert {probe.read()[f"tokens/{site}"] for site in probe.sites} == {9}
+    assert len(probe.read().notes) == 1
+
+
+def test_adapters_on_and_off_in_one_mode_are_told() -> None:
+    """As in the evaluation of DPO with LoRA, where the reference model is the policy without its adapter."""
+    model = get_peft_model(tiny(), LoraConfig(target_modules=["q_proj"])).eval()
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+        model(token_batch())
+        assert probe.read().notes == []
+        with model.disable_adapter():
+            model(token_batch())
+        assert "with and without them" in probe.read().notes[0]
+        probe.reset()
+        with model.disable_adapter():
+            model(token_batch())
+        assert probe.read().notes == []
 
 
 # -- which module, which thread ----------------------------------------------------------------------------------------------
