@@ -1,6 +1,7 @@
 """What is installed is what is in the tree."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 
 import geomprobe
+from tests.house.test_imports import imports, sources
 from tests.tiny_models import tiny
+from tests.versions import TOOLS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -109,11 +112,38 @@ def test_the_version_is_one(project: dict[str, Any]) -> None:
     assert geomprobe.__version__ in (ROOT / "CHANGELOG.md").read_text("utf-8")
 
 
+@pytest.mark.parametrize("folders", [("geomprobe", "integrations"), ("tests", "examples")], ids="+".join)
+def test_every_package_that_is_imported_is_declared(project: dict[str, Any], folders: tuple[str, str]) -> None:
+    """Whatever a package of ours brings along today, it may drop tomorrow."""
+    modules = {module.split(".")[0] for path in sources(*folders) for module, _ in imports(path)}
+    imported = packages_of(modules - sys.stdlib_module_names - {"geomprobe", "tests"})
+    extras = project["optional-dependencies"]
+    shipped = folders == ("geomprobe", "integrations")
+    declared = {
+        canonical(need.partition(">=")[0])
+        for needs in (project["dependencies"], *(needs for name, needs in extras.items() if not (shipped and name in TOOLS)))
+        for need in needs
+    }
+    assert imported - declared == set()
+    if shipped:
+        assert {canonical(need.partition(">=")[0]) for need in project["dependencies"]} - imported == set()
+
+
+def packages_of(modules: set[str]) -> set[str]:
+    """The names under which the index has these modules: ``scikit-learn`` for ``sklearn``."""
+    known = metadata.packages_distributions()
+    return {canonical(known.get(module, [module])[0]) for module in modules}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def test_the_tested_versions_satisfy_the_lower_bounds(project: dict[str, Any]) -> None:
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     tested = dict(line.split("==") for line in lines if "==" in line)
-    extras = project["project"]["optional-dependencies"]
-    needed = [*project["project"]["dependencies"], *(need for needs in extras.values() for need in needs)]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *(need for needs in extras.values() for need in needs)]
     for need in needed:
         if need.startswith("geomprobe["):
             continue
