@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from tests.check import PROCESSES, THREADS
+
 __all__ = ["BETWEEN", "TOOLS", "floors", "main", "needs"]
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,11 +46,11 @@ BETWEEN = {  # about what trainers pinned half way between the lowest and the ne
     "pandas": "2.3.3",
 }
 
-TESTS = ("tests", "geomprobe", "integrations", "--ignore=tests/house", "--ignore=tests/bench", "--ignore=tests/report")
-"""What every set runs, but for slow tests."""
+TESTS = ("tests", "geomprobe", "integrations", "--ignore=tests/house", "--ignore=tests/hosts")
+"""What every set runs, but for slow tests: all but the tests of the tree itself, and of programs with versions of their own."""
 
-SLOW = ("tests/capture", "tests/integrations", "tests/tracking")
-"""Where slow tests run as well: those of W&B's processes, of Trainer, and of compiled graphs."""
+SLOW = ("tests/capture", "tests/integrations", "tests/tracking", "tests/models")
+"""Where slow tests run as well: those of W&B's processes, of Trainer, of compiled graphs, and of quantised models."""
 
 TOOLS = ("test", "hosts")
 """Extras that only tests need: their floors are not tested."""
@@ -160,13 +162,14 @@ def run(name: str, folder: Path, options: list[str]) -> Outcome:
     print("\n".join(_listed(found)), flush=True)
     counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
     failed, start = 0, time.monotonic()
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(THREADS))
+    environment = threads | os.environ | {"PATH": f"{python.parent}:{os.environ['PATH']}"}
     runs = [options] if options else [["-m", "not slow", *TESTS], ["-m", "slow", *SLOW]]
     for number, selected in enumerate(runs):
         report = folder / f"tests-{number}.xml"
         report.unlink(missing_ok=True)
-        command = [python, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", f"--junitxml={report}", *selected]
-        # Two workers on two cores: a thread more would only wait.
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{python.parent}:{os.environ['PATH']}"}
+        command = [str(python), "-m", "pytest", "-q", "--disable-warnings", "-n", str(PROCESSES), "--dist", "loadfile"]
+        command += ["-p", "no:cacheprovider", f"--junitxml={report}", *selected]
         done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
         failed += done.returncode != 0
         if report.exists():
