@@ -117,16 +117,12 @@ def test_every_package_that_is_imported_is_declared(project: dict[str, Any], fol
     """Whatever a package of ours brings along today, it may drop tomorrow."""
     modules = {module.split(".")[0] for path in sources(*folders) for module, _ in imports(path)}
     imported = packages_of(modules - sys.stdlib_module_names - {"geomprobe", "tests"})
-    extras = project["optional-dependencies"]
+    needed, extras = project["project"]["dependencies"], project["project"]["optional-dependencies"]
     shipped = folders == ("geomprobe", "integrations")
-    declared = {
-        canonical(need.partition(">=")[0])
-        for needs in (project["dependencies"], *(needs for name, needs in extras.items() if not (shipped and name in TOOLS)))
-        for need in needs
-    }
-    assert imported - declared == set()
+    chosen = [extras[name] for name in extras if not shipped or name not in TOOLS]
+    assert imported - {canonical(need.partition(">=")[0]) for needs in (needed, *chosen) for need in needs} == set()
     if shipped:
-        assert {canonical(need.partition(">=")[0]) for need in project["dependencies"]} - imported == set()
+        assert {canonical(need.partition(">=")[0]) for need in needed} - imported == set()
 
 
 def packages_of(modules: set[str]) -> set[str]:
@@ -142,8 +138,8 @@ def canonical(name: str) -> str:
 def test_the_tested_versions_satisfy_the_lower_bounds(project: dict[str, Any]) -> None:
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     tested = dict(line.split("==") for line in lines if "==" in line)
-    extras = project["optional-dependencies"]
-    needed = [*project["dependencies"], *(need for needs in extras.values() for need in needs)]
+    extras = project["project"]["optional-dependencies"]
+    needed = [*project["project"]["dependencies"], *(need for needs in extras.values() for need in needs)]
     for need in needed:
         if need.startswith("geomprobe["):
             continue
