@@ -1,8 +1,8 @@
 """``python -m tests.versions [SET …]``: the tests under other versions of the packages that geomprobe builds on.
 
 A set is ``lowest`` (the floors of ``pyproject.toml``), ``between``, ``newest`` (``constraints.txt``), or ``PACKAGE==VERSION``:
-the newest set, but for that package and what it needs. Without a name, the first three run. ``--latest`` adds what the index
-serves today; its failures are shown, and do not count.
+the newest set, but for that package and what it needs. Without a name, the first three run. ``--latest`` runs what the index
+serves today, torch aside; its failures are shown, and do not count.
 
 Each set has a virtual environment of its own, which holds only what differs from the environment that runs this command. The
 rest of that environment stands behind it on the path: torch above all, which is never installed again.
@@ -27,7 +27,7 @@ from xml.etree import ElementTree
 
 from tests.check import PROCESSES, THREADS
 
-__all__ = ["BETWEEN", "TOOLS", "floors", "main", "needs"]
+__all__ = ["BETWEEN", "TOOLS", "Outcome", "floors", "main", "needs", "pins", "table"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,14 +58,16 @@ TOOLS = ("test", "hosts")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a set.
+    """The result of the tests under one set.
 
     Attributes:
         name: name of the set.
         versions: version of every package that geomprobe names, as the set's Python finds them.
-        passed, failed, skipped: numbers of tests.
+        passed: number of tests that passed.
+        failed: number of tests that failed; 1 if the set could not be installed, or the tests did not run.
+        skipped: number of tests that were skipped.
         seconds: wall time of the tests.
-        gates: whether a failure of this set is one of the command.
+        gates: whether a failure of this set is a failure of the command.
     """
 
     name: str
@@ -186,7 +188,7 @@ def _listed(found: dict[str, str]) -> list[str]:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """The outcomes as a table of 80 columns, with the versions of each set below it."""
+    """Return the outcomes as a table of 80 columns, with the versions of each set below it."""
     shown = ("transformers", "numpy", "wandb")
     head = f"{'set':<22}" + "".join(f"{name:>13}" for name in shown[:1]) + "".join(f"{name:>8}" for name in shown[1:])
     lines = [head + f"{'passed':>8}{'failed':>7}{'skipped':>8}{'s':>6}"]
@@ -208,7 +210,7 @@ def main() -> int:
     parser.add_argument(
         "sets", nargs="*", metavar="SET", help="lowest, between, newest or PACKAGE==VERSION (default: all three)"
     )
-    parser.add_argument("--latest", action="store_true", help="also what the index serves today, which does not gate")
+    parser.add_argument("--latest", action="store_true", help="what the index serves today; its failures do not count")
     parser.add_argument(
         "--venvs",
         type=Path,
