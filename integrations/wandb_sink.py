@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from inspect import signature
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import wandb
     from plotly.graph_objects import Figure
 
-__all__ = ["StepAxis", "WandbSink", "active_run", "offline_without_login", "viewing_hint"]
+__all__ = ["StepAxis", "WandbSink", "active_run", "logged_in", "offline_without_login", "viewer", "viewing_hint"]
 
 
 class WandbSink:
@@ -203,10 +204,32 @@ def offline_without_login() -> bool:
     settings = wandb.setup().settings
     if os.environ.get("WANDB_MODE") or settings.mode != "online" or active_run() is not None:
         return False
-    if wandb.login(prompt=False, verify=False):
+    if logged_in():
         return False
     settings.mode = "offline"
     return True
+
+
+def logged_in() -> bool:
+    """Return whether W&B has a login, without prompting for one.
+
+    Raises:
+        wandb.errors.AuthenticationError: if the configured key is malformed.
+    """
+    import wandb
+
+    if "prompt" in signature(wandb.login).parameters:  # since W&B 0.30; before, login() prompts in every terminal
+        return wandb.login(prompt=False, verify=False)
+    settings = wandb.setup().settings
+    return settings.mode == "online" and bool(settings.api_key or settings.identity_token_file or wandb.api.api_key)
+
+
+def viewer() -> str:
+    """Return the command that views offline runs in the terminal, by the version of W&B that is installed."""
+    import wandb
+
+    version = tuple(int(number) for number in wandb.__version__.split(".")[:2])
+    return "wandb leet" if version >= (0, 28) else "wandb beta leet"
 
 
 def viewing_hint(run: "wandb.Run") -> str:
@@ -215,4 +238,5 @@ def viewing_hint(run: "wandb.Run") -> str:
         return ""
     folder = os.path.relpath(os.path.dirname(run.dir))
     folder = shlex.quote(os.path.abspath(folder) if folder.startswith(os.pardir) else folder)
-    return f"The W&B run is offline: view it with `wandb leet {folder}`, upload it with `wandb login && wandb sync {folder}`"
+    upload = f"wandb login && wandb sync {folder}"
+    return f"The W&B run is offline: view it with `{viewer()} {folder}`, upload it with `{upload}`"

@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from geomprobe.errors import GeomprobeError
 from geomprobe.files import write_whole
 from geomprobe.integrations import ProbeCallback
+from geomprobe.integrations.wandb_sink import viewer
 from geomprobe.models.toy import BLOCK, held_out_text, toy_trainer
 from geomprobe.reading import Reading
 from geomprobe.report.page import report_page
@@ -88,8 +89,8 @@ def run(out: Path, *, steps: int = 400) -> None:
     print(f"open the report:      {out / REPORT}")
     print(f"inspect a text:       geomprobe inspect {out / f'checkpoint-{steps}'} 'def f(x):'")
     if os.environ["WANDB_MODE"] == "offline":
-        print(f"view the training:    wandb leet {training}")
-        print(f"view the sweep:       wandb leet {swept}")
+        print(f"view the training:    {viewer()} {training}")
+        print(f"view the sweep:       {viewer()} {swept}")
         print(f"upload both to W&B:   wandb login && wandb sync {training} {swept}")
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from geomprobe.errors import GeomprobeError
+from geomprobe.integrations.wandb_sink import logged_in
 from geomprobe.metrics.base import Metric
 from geomprobe.metrics.entropy import RepresentationEntropy
 from geomprobe.metrics.information_gain import InformationGain
@@ -92,7 +93,7 @@ def save(project: str, entity: str | None, name: str) -> str:
     import wandb
 
     try:
-        if not wandb.login(prompt=False, verify=False):
+        if not logged_in():
             raise GeomprobeError(
                 "W&B is offline here, and views are stored on its server: run `wandb login`, unset WANDB_MODE, or print the "
                 "view with --dry-run"

@@ -11,6 +11,7 @@ import wandb
 
 from geomprobe import GeomprobeError
 from geomprobe.cli.demo import REPORT, SWEEP, TEXT, log_spaced, run, train
+from geomprobe.integrations.wandb_sink import viewer
 from geomprobe.sweeps.records import Run
 from tests.conftest import DemoRun
 from tests.integrations.wandb_file import read_run, run_files
@@ -35,7 +36,7 @@ def test_it_says_what_happened(demo_run: DemoRun) -> None:
         assert all(len(row) == 2 + len(SITES) for row in rows)
     assert "Note the last column" in demo_run.printed
     for path in run_files(demo_run.out):
-        assert f"wandb leet {os.path.relpath(path.parent)}\n" in demo_run.printed
+        assert f"{viewer()} {os.path.relpath(path.parent)}\n" in demo_run.printed
     assert "wandb sync" in demo_run.printed
 
 

@@ -1,6 +1,7 @@
 """What is installed is what is in the tree."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 
 import geomprobe
+from tests.house.test_imports import imports, sources
 from tests.tiny_models import tiny
+from tests.versions import TOOLS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,6 +110,29 @@ def test_the_wheel_works_outside_the_tree(built: dict[str, Path], tmp_path: Path
 def test_the_version_is_one(project: dict[str, Any]) -> None:
     assert geomprobe.__version__ == project["project"]["version"] == metadata.version("geomprobe")
     assert geomprobe.__version__ in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("folders", [("geomprobe", "integrations"), ("tests", "examples")], ids="+".join)
+def test_every_package_that_is_imported_is_declared(project: dict[str, Any], folders: tuple[str, str]) -> None:
+    """Whatever a package of ours brings along today, it may drop tomorrow."""
+    modules = {module.split(".")[0] for path in sources(*folders) for module, _ in imports(path)}
+    imported = packages_of(modules - sys.stdlib_module_names - {"geomprobe", "tests"})
+    needed, extras = project["project"]["dependencies"], project["project"]["optional-dependencies"]
+    shipped = folders == ("geomprobe", "integrations")
+    chosen = [extras[name] for name in extras if not shipped or name not in TOOLS]
+    assert imported - {canonical(need.partition(">=")[0]) for needs in (needed, *chosen) for need in needs} == set()
+    if shipped:
+        assert {canonical(need.partition(">=")[0]) for need in needed} - imported == set()
+
+
+def packages_of(modules: set[str]) -> set[str]:
+    """The names under which the index has these modules: ``scikit-learn`` for ``sklearn``."""
+    known = metadata.packages_distributions()
+    return {canonical(known.get(module, [module])[0]) for module in modules}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_the_tested_versions_satisfy_the_lower_bounds(project: dict[str, Any]) -> None:

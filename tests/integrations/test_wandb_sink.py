@@ -12,7 +12,7 @@ import wandb
 
 from geomprobe import GeomprobeError, Reading
 from geomprobe.integrations import WandbSink
-from geomprobe.integrations.wandb_sink import offline_without_login, viewing_hint
+from geomprobe.integrations.wandb_sink import logged_in, offline_without_login, viewer, viewing_hint
 from tests.integrations.wandb_file import read_run
 
 pytestmark = pytest.mark.slow  # it starts W&B
@@ -136,15 +136,29 @@ def test_without_a_login_it_runs_offline_and_says_so_in_one_line(tmp_path: Path)
     (line,) = done.stderr.splitlines()
     (folder,) = (path for path in (tmp_path / "wandb").iterdir() if path.name.startswith("offline-run"))
     where = f"wandb/{folder.name}"
-    assert (
-        line == f"The W&B run is offline: view it with `wandb leet {where}`, upload it with `wandb login && wandb sync {where}`"
-    )
+    upload = f"wandb login && wandb sync {where}"
+    assert line == f"The W&B run is offline: view it with `{viewer()} {where}`, upload it with `{upload}`"
     assert read_run(folder).series("geomprobe/entropy/embed", "geomprobe/step") == {1: 0.5, 2: 1.0}
 
 
+def test_without_a_login_a_terminal_is_not_prompted(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "no-netrc")}
+    keyboard, terminal = os.openpty()
+    try:
+        command = [sys.executable, "-c", SCRIPT]
+        subprocess.run(  # it would wait for an answer that nobody types
+            command, cwd=tmp_path, env=environment, stdin=terminal, stdout=terminal, stderr=terminal, timeout=100, check=True
+        )
+    finally:
+        os.close(terminal)
+        os.close(keyboard)
+    assert read_run(tmp_path).history
+
+
 def test_the_commands_it_names_exist() -> None:
-    for command in ("leet", "login", "sync"):
-        subprocess.run([sys.executable, "-m", "wandb", command, "--help"], capture_output=True, timeout=60, check=True)
+    for command in (viewer(), "wandb login", "wandb sync"):
+        subprocess.run([sys.executable, "-m", *command.split(), "--help"], capture_output=True, timeout=60, check=True)
 
 
 def test_disabled_is_silent_and_leaves_nothing(tmp_path: Path) -> None:
@@ -170,6 +184,7 @@ def test_a_login_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody is told of this key
     wandb.teardown()
+    assert logged_in()
     assert not offline_without_login()
 
 
@@ -182,5 +197,5 @@ def test_without_a_login_this_process_goes_offline(
     assert offline_without_login()
     run = wandb.init(project="p")
     assert run.offline
-    assert "wandb leet" in viewing_hint(run)
+    assert viewer() in viewing_hint(run)
     assert not offline_without_login()

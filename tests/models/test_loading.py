@@ -161,7 +161,7 @@ def test_training_an_adapter(family: str, on_torchao: bool, checkpointing: bool,
         model = lora(torchao(tiny(family), tmp_path) if on_torchao else tiny(family)).train()
         if checkpointing:
             model.enable_input_require_grads()
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()
         trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         assert all("lora_" in name for name in trained)
         optimizer = torch.optim.AdamW(trained.values(), lr=1e-2)

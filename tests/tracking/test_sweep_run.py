@@ -58,6 +58,11 @@ def state(folder: Path) -> dict[str, Any]:
     return content
 
 
+def ours(said: pytest.WarningsRecorder) -> list[str]:
+    """The files that the tracker's warnings point at: W&B 0.27 deprecates names that it uses itself."""
+    return [warning.filename for warning in said if warning.category is UserWarning]
+
+
 def test_every_number_is_a_series_over_the_step(wandb_directory: Path) -> None:
     sweep(wandb_directory, *STEPS)
     run = read_run(wandb_directory)
@@ -208,8 +213,7 @@ def test_without_a_run_the_sweep_goes_on_and_is_logged_later(wandb_directory: Pa
         with SweepTracker(wandb_directory, "p", {}) as tracker:
             tracker.record(STEPS[0])
             tracker.finish({}, {"tokens": ""})
-    assert len(said) == 1
-    assert said[0].filename == __file__
+    assert ours(said) == [__file__]
     sweep(wandb_directory, *STEPS)
     assert steps(read_run(wandb_directory)) == [0, 1, 512]
 
@@ -227,7 +231,7 @@ def test_a_run_that_takes_no_more_is_completed_later(wandb_directory: Path, monk
             for each in STEPS[1:]:
                 tracker.record(each)
             tracker.record(record("untrained", kind="untrained"))
-    assert len(said) == 1
+    assert len(ours(said)) == 1
     sweep(wandb_directory, *STEPS)
     first, second = sessions(wandb_directory)
     assert first.id == second.id
@@ -247,7 +251,7 @@ def test_a_run_that_cannot_be_ended_is_logged_again(wandb_directory: Path, monke
     with monkeypatch.context() as broken, pytest.warns(UserWarning, match="could not end its run: CommError") as said:
         broken.setattr(wandb.Run, "finish", refuse)
         sweep(wandb_directory, *STEPS)
-    assert len(said) == 1
+    assert len(ours(said)) == 1
     assert state(wandb_directory)["logged"] == []
 
 
@@ -265,7 +269,7 @@ def test_a_full_disk_and_a_damaged_file(wandb_directory: Path, monkeypatch: pyte
     with monkeypatch.context() as full, pytest.warns(UserWarning, match="cannot write") as said:
         full.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         sweep(wandb_directory, *STEPS)
-    assert len(said) == 1
+    assert len(ours(said)) == 1
     assert wandb.run is None
     sweep(wandb_directory, *STEPS)
     assert steps(sessions(wandb_directory)[-1]) == [0, 1, 512]

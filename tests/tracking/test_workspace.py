@@ -94,7 +94,7 @@ class Server:
     default_entity = "me"
 
     def __init__(self) -> None:
-        self._service_api = self
+        self._service_api = self.client = self  # the second is where wandb-workspaces before 0.4 asks
         self.app_url = "https://wandb.example"
         self.saved: list[dict[str, Any]] = []
         self.refusal: Exception | None = None
@@ -105,11 +105,13 @@ class Server:
         self.saved.append(variables)
         return {"upsertView": {"view": {"id": "1", "name": variables["name"]}}}
 
+    execute = execute_graphql
+
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server()
-    monkeypatch.setattr(wandb, "login", lambda **_: True)
+    monkeypatch.setattr(wandb, "login", lambda prompt, verify: True)
     monkeypatch.setattr(wandb, "Api", lambda: server)
     return server
 
@@ -134,7 +136,7 @@ def test_what_is_in_the_way_is_said(server: Server, monkeypatch: pytest.MonkeyPa
     server.refusal = wandb.errors.CommError("permission denied")
     with pytest.raises(GeomprobeError, match="did not save the view 'n' of 'p': CommError: permission denied; expected a proj"):
         save("p", None, "n")
-    monkeypatch.setattr(wandb, "login", lambda **_: False)
+    monkeypatch.setattr(wandb, "login", lambda prompt, verify: False)
     with pytest.raises(GeomprobeError, match=r"run `wandb login`, unset WANDB_MODE, or .* --dry-run"):
         save("p", None, "n")
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
