@@ -9,7 +9,7 @@ __all__ = ["flat"]
 
 def flat(reading: Reading) -> dict[str, float]:
     """Return the scalars of a reading by the names that trackers get: ``geomprobe/<metric>/<site>`` for training, and
-    ``geomprobe/eval/<metric>/<site>`` for evaluation.
+    ``geomprobe/<mode>/<metric>/<site>`` for another mode, such as ``eval`` or ``no_grad``.
 
     Numbers that are not finite, such as those of a metric that is undefined for the measured texts, are left out, which gives a
     gap in a chart. Curves are left out too, because they have one more dimension than a chart over training steps can show.

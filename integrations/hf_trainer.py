@@ -1,7 +1,9 @@
 """A callback that runs a probe inside Hugging Face Trainer, and logs its readings together with the loss."""
 
 import dataclasses
+import math
 import os
+import re
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +13,7 @@ from typing import Any, Literal
 import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from geomprobe import GeomprobeError, Metric, Probe, Reading
 from geomprobe.files import StepFile
@@ -21,7 +23,14 @@ from geomprobe.schedule import Schedule, as_schedule
 
 __all__ = ["ProbeCallback"]
 
-_probes: "weakref.WeakSet[Probe]" = weakref.WeakSet()  # the probes that callbacks attached
+_FORWARDS = {
+    "train": "in training mode with gradients (no_grad=True measures those without)",
+    "eval": "in evaluation mode",
+}
+"""Forwards that a reading needs, by its mode. Those of ``no_grad`` are missing in many steps."""
+
+_probes: "weakref.WeakSet[Probe]" = weakref.WeakSet()
+"""The probes that callbacks attached."""
 
 
 class _Gate:
@@ -35,25 +44,34 @@ class _Gate:
         self.in_step = False
         self.evaluating = False
         self.control: TrainerControl | None = None  # given while an evaluation may begin
+        self.forwards = 0  # in the batch that is being evaluated
+        self.most_forwards = 0  # in one batch of this evaluation
 
     def __call__(self, forward: int) -> bool:
         if self.control is not None and self.control.should_evaluate:
             self.evaluating = True
+        self.forwards += self.evaluating
         return self.in_step or self.evaluating
 
 
 class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     """Measure the geometry of a model while Trainer trains it, and log it to the run of the loss.
 
-        Trainer(model, args, train_dataset=data, callbacks=[ProbeCallback(when=every(50))]).train()
+        Trainer(model, args, train_dataset=data, callbacks=[ProbeCallback(when=50)]).train()
 
-    A measured step is one whole optimizer step, including all micro-batches of gradient accumulation. Its numbers are logged as
-    ``geomprobe/<metric>/<site>`` at the ``global_step`` at which Trainer logs the loss. Evaluations that Trainer runs during
-    training are measured completely, and logged as ``geomprobe/eval/<metric>/<site>`` (``geomprobe/eval_<name>/…`` for each of
-    several evaluation sets). The results of training do not change: losses are bit-identical. After
-    ``train(resume_from_checkpoint=…)`` with the same ``output_dir`` the series continues as if training had not been stopped:
-    the readings are saved in each checkpoint as ``geomprobe.jsonl``, and there is no other state to save, because every reading
-    belongs to one optimizer step.
+    A measured step is one whole optimizer step, including all micro-batches of gradient accumulation. Its numbers are those of
+    the forwards of the loss, which run in training mode with gradients. They are logged as ``geomprobe/<metric>/<site>`` at the
+    ``global_step`` at which Trainer logs the loss. Forwards in training mode without gradients, such as the rollouts and
+    reference models of RL trainers, are kept apart, and logged as ``geomprobe/no_grad/<metric>/<site>`` on request.
+
+    Evaluations that Trainer runs during training are measured completely, and logged as ``geomprobe/eval/<metric>/<site>``
+    (``geomprobe/eval_<name>/…`` for each of several evaluation sets). They have no gradients, so the forwards of the loss
+    cannot be told from others: if a trainer generates texts in an evaluation, or runs several forwards for a batch, the reading
+    has a note about it. Notes are kept in ``history`` and ``jsonl``, and each one is also issued once as a warning.
+
+    The results of training do not change: losses are bit-identical. After ``train(resume_from_checkpoint=…)`` with the same
+    ``output_dir`` the series continues as if training had not been stopped: the readings are saved in each checkpoint as
+    ``geomprobe.jsonl``, and there is no other state to save, because every reading belongs to one optimizer step.
 
     Readings are logged to the active W&B run (that of Trainer with ``report_to="wandb"``) over ``train/global_step``, written
     with their curves to ``jsonl``, and kept in ``history``. With several processes a reading covers the texts of all processes,
@@ -66,8 +84,11 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         metrics: the metrics to compute. Default: ``RepresentationEntropy()`` and ``InformationGain()``.
         sites: the sites to measure, as for ``Probe``. Default: all.
         when: which optimizer steps to measure, counted from 1: a schedule, or ``50`` for ``every(50)``. Default: those at which
-            Trainer logs.
+            Trainer logs the loss (with ``logging_strategy="epoch"`` the last step of each epoch, with ``"no"`` none).
         evaluate: whether to measure evaluations.
+        no_grad: whether to log the forwards of a step that run in training mode without gradients. Steps without such forwards
+            have no such reading.
+        pad_token_id: the padding token, as for ``Probe``, if batches are padded and have no mask.
         jsonl: a file to which each reading is appended as one line of JSON: ``to_dict()`` and its ``step``.
         on_error: ``"warn"``: an error in measuring or logging issues one warning, removes the probe, logs ``geomprobe/stopped``
             = 1 and discards the unfinished reading. Training continues. ``"raise"``: the error is raised.
@@ -90,6 +111,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         sites: Sequence[int | str] | None = None,
         when: Schedule | int | None = None,
         evaluate: bool = True,
+        no_grad: bool = False,
+        pad_token_id: int | None = None,
         jsonl: str | os.PathLike[str] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
@@ -99,12 +122,17 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self.sites = sites
         self.when = as_schedule(when)
         self.evaluate = evaluate
+        self.no_grad = no_grad
+        self.pad_token_id = pad_token_id
         self.on_error: Literal["warn", "raise"] = on_error
         self.history: list[tuple[int, Reading]] = []
         self.probe: Probe | None = None
         self.fault: Exception | None = None
         self._gate = _Gate()
         self._stopped = False  # whether measuring has stopped on all ranks
+        self._schedule: Schedule = _never
+        self._ran = self._selected = 0  # optimizer steps of this training
+        self._said: set[str] = set()
         self._writes = True
         self._file = None if jsonl is None else StepFile(jsonl)
         self._axis: StepAxis | None = None
@@ -137,7 +165,13 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     # -- called by Trainer --------------------------------------------------------------------------------------------------
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module | None = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        train_dataloader: object = None,
+        **_: Any,
     ) -> None:
         """:meta private:"""
         if model is None:
@@ -149,11 +183,20 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             left.close()
         self._gate = _Gate()
         self._gate.evaluating = self.evaluate and bool(args.eval_on_start)
-        probe = Probe(model, self.metrics, sites=self.sites, when=self._gate, on_error=self.on_error).attach()
+        probe = Probe(
+            model,
+            self.metrics,
+            sites=self.sites,
+            when=self._gate,
+            on_error=self.on_error,
+            pad_token_id=self.pad_token_id,
+        ).attach()
         _probes.add(probe)
         # Close the probe once: in close(), or when this callback is garbage collected.
         self._finalizer = weakref.finalize(self, probe.close)
         self.probe = probe
+        self._ran, self._selected, self._said = 0, 0, set()
+        self._schedule = self._logged_steps(args, state, train_dataloader) if self.when is None else self.when
         self._rewind(state.global_step)
         if state.global_step and not self.history:  # the earlier steps were measured by another process
             self.history = self._earlier(_saved(args, state))
@@ -164,16 +207,19 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             return
         with self._guarded(state):
             self._gate.control, self._gate.evaluating = None, False
-            self._gate.in_step = self._wanted(state.global_step + 1, args, state)
+            self._gate.in_step = bool(self._schedule(state.global_step + 1))
+            self._ran, self._selected = self._ran + 1, self._selected + self._gate.in_step
             if self.probe is not None:
-                self.probe.reset("train")  # measure only this step
+                self.probe.reset()  # measure only this step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
         measured, self._gate.in_step = self._gate.in_step, False
         if measured:
             # If Trainer logs the loss next, both can be in one W&B row.
-            self._report("train", "train", state, commit=not (control.should_log and "wandb" in (args.report_to or ())))
+            commit = not (control.should_log and "wandb" in (args.report_to or ()))
+            for mode in self._modes:
+                self._report(mode, mode, state, commit=commit)
         self._await_evaluation(control)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -184,6 +230,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         """:meta private:"""
         if self.fault is not None:
             self._gate(0)  # no probe calls it any more, and the other ranks wait for this rank in the next report
+        self._gate.most_forwards = max(self._gate.most_forwards, self._gate.forwards)
+        self._gate.forwards = 0
 
     def on_evaluate(
         self,
@@ -198,6 +246,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             return
         name = _evaluated(metrics or {})
         self._report("eval", name, state)
+        self._gate.most_forwards = 0
         self._gate.evaluating = name != "eval"  # if there are several evaluation sets, the next one follows
 
     def on_predict(
@@ -218,6 +267,11 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
+        if self.probe is not None and self._ran and not self._selected and self._schedule is not _never:
+            self._say(
+                f"no training step was measured: none of the {self._ran} optimizer steps up to step {state.global_step} was "
+                "selected by 'when' (by default, those at which Trainer logs the loss)"
+            )
         self.close()
 
     # -- implementation -----------------------------------------------------------------------------------------------------
@@ -226,18 +280,41 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         """Whether this rank takes part in the next report. After an error it still does, to notify the other ranks."""
         return not self._stopped and (self.probe is not None or self.fault is not None)
 
-    def _wanted(self, step: int, args: TrainingArguments, state: TrainerState) -> bool:
-        if self.when is not None:
-            return self.when(step)
-        return bool(step % state.logging_steps == 0 or (step == 1 and args.logging_first_step))
+    @property
+    def _modes(self) -> tuple[Literal["train", "no_grad"], ...]:
+        """The modes of the readings of a step."""
+        return ("train", "no_grad") if self.no_grad else ("train",)
+
+    def _logged_steps(self, args: TrainingArguments, state: TrainerState, data: Any) -> Schedule:
+        """The steps at which Trainer logs the loss, as far as they are known before they run."""
+        first = 1 if args.logging_first_step else 0
+        if args.logging_strategy == "steps":
+            return lambda step: bool(step % state.logging_steps == 0 or step == first)
+        if args.logging_strategy == "epoch":
+            if has_length(data):
+                epoch = max(1, math.ceil(len(data) / args.gradient_accumulation_steps))
+            else:
+                epoch = state.max_steps
+                self._say(
+                    "the training data has no length, so the last step of an epoch is not known before it runs: only the "
+                    "last step of the training will be measured. Pass ProbeCallback(when=50), for example"
+                )
+            return lambda step: step % epoch == 0 or step in (first, state.max_steps)
+        if first:
+            return lambda step: step == first
+        self._say("no training step will be measured, because logging_strategy='no': pass ProbeCallback(when=50), for example")
+        return _never
 
     def _await_evaluation(self, control: TrainerControl) -> None:
         if self._takes_part() and self.evaluate:
             self._gate.control = control
+            self._gate.forwards = self._gate.most_forwards = 0
             if self.probe is not None:
                 self.probe.reset("eval")  # discard forwards that a training step ran in evaluation mode
 
-    def _report(self, mode: Literal["train", "eval"], name: str, state: TrainerState, *, commit: bool = True) -> None:
+    def _report(
+        self, mode: Literal["train", "eval", "no_grad"], name: str, state: TrainerState, *, commit: bool = True
+    ) -> None:
         """Read the numbers on every process, keep them, and write them on the main process.
 
         Reading is a collective operation. If measuring has stopped on one rank, it stops on all, so that none of them waits.
@@ -251,7 +328,22 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
                 return
             if self._stopped:
                 raise fault or GeomprobeError("measuring stopped on another rank, see the warning there for the cause")
-            reading = dataclasses.replace(self.probe.read(mode, reset=True), mode=name)
+            where = f" ({name} reading of step {state.global_step})"
+            try:
+                reading = dataclasses.replace(self.probe.read(mode, reset=True), mode=name)
+            except GeomprobeError as error:
+                if not str(error).startswith("nothing to read"):
+                    raise
+                if mode in _FORWARDS:
+                    self._say(f"nothing was measured, because no forward {_FORWARDS[mode]} ran that could be counted", where)
+                return
+            if mode == "eval" and self._gate.most_forwards > 1:
+                reading.notes.append(
+                    f"up to {self._gate.most_forwards} forwards ran for one batch of the evaluation, and this reading contains "
+                    "them all: not only those of the loss, if the trainer also ran a reference model or generated texts"
+                )
+            for note in reading.notes:
+                self._say(note, where)
             self._keep(state.global_step, reading)
             if self._writes:
                 if self._file is not None:
@@ -278,6 +370,13 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
                 raise
             warnings.warn(f"geomprobe: the earlier readings in {saved.path} cannot be read: {error}", stacklevel=2)
             return []
+
+    def _say(self, text: str, where: str = "") -> None:
+        """Issue a warning, once in a training for all texts that differ in numbers only."""
+        kind = re.sub(r"\d+", "", text)
+        if self._writes and kind not in self._said:
+            self._said.add(kind)
+            warnings.warn(f"geomprobe: {text}{where}", RuntimeWarning, stacklevel=2)
 
     @contextmanager
     def _guarded(self, state: TrainerState) -> Iterator[None]:
@@ -316,6 +415,10 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self.history = [(at, reading) for at, reading in self.history if step and at <= step]
         if self._file is not None and self._writes:
             self._file.rewind(step)
+
+
+def _never(step: int) -> bool:
+    return False
 
 
 def _saved(args: TrainingArguments, state: TrainerState) -> StepFile:

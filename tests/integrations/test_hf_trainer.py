@@ -314,7 +314,8 @@ def test_after_an_interrupted_training_the_next_one_just_works(tmp_path: Path) -
 def test_the_end_of_a_callback_frees_its_model() -> None:
     model = tiny()
     callback = ProbeCallback()
-    callback.on_train_begin(_Some(eval_on_start=False), _Some(is_world_process_zero=True, global_step=0), None, model=model)
+    args = _Some(eval_on_start=False, logging_strategy="steps", logging_first_step=False)
+    callback.on_train_begin(args, _Some(is_world_process_zero=True, global_step=0), None, model=model)
     assert Probe.on(model) is callback.probe is not None
     del callback
     assert Probe.on(model) is None
@@ -328,7 +329,8 @@ def test_a_probe_of_yours_on_the_model_is_an_error(tmp_path: Path) -> None:
 
 def test_other_processes_measure_but_do_not_write(tmp_path: Path) -> None:
     callback = ProbeCallback(jsonl=tmp_path / "geometry.jsonl")
-    model, args = tiny().train(), _Some(eval_on_start=False, logging_first_step=False, report_to=[])
+    model = tiny().train()
+    args = _Some(eval_on_start=False, logging_strategy="steps", logging_first_step=False, report_to=[])
     state = _Some(is_world_process_zero=False, global_step=0, logging_steps=1)
     control = _Some(should_log=False, should_evaluate=False)
     callback.on_train_begin(args, state, control, model=model)

@@ -12,11 +12,19 @@ __all__ = ["ACCUMULATION", "BATCH", "LENGTH", "losses", "trainer"]
 BATCH, LENGTH, ACCUMULATION = 2, 12, 2
 
 
-def trainer(directory: Path, *callbacks: Any, evaluated: Any = None, **options: Any) -> Any:
+def trainer(
+    directory: Path,
+    *callbacks: Any,
+    kind: Any = Trainer,
+    data: Any = None,
+    evaluated: Any = None,
+    dropout: Any = 0.1,
+    **options: Any,
+) -> Any:
     """Six steps of two micro-batches, the loss logged at 2, 4, 6, with dropout: every draw of random numbers counts."""
-    model = tiny("llama", attention_dropout=0.1)  # not GPT-NeoX: Trainer does not find its head in a checkpoint again
+    model = tiny("llama", attention_dropout=dropout)  # not GPT-NeoX: Trainer does not find its head in a checkpoint again
     blocks = token_batch(24, LENGTH)
-    data = [{"input_ids": block, "labels": block} for block in blocks]
+    texts = [{"input_ids": block, "labels": block} for block in blocks]
     settings: dict[str, Any] = {
         "output_dir": str(directory / "trained"),
         "max_steps": 6,
@@ -31,7 +39,7 @@ def trainer(directory: Path, *callbacks: Any, evaluated: Any = None, **options: 
         "report_to": "none",
     }
     args = TrainingArguments(**(settings | options))
-    return Trainer(model, args, train_dataset=data, eval_dataset=evaluated or data[:4], callbacks=list(callbacks))
+    return kind(model, args, train_dataset=data or texts, eval_dataset=evaluated or texts[:4], callbacks=list(callbacks))
 
 
 def losses(trained: Any) -> dict[int, float]:
