@@ -1,0 +1,41 @@
+"""Trainer of Transformers: padded batches, gradient accumulation, and activation checkpointing of both kinds."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+
+from tests.hosts.harness import (
+    assert_steps_are_the_loss_texts,
+    compared_with_bare,
+    letters,
+    model,
+    settings,
+    tokenizer,
+)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("reentrant", [None, False, True], ids=["stored", "checkpointed", "reentrant"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_every_step_is_its_loss_texts(tmp_path: Path, accumulation: int, reentrant: bool | None, side: str) -> None:
+    options: dict[str, Any] = {"gradient_accumulation_steps": accumulation}
+    if reentrant is not None:
+        options |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+
+    def make(callbacks: list[Any]) -> Any:
+        tokens = tokenizer()
+        tokens.padding_side = side
+        return Trainer(
+            model(),
+            TrainingArguments(**settings(tmp_path, **options)),
+            train_dataset=[{"input_ids": tokens(text)["input_ids"]} for text in letters(80, 3, 20)],
+            data_collator=DataCollatorForLanguageModeling(tokens, mlm=False),
+            callbacks=callbacks,
+        )
+
+    trained, seen, callback = compared_with_bare(make)
+    assert seen.padded >= 5
+    assert all(len(step.texts) == 3 * accumulation for step in seen.steps)
+    assert_steps_are_the_loss_texts(trained, seen, [reading for _, reading in callback.history])
