@@ -12,9 +12,11 @@ import pytest
 import torch
 import transformers
 
+from geomprobe import GeomprobeError, Probe
 from geomprobe.integrations import ProbeCallback
 from tests.hosts.harness import (
     EOS,
+    LossForwards,
     StepReadings,
     alone,
     assert_same,
@@ -225,7 +227,8 @@ def test_reinforcement_learning_that_learns(tmp_path: Path) -> None:
     assert_steps_are_the_loss_texts(trained, seen, readings(callback))
 
 
-def test_rollouts_are_no_numbers_of_training_or_evaluation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_rollouts_are_no_numbers_of_training_or_evaluation(tmp_path: Path, iterations: int) -> None:
     """Rollouts run in training mode without gradients. An evaluation generates texts and scores them, and says so."""
     rollouts: list[StepReadings] = []
 
@@ -233,12 +236,42 @@ def test_rollouts_are_no_numbers_of_training_or_evaluation(tmp_path: Path) -> No
         rollouts.append(StepReadings(callback, "no_grad"))
         return rollouts[-1]
 
-    make = reinforcement("GRPO", tmp_path, num_iterations=1, beta=0.0, eval_strategy="steps", eval_steps=3)
+    make = reinforcement("GRPO", tmp_path, num_iterations=iterations, beta=0.0, eval_strategy="steps", eval_steps=3)
     trained, seen, callback = compared_with_bare(make, watch)
     assert_steps_are_the_loss_texts(trained, seen, readings(callback))
-    for reading in rollouts[0].readings:
-        assert reading["texts/final_norm"] == 8
+    for step, reading in zip(seen.steps[::iterations], rollouts[0].readings, strict=True):
+        trained.model.load_state_dict(step.weights)
+        generated = [text[:-1] for text in step.texts]  # the last token of a text is never fed
+        if iterations == 1:
+            assert_same(reading, alone(trained.model, generated))
+            assert reading.notes == []
+        else:  # with the old log-probabilities
+            assert_same(reading, alone(trained.model, generated + step.texts))
+            assert any(note.startswith("contains generation") for note in reading.notes)
     evaluations = readings(callback, "eval")
     assert len(evaluations) == 2
     for reading in evaluations:
         assert any(note.startswith("contains generation") for note in reading.notes)
+
+
+def test_rollouts_by_continuous_batching_are_left_out(tmp_path: Path) -> None:
+    """The numbers of the loss stay right, and say that something was left out."""
+    pages = {"page_size": 16, "num_blocks": 32, "max_batch_tokens": 64, "seed": 0}  # by default a large part of the memory
+    continuous = {"use_transformers_continuous_batching": True, "transformers_continuous_batching_config": pages}
+    make = reinforcement("GRPO", tmp_path, beta=0.0, **continuous)
+    with pytest.warns(RuntimeWarning, match="Continuous batching"):
+        trained, seen, callback = compared_with_bare(make, on_error="warn")
+    assert seen.without_gradients
+    assert_steps_are_the_loss_texts(trained, seen, readings(callback), notes=1)
+    assert all("Continuous batching" in reading.notes[0] for reading in readings(callback))
+
+
+def test_a_probe_around_a_whole_training(tmp_path: Path) -> None:
+    """``with Probe(model)`` measures the loss forwards of all steps together; at learning rate 0 the weights are the same."""
+    seen = LossForwards()
+    trained = reinforcement("GRPO", tmp_path, learning_rate=0.0, beta=0.0)([seen])
+    with Probe(trained.model, on_error="raise") as probe:
+        trained.train()
+    assert_same(probe.read("train"), alone(trained.model, [text for step in seen.steps for text in step.texts]))
+    with pytest.raises(GeomprobeError, match="no_grad"):
+        probe.read()

@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from geomprobe import Probe, Reading
+from geomprobe import GeomprobeError, Probe, Reading
 from tests.hosts.harness import assert_same
 from tests.tiny_models import hooks
 
@@ -86,11 +86,20 @@ def extra(name: str, ids: Tensor) -> dict[str, Tensor]:
     return {"mm_token_type_ids": (ids == IMAGE).int()} if name == "qwen2_vl" else {}
 
 
-@pytest.mark.parametrize("decoder_only", [False, True], ids=["model", "decoder"])
-@pytest.mark.parametrize("name", ["qwen2_vl", "llava"])
-def test_rows_that_end_apart_count_as_alone(name: str, decoder_only: bool) -> None:
+def tiny(name: str) -> Any:
     torch.manual_seed(0)
-    model = {"qwen2_vl": qwen2_vl, "llava": llava}[name]().eval()
+    return {"qwen2_vl": qwen2_vl, "llava": llava}[name]().eval()
+
+
+def test_a_model_with_two_stacks_of_layers_is_refused() -> None:
+    """The layers of Qwen's image encoder are found too, and the error tells what to measure."""
+    with pytest.raises(GeomprobeError, match=r"Probe\(model.get_decoder\(\)\)"):
+        Probe(tiny("qwen2_vl"))
+
+
+@pytest.mark.parametrize(("name", "decoder_only"), [("llava", False), ("llava", True), ("qwen2_vl", True)])
+def test_rows_that_end_apart_count_as_alone(name: str, decoder_only: bool) -> None:
+    model = tiny(name)
     ids, mask = prompts()
     pictures = images(name, len(ids))
     inputs = {"input_ids": ids, "attention_mask": mask, **pictures, **extra(name, ids)}
@@ -121,7 +130,7 @@ def test_rows_that_end_apart_count_as_alone(name: str, decoder_only: bool) -> No
 
 
 def _alone(model: Any, name: str, texts: list[list[int]], pictures: dict[str, Tensor]) -> Reading:
-    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+    with torch.no_grad(), Probe(model.get_decoder(), on_error="raise") as probe:
         for row, text in enumerate(texts):
             ids = torch.tensor([text])
             model(input_ids=ids, use_cache=False, **row_of(name, pictures, row), **extra(name, ids))
