@@ -28,6 +28,7 @@ __all__ = [
     "ALPHABET",
     "EOS",
     "PAD",
+    "STEPS",
     "LossForwards",
     "StepReadings",
     "alone",
@@ -45,6 +46,7 @@ ALPHABET = "abcdefghijklmnop "
 """So few tokens that a random model ends some of its texts early."""
 
 STEPS = 6
+"""Optimizer steps of every training."""
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -172,11 +174,11 @@ def alone(model: Any, texts: list[Tensor]) -> Reading:
     return probe.read("eval")
 
 
-def assert_same(reading: Reading, expected: Reading) -> None:
-    """Two readings have the same numbers: counts exactly, and others to 1e-4."""
+def assert_same(reading: Reading, expected: Reading, *, rel: float = 1e-4) -> None:
+    """Two readings have the same numbers: counts exactly, and others to ``rel``."""
     counts = [name for name in expected.values if name.split("/")[0] in ("tokens", "texts")]
     assert {name: reading[name] for name in counts} == {name: expected[name] for name in counts}
-    assert reading.values == pytest.approx(expected.values, rel=1e-4, abs=1e-7)
+    assert reading.values == pytest.approx(expected.values, rel=rel, abs=1e-7)
 
 
 def assert_steps_are_the_loss_texts(trained: Any, seen: LossForwards, readings: list[Reading], *, notes: int = 0) -> None:

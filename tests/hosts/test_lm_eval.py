@@ -61,7 +61,7 @@ def tasks(tmp_path: Path) -> Path:
     return folder
 
 
-def evaluate(model: Any, tasks: Path, task: str, batch_size: int) -> dict[str, Any]:
+def evaluate(model: Any, tasks: Path, task: str, batch_size: int | str) -> dict[str, Any]:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -75,7 +75,7 @@ def evaluate(model: Any, tasks: Path, task: str, batch_size: int) -> dict[str, A
     return {"results": results["results"], "samples": [sample["resps"] for sample in results["samples"][task]]}
 
 
-def probed(model: Any, tasks: Path, task: str, batch_size: int, **options: Any) -> tuple[Reading, list[Tensor]]:
+def probed(model: Any, tasks: Path, task: str, batch_size: int | str, **options: Any) -> tuple[Reading, list[Tensor]]:
     """The reading of an evaluation, which computes the same as without a probe, and the texts that were scored."""
     bare = evaluate(model, tasks, task, batch_size)
     texts: list[Tensor] = []
@@ -116,6 +116,23 @@ def test_padding_without_a_mask_is_noted(tasks: Path, task: str) -> None:
     one, texts = probed(scored, tasks, task, 1)
     assert one.notes == []
     assert_same(one, alone(scored, texts))
+
+
+def test_padding_with_an_end_token_is_noted(tasks: Path) -> None:
+    """GPT-NeoX ends texts with token 0, with which the harness pads: the first of each run counts, as an end of the text."""
+    scored = model(eos_token_id=PAD)
+    many, texts = probed(scored, tasks, "multiple_choice", 16, pad_token_id=PAD)
+    assert sum(map(len, texts)) < many["tokens/final_norm"] < sum(map(len, texts)) + len(texts)
+    (note,) = many.notes
+    assert "both the padding token and an end token" in note
+
+
+def test_trial_batches_are_noted(tasks: Path) -> None:
+    """With ``batch_size="auto"`` the harness runs rows of ones to find a batch size."""
+    scored = model()
+    some, texts = probed(scored, tasks, "multiple_choice", "auto", pad_token_id=PAD)
+    assert some["texts/final_norm"] == len(texts) > 5 * 64
+    assert any("id 1" in note for note in some.notes)
 
 
 def test_generated_answers_count_as_alone(tasks: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from geomprobe import GeomprobeError, Probe
+from geomprobe import GeomprobeError, Probe, every
 from geomprobe.integrations import ProbeCallback
 from tests.hosts.harness import (
     EOS,
@@ -61,9 +61,9 @@ def readings(callback: ProbeCallback, mode: str = "train") -> list[Any]:
         ({"padding_free": True, "max_length": None}, True),
         ({"gradient_accumulation_steps": 2}, False),
         ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, False),
-        ({"loss_type": "chunked_nll"}, False),
+        ({"label_smoothing_factor": 0.1}, False),  # runs the model a second time without gradients, to log more
     ],
-    ids=["padded", "packed", "padding_free", "accumulated", "reentrant", "chunked"],
+    ids=["padded", "packed", "padding_free", "accumulated", "reentrant", "smoothed"],
 )
 def test_supervised_training(tmp_path: Path, options: dict[str, Any], packed: bool) -> None:
     def make(callbacks: list[Any]) -> Any:
@@ -79,6 +79,27 @@ def test_supervised_training(tmp_path: Path, options: dict[str, Any], packed: bo
     assert_steps_are_the_loss_texts(trained, seen, readings(callback))
     assert seen.padded == 0 if packed else seen.padded >= 5
     assert all(len(step.texts) >= (4 if "packing" in options else 3) for step in seen.steps)
+    assert bool(seen.without_gradients) is ("label_smoothing_factor" in options)
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    """TRL trains under autocast by default. Rounding depends on the shapes of batches, counts do not."""
+
+    def make(callbacks: list[Any]) -> Any:
+        return trl.SFTTrainer(
+            model(),
+            args=trl.SFTConfig(**settings(tmp_path)),
+            train_dataset=datasets.Dataset.from_dict({"text": letters(60, 4, 20)}),
+            processing_class=tokenizer(),
+            callbacks=callbacks,
+        )
+
+    trained, seen, callback = compared_with_bare(make)
+    assert trained.args.bf16
+    for step, reading in zip(seen.steps, readings(callback), strict=True):
+        trained.model.load_state_dict(step.weights)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_same(reading, alone(trained.model, step.texts), rel=1e-2)
 
 
 def test_evaluation_has_numbers_of_its_own(tmp_path: Path) -> None:
@@ -105,7 +126,7 @@ def test_evaluation_has_numbers_of_its_own(tmp_path: Path) -> None:
 # -- preferences and rewards -------------------------------------------------------------------------------------------------
 
 
-def preferences(trainer: str, directory: Path, adapted: bool) -> Make:
+def preferences(trainer: str, directory: Path, adapted: bool, **options: Any) -> Make:
     prompts, good, bad = letters(60, 2, 8), letters(60, 2, 10, seed=1), letters(60, 2, 10, seed=2)
     if trainer == "KTO":
         columns: dict[str, Any] = {"prompt": prompts, "completion": good, "label": [i % 2 == 0 for i in range(60)]}
@@ -115,8 +136,9 @@ def preferences(trainer: str, directory: Path, adapted: bool) -> Make:
     def make(callbacks: list[Any]) -> Any:
         return getattr(trl, f"{trainer}Trainer")(
             model(),
-            args=getattr(trl, f"{trainer}Config")(**arguments(directory)),
+            args=getattr(trl, f"{trainer}Config")(**arguments(directory, **options)),
             train_dataset=datasets.Dataset.from_dict(columns),
+            eval_dataset=datasets.Dataset.from_dict({name: values[:6] for name, values in columns.items()}),
             processing_class=tokenizer(),
             callbacks=callbacks,
             **lora(adapted),
@@ -151,6 +173,20 @@ def test_the_reference_of_an_adapter_has_numbers_of_its_own(tmp_path: Path) -> N
             assert_same(base, alone(trained.model, step.texts))
     policy, base = readings(callback)[-1], reference[0].readings[-1]
     assert policy["effective_rank/final_norm"] != pytest.approx(base["effective_rank/final_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
+def test_an_evaluation_in_which_a_reference_runs_says_so(tmp_path: Path, adapted: bool) -> None:
+    """Nothing has gradients in an evaluation, so the reference of an adapter cannot be told from the policy."""
+    make = preferences("DPO", tmp_path, adapted, eval_strategy="steps", eval_steps=3)
+    trained, seen, callback = compared_with_bare(make)
+    assert_steps_are_the_loss_texts(trained, seen, readings(callback))
+    evaluations = readings(callback, "eval")
+    assert len(evaluations) == 2
+    for reading in evaluations:
+        assert reading["texts/final_norm"] == (24 if adapted else 12)
+        assert len(reading.notes) == adapted
+        assert all("forwards" in note for note in reading.notes)
 
 
 def test_reward_model(tmp_path: Path) -> None:
@@ -225,6 +261,16 @@ def test_reinforcement_learning_at_learning_rate_zero(tmp_path: Path, trainer: s
 def test_reinforcement_learning_that_learns(tmp_path: Path) -> None:
     trained, seen, callback = compared_with_bare(reinforcement("GRPO", tmp_path, beta=0.0))
     assert_steps_are_the_loss_texts(trained, seen, readings(callback))
+
+
+def test_a_schedule(tmp_path: Path) -> None:
+    """Steps that are not measured generate too."""
+    trained, seen, callback = compared_with_bare(reinforcement("GRPO", tmp_path, num_iterations=1), when=every(2))
+    measured = seen.steps[1::2]
+    for step, reading in zip(measured, readings(callback), strict=True):
+        trained.model.load_state_dict(step.weights)
+        assert_same(reading, alone(trained.model, step.texts))
+        assert reading.notes == []
 
 
 @pytest.mark.parametrize("iterations", [1, 2])

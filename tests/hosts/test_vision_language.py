@@ -1,14 +1,17 @@
 """Vision-language models: the decoder is fed embeddings, in which images and tokens are mixed, and never sees token ids."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from torch import Tensor
+from transformers import Trainer, TrainingArguments
 
-from geomprobe import GeomprobeError, Probe, Reading
-from tests.hosts.harness import assert_same
+from geomprobe import Probe, Reading, every
+from geomprobe.integrations import ProbeCallback
+from tests.hosts.harness import STEPS, assert_same, settings
 from tests.tiny_models import hooks
 
 PAD, IMAGE, START, END = 0, 60, 61, 62
@@ -91,13 +94,8 @@ def tiny(name: str) -> Any:
     return {"qwen2_vl": qwen2_vl, "llava": llava}[name]().eval()
 
 
-def test_a_model_with_two_stacks_of_layers_is_refused() -> None:
-    """The layers of Qwen's image encoder are found too, and the error tells what to measure."""
-    with pytest.raises(GeomprobeError, match=r"Probe\(model.get_decoder\(\)\)"):
-        Probe(tiny("qwen2_vl"))
-
-
-@pytest.mark.parametrize(("name", "decoder_only"), [("llava", False), ("llava", True), ("qwen2_vl", True)])
+@pytest.mark.parametrize("decoder_only", [False, True], ids=["model", "decoder"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "llava"])
 def test_rows_that_end_apart_count_as_alone(name: str, decoder_only: bool) -> None:
     model = tiny(name)
     ids, mask = prompts()
@@ -129,8 +127,41 @@ def test_rows_that_end_apart_count_as_alone(name: str, decoder_only: bool) -> No
     assert probe.read().notes == []
 
 
+@pytest.mark.parametrize("name", ["qwen2_vl", "llava"])
+def test_training(tmp_path: Path, name: str) -> None:
+    """At learning rate 0 every step is its texts alone, with their images."""
+    ids, mask = prompts()
+    pictures = images(name, len(ids))
+    rows: list[list[int]] = []
+
+    def collate(items: list[int]) -> dict[str, Tensor]:
+        rows.append(items)
+        parts = [row_of(name, pictures, item) for item in items]
+        batch = {"input_ids": ids[items], "attention_mask": mask[items], "labels": ids[items], **extra(name, ids[items])}
+        return batch | {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+    def make(callbacks: list[Any]) -> Any:
+        rows.clear()
+        args = TrainingArguments(**settings(tmp_path, learning_rate=0.0, remove_unused_columns=False))
+        return Trainer(tiny(name), args, train_dataset=[0, 1, 2] * 2 * STEPS, data_collator=collate, callbacks=callbacks)
+
+    bare = make([])
+    bare.train()
+    callback = ProbeCallback(when=every(1), on_error="raise")
+    probed = make([callback])
+    probed.train()
+    assert [entry.get("loss") for entry in probed.state.log_history] == [entry.get("loss") for entry in bare.state.log_history]
+    assert len(callback.history) == STEPS
+    for (_, reading), items in zip(callback.history, rows[:STEPS], strict=True):
+        texts = [ids[item][mask[item].bool()].tolist() for item in items]
+        parts = [row_of(name, pictures, item) for item in items]
+        batch = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        assert_same(reading, _alone(probed.model.eval(), name, texts, batch))
+        assert reading.notes == []
+
+
 def _alone(model: Any, name: str, texts: list[list[int]], pictures: dict[str, Tensor]) -> Reading:
-    with torch.no_grad(), Probe(model.get_decoder(), on_error="raise") as probe:
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
         for row, text in enumerate(texts):
             ids = torch.tensor([text])
             model(input_ids=ids, use_cache=False, **row_of(name, pictures, row), **extra(name, ids))
