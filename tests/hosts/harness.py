@@ -8,7 +8,6 @@ weights under a fresh probe, and every reading of a step must be that.
 
 import random
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tokenizers.models import BPE
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-from geomprobe import GeomprobeError, Probe, Reading, every
+from geomprobe import Probe, Reading, every
 from geomprobe.integrations import ProbeCallback
 from tests.tiny_models import hooks, snapshot, tiny
 
@@ -30,13 +29,13 @@ __all__ = [
     "PAD",
     "STEPS",
     "LossForwards",
-    "StepReadings",
     "alone",
     "assert_same",
     "assert_steps_are_the_loss_texts",
     "compared_with_bare",
     "letters",
     "model",
+    "readings",
     "settings",
     "tokenizer",
 ]
@@ -144,20 +143,9 @@ def _texts(ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> list[T
     return texts
 
 
-class StepReadings(TrainerCallback):  # type: ignore[misc]
-    """Reads one mode of the probe of a :class:`ProbeCallback` at the end of every step."""
-
-    def __init__(self, callback: ProbeCallback, mode: Any) -> None:
-        self.callback = callback
-        self.mode = mode
-        self.readings: list[Reading] = []
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.callback.probe.reset(self.mode)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        with suppress(GeomprobeError):  # no forward of this mode in this step
-            self.readings.append(self.callback.probe.read(self.mode))
+def readings(callback: ProbeCallback, mode: str = "train") -> list[Reading]:
+    """The readings of one mode, in order."""
+    return [reading for _, reading in callback.history if reading.mode == mode]
 
 
 # -- comparisons -------------------------------------------------------------------------------------------------------------
@@ -190,20 +178,17 @@ def assert_steps_are_the_loss_texts(trained: Any, seen: LossForwards, readings: 
         assert len(reading.notes) == notes, reading.notes
 
 
-def compared_with_bare(
-    make: Callable[[list[TrainerCallback]], Any], *more: Callable[[ProbeCallback], TrainerCallback], **options: Any
-) -> tuple[Any, LossForwards, ProbeCallback]:
+def compared_with_bare(make: Callable[[list[TrainerCallback]], Any], **options: Any) -> tuple[Any, LossForwards, ProbeCallback]:
     """Train without and with a probe; both compute the same, bit for bit, and leave the same on the model.
 
     Args:
         make: returns a new trainer with these callbacks, always with the same seeds.
-        more: further callbacks of the second training, made from its :class:`ProbeCallback`.
         options: arguments of :class:`ProbeCallback`.
     """
     bare = make([])
     bare.train()
     seen, callback = LossForwards(), ProbeCallback(**({"when": every(1), "on_error": "raise"} | options))
-    probed = make([seen, callback, *(make_callback(callback) for make_callback in more)])
+    probed = make([seen, callback])
     probed.train()
     assert _log(probed) == _log(bare)
     for name, weight in bare.model.state_dict().items():

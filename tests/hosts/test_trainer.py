@@ -19,6 +19,7 @@ from tests.hosts.harness import (
     compared_with_bare,
     letters,
     model,
+    readings,
     settings,
     tokenizer,
 )
@@ -46,7 +47,7 @@ def test_every_step_is_its_loss_texts(tmp_path: Path, accumulation: int, reentra
     trained, seen, callback = compared_with_bare(make)
     assert seen.padded >= 5
     assert all(len(step.texts) == 3 * accumulation for step in seen.steps)
-    assert_steps_are_the_loss_texts(trained, seen, [reading for _, reading in callback.history])
+    assert_steps_are_the_loss_texts(trained, seen, readings(callback))
 
 
 def test_an_evaluation_that_generates_says_so(tmp_path: Path) -> None:
@@ -70,9 +71,8 @@ def test_an_evaluation_that_generates_says_so(tmp_path: Path) -> None:
         )
 
     trained, seen, callback = compared_with_bare(make)
-    steps = [reading for _, reading in callback.history if reading.mode == "train"]
-    assert_steps_are_the_loss_texts(trained, seen, steps)
-    evaluations = [reading for _, reading in callback.history if reading.mode == "eval"]
+    assert_steps_are_the_loss_texts(trained, seen, readings(callback))
+    evaluations = readings(callback, "eval")
     assert len(evaluations) == 2
     for reading in evaluations:
         assert reading["texts/final_norm"] == 12

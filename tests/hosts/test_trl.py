@@ -13,17 +13,16 @@ import torch
 import transformers
 
 from geomprobe import GeomprobeError, Probe, every
-from geomprobe.integrations import ProbeCallback
 from tests.hosts.harness import (
     EOS,
     LossForwards,
-    StepReadings,
     alone,
     assert_same,
     assert_steps_are_the_loss_texts,
     compared_with_bare,
     letters,
     model,
+    readings,
     settings,
     tokenizer,
 )
@@ -44,10 +43,6 @@ def lora(adapted: bool) -> dict[str, Any]:
     if not adapted:
         return {"ref_model": model()}
     return {"peft_config": peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.0, task_type="CAUSAL_LM")}
-
-
-def readings(callback: ProbeCallback, mode: str = "train") -> list[Any]:
-    return [reading for _, reading in callback.history if reading.mode == mode]
 
 
 # -- supervised training -----------------------------------------------------------------------------------------------------
@@ -158,20 +153,15 @@ def test_preferences(tmp_path: Path, trainer: str, adapted: bool) -> None:
 
 def test_the_reference_of_an_adapter_has_numbers_of_its_own(tmp_path: Path) -> None:
     """DPO with LoRA runs the reference through the policy's modules, with the adapter disabled."""
-    reference: list[StepReadings] = []
-
-    def watch(callback: ProbeCallback) -> StepReadings:
-        reference.append(StepReadings(callback, "no_grad"))
-        return reference[-1]
-
-    trained, seen, callback = compared_with_bare(preferences("DPO", tmp_path, adapted=True), watch)
+    trained, seen, callback = compared_with_bare(preferences("DPO", tmp_path, adapted=True), no_grad=True)
+    reference = readings(callback, "no_grad")
     assert seen.without_gradients == len(seen.steps)
-    for step, policy, base in zip(seen.steps, readings(callback), reference[0].readings, strict=True):
+    for step, policy, base in zip(seen.steps, readings(callback), reference, strict=True):
         assert base["tokens/final_norm"] == policy["tokens/final_norm"] == sum(map(len, step.texts))
         trained.model.load_state_dict(step.weights)
         with trained.model.disable_adapter():
             assert_same(base, alone(trained.model, step.texts))
-    policy, base = readings(callback)[-1], reference[0].readings[-1]
+    policy, base = readings(callback)[-1], reference[-1]
     assert policy["effective_rank/final_norm"] != pytest.approx(base["effective_rank/final_norm"], rel=1e-3)
 
 
@@ -276,16 +266,10 @@ def test_a_schedule(tmp_path: Path) -> None:
 @pytest.mark.parametrize("iterations", [1, 2])
 def test_rollouts_are_no_numbers_of_training_or_evaluation(tmp_path: Path, iterations: int) -> None:
     """Rollouts run in training mode without gradients. An evaluation generates texts and scores them, and says so."""
-    rollouts: list[StepReadings] = []
-
-    def watch(callback: ProbeCallback) -> StepReadings:
-        rollouts.append(StepReadings(callback, "no_grad"))
-        return rollouts[-1]
-
     make = reinforcement("GRPO", tmp_path, num_iterations=iterations, beta=0.0, eval_strategy="steps", eval_steps=3)
-    trained, seen, callback = compared_with_bare(make, watch)
+    trained, seen, callback = compared_with_bare(make, no_grad=True)
     assert_steps_are_the_loss_texts(trained, seen, readings(callback))
-    for step, reading in zip(seen.steps[::iterations], rollouts[0].readings, strict=True):
+    for step, reading in zip(seen.steps[::iterations], readings(callback, "no_grad"), strict=True):
         trained.model.load_state_dict(step.weights)
         generated = [text[:-1] for text in step.texts]  # the last token of a text is never fed
         if iterations == 1:
