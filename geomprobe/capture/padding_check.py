@@ -23,19 +23,22 @@ class PaddingCheck:
         self._suspects = {0, *stop_tokens.eos} | ({stop_tokens.pad} if stop_tokens.pad is not None else set())
         self._pad = pad
         self._ambiguous = pad is not None and pad in stop_tokens.eos
-        self._found: Tensor | None = None  # the largest token that looked like padding, or -1
+        # The largest token that looked like padding, and the largest of which a whole row consists; -1 if there is none.
+        self._found: Tensor | None = None
 
     def look(self, call: Call) -> None:
         """Look at the token ids of one call."""
         ids = call.ids
         if ids is None or call.arguments.get("attention_mask") is not None or ids.shape[1] < 2 or call.past:
             return
+        padding = none = torch.full((), -1, dtype=ids.dtype, device=ids.device)
         if self._pad is None:
-            found = torch.maximum(self._looks_padded(ids[:, :_LONG]), self._looks_padded(ids[:, -_LONG:].flip(1)))
+            padding = torch.maximum(self._looks_padded(ids[:, :_LONG]), self._looks_padded(ids[:, -_LONG:].flip(1)))
         elif self._ambiguous:
-            found = torch.where(ids[:, -1] == self._pad, self._pad, -1).max()
-        else:
-            return
+            padding = torch.where(ids[:, -1] == self._pad, self._pad, -1).max()
+        uniform = (ids == ids[:, :1]).all(1) & (ids[:, 0] != (-1 if self._pad is None else self._pad))
+        whole = torch.where(uniform, ids[:, 0], -1).max() if ids.shape[1] >= _LONG else none
+        found = torch.stack([padding, whole])
         self._found = found if self._found is None else torch.maximum(self._found.to(found.device), found)
 
     def _looks_padded(self, ends: Tensor) -> Tensor:
@@ -49,14 +52,23 @@ class PaddingCheck:
 
     def notes(self) -> list[str]:
         """Return remarks for a reading. This waits for the device."""
-        if self._found is None or (token := int(self._found)) < 0:
+        if self._found is None:
             return []
-        if self._ambiguous:
-            return [
+        token, whole = self._found.tolist()
+        notes = []
+        if whole >= 0:
+            notes.append(
+                f"rows that consist of one repeated token (id {whole}) were counted: evaluation harnesses run such rows to find "
+                "a batch size, so give them one"
+            )
+        if self._ambiguous and token >= 0:
+            notes.append(
                 f"token {token} is both the padding token and an end token of this model: where a row ends with it, the first "
                 "of them was counted as the end of the text"
-            ]
-        return [
-            f"no attention mask was given, and rows begin or end with tokens of id {token} as padded rows do; they were "
-            f"counted: if they are padding, pass the mask to the model, or use Probe(model, pad_token_id={token})"
-        ]
+            )
+        elif token >= 0 and token != whole:
+            notes.append(
+                f"no attention mask was given, and rows begin or end with tokens of id {token} as padded rows do; they were "
+                f"counted: if they are padding, pass the mask to the model, or use Probe(model, pad_token_id={token})"
+            )
+        return notes

@@ -609,3 +609,14 @@ def test_one_padding_token_is_noticed_beside_longer_rows(batch: list[list[int]],
         model(torch.tensor(batch))
     assert [note for note in probe.read().notes if "as padded rows do" in note] == probe.read().notes
     assert bool(probe.read().notes) == told
+
+
+@pytest.mark.parametrize("pad", [None, 0])
+def test_rows_of_one_token_are_told(pad: int | None) -> None:
+    """Harnesses run them to find a batch size."""
+    with torch.no_grad(), Probe(model := tiny(), pad_token_id=pad, on_error="raise") as probe:
+        model(token_batch(2, 9))
+        assert probe.read().notes == []
+        model(torch.ones(4, 16, dtype=torch.long))
+    (note,) = probe.read().notes
+    assert note.startswith("rows that consist of one repeated token (id 1) were counted")
