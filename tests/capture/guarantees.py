@@ -51,20 +51,18 @@ class Guard:
         return f"{getattr(self.owner, '__name__', self.owner)}.{self.name}".removeprefix("geomprobe.")
 
     @contextmanager
-    def taken_out(self) -> Iterator[None]:
-        """A context without this guard.
+    def taken_out(self) -> Iterator["_Use"]:
+        """A context without this guard, which tells how the replacement was used.
 
         Raises:
-            RuntimeError: if the replacement raised an exception that no failing test raises, or was not used at all.
+            RuntimeError: if the replacement raised an exception that no failing test raises.
         """
         use = _Use()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self.owner, self.name, use.watching(self.replacement))
-            yield
+            yield use
         if use.mistakes:
             raise RuntimeError(f"what replaces {self} does not work") from use.mistakes[0]
-        if use.watched and not use.calls:
-            raise RuntimeError(f"{self} has no part in this test: what replaces it was not called")
 
 
 @dataclass
@@ -110,11 +108,17 @@ class Row:
     ranks: bool
 
     def failure(self, without: Guard | None, **fixtures: Any) -> str:
-        """Run the test without a guard, or as it is. Return how it failed, or an empty text."""
-        with nullcontext() if without is None else without.taken_out():
+        """Run the test without a guard, or as it is. Return how it failed, or an empty text.
+
+        Raises:
+            RuntimeError: if the test failed, but not for want of the guard, because the replacement was not called.
+        """
+        with nullcontext() if without is None else without.taken_out() as use:
             try:
                 self.test(**fixtures)
             except FAILURES as failure:
+                if use is not None and use.watched and not use.calls:
+                    raise RuntimeError(f"the test fails without {without}, which it never reaches") from failure
                 return "".join(traceback.format_exception(failure))
         return ""
 
@@ -166,8 +170,9 @@ def guarantee(
 
         names = ["without", "on_ranks"] if ranks else ["without", *inspect.signature(test).parameters]
         parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
-        held.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        return held
+        held.__dict__["__signature__"] = inspect.Signature(parameters)
+        run: Callable[..., None] = held
+        return run
 
     return register
 

@@ -17,12 +17,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from transformers import DynamicCache
 from transformers.distributed.pipeline_parallel import PipelineIdentityLayer
 
 import geomprobe.probe
 from geomprobe import AttentionProfile, Decoder, GeomprobeError, InformationGain, Probe, Reading, RepresentationEntropy
 from geomprobe.accumulators import information_gain
+from geomprobe.accumulators.covariance_sketch import sketched_eigenvalues
 from geomprobe.capture import attention_mask, attention_tap, decoder, dynamo_ops, forward_context, generation, hooks
 from geomprobe.capture.forward_context import Call, ForwardContext
 from geomprobe.capture.generation import CachedSequence, GenerateCall
@@ -70,7 +72,7 @@ def every_pass(self: Capture, place: int, hidden: Tensor) -> None:
         self._listener.captured(self._context, self._decoder.sites[place], hidden, None)
 
 
-HIDDEN = Capture.hidden
+HIDDEN, WANTS, SKETCHED = Capture.hidden, Recorder.wants, sketched_eigenvalues
 ONCE = Guard(Capture, "hidden", every_pass)
 PAST = Guard(Call, "past", property(lambda self: 0))
 STARTS = Guard(Call, "starts", lambda self: None)
@@ -121,7 +123,8 @@ def test_padding_without_a_mask() -> None:
 
 @guarantee(
     "packed documents (position ids that restart, `cu_seq_lens`, block masks)",
-    "Exact. Documents are never mixed.",
+    "Exact, for the hidden states that the model computed: the probe never mixes documents. (Under SDPA, Transformers itself "
+    "keeps them apart by position ids only without a mask and with `use_cache=False`.)",
     STARTS,
 )
 def test_packed_documents() -> None:
@@ -258,7 +261,7 @@ def test_a_copy_of_the_model() -> None:
     Guard(forward_context, "cache_of", lambda arguments: None),
 )
 def test_generate_on_a_cache() -> None:
-    ways = [{}, {"do_sample": True, "top_k": 8}, {"prefill_chunk_size": 4}]
+    ways: list[dict[str, Any]] = [{}, {"do_sample": True, "top_k": 8}, {"prefill_chunk_size": 4}]
     ways += [{"cache_implementation": "static", "disable_compile": True}]
     for model in (tiny(), tiny("mistral", sliding_window=8)):
         for how in ways:
@@ -288,7 +291,7 @@ def test_rows_that_end_apart_in_a_loop() -> None:
     model, prompt, cached = tiny(), token_batch(2, 5), DynamicCache()
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 1, 0
     answers = torch.tensor([[9, 8, 1, 0, 0], [9, 8, 7, 6, 5]])
-    steps = [prompt, *answers.split(1, dim=1)]
+    steps = [prompt, *torch.split(answers, 1, dim=1)]
     reading = measured(model, *[{"input_ids": step, "past_key_values": cached} for step in steps])
     assert_same(reading, alone(model, [torch.cat([prompt[0], answers[0, :2]]), torch.cat([prompt[1], answers[1]])]))
 
@@ -317,13 +320,10 @@ def test_growing_prefixes() -> None:
 @guarantee(
     "generation under a schedule (`when=`)",
     "Exact. A text on a KV cache is measured to its end, or not at all.",
-    Guard(Recorder, "wants", lambda self, continues: ORIGINAL_WANTS(self, False)),
+    Guard(Recorder, "wants", lambda self, continues: WANTS(self, False)),
 )
 def test_generation_under_a_schedule() -> None:
     test_generation.test_a_schedule_takes_texts_whole(tiny())
-
-
-ORIGINAL_WANTS = Recorder.wants
 
 
 @guarantee(
@@ -348,7 +348,7 @@ def test_generated_and_whole_texts() -> None:
 )
 def test_a_chat() -> None:
     model, cached = tiny(), DynamicCache()
-    turns = [{"input_ids": part, "past_key_values": cached} for part in IDS.split([4, 1, 9, 5], dim=1)]
+    turns = [{"input_ids": part, "past_key_values": cached} for part in torch.split(IDS, [4, 1, 9, 5], dim=1)]
     assert_same(measured(model, *turns), alone(model, [IDS[0]]))
 
 
@@ -614,9 +614,6 @@ def test_a_sketch() -> None:
             assert approximate[f"{name}/{site}"] == pytest.approx(exact[f"{name}/{site}"], rel=1e-6)
 
 
-SKETCHED = entropy.sketched_eigenvalues
-
-
 def outermost(model: Any) -> Decoder:
     """A decoder that is not looked for inside a wrapper."""
     found = decoder.find_decoder(model)
@@ -666,6 +663,7 @@ def test_prefix_tuning() -> None:
 def dynamo() -> Iterator[None]:
     """Dynamo without graphs."""
     torch.compiler.reset()
+    counters.clear()
     yield
     torch.compiler.reset()
 
@@ -684,12 +682,14 @@ def test_compiled_models(dynamo: None) -> None:
         compiled: Any = torch.compile(model, fullgraph=True, backend="eager")
         for _ in range(3):
             compiled(input_ids=IDS, use_cache=False)
+        assert counters["stats"]["unique_graphs"] == 1
     assert_same(probe.read(), alone(model, [IDS[0], IDS[0]]))
     torch.compiler.reset()
     with torch.no_grad(), Probe(model, METRICS, on_error="raise") as probe:
         compiled, cached = torch.compile(model, backend="eager"), DynamicCache()
-        for part in IDS.split([9, 5, 5], dim=1):
+        for part in torch.split(IDS, [9, 5, 5], dim=1):
             compiled(input_ids=part, past_key_values=cached)
+        assert len(counters["graph_break"]) == 1
     assert_same(probe.read(), alone(model, [IDS[0]]))
 
 
@@ -753,7 +753,8 @@ def test_flex_attention(dynamo: None) -> None:
     torch.compiler.reset()
     model = tiny(attn_implementation="flex_attention")
     with torch.no_grad(), Probe(model, [AttentionProfile()]) as probe, one_warning("run the model without torch.compile"):
-        torch.compile(model, backend="eager")(input_ids=IDS, use_cache=False)
+        compiled: Any = torch.compile(model, backend="eager")
+        compiled(input_ids=IDS, use_cache=False)
     assert probe.fault is None
 
 
@@ -931,21 +932,26 @@ def test_the_readme_has_the_table() -> None:
 
 def test_a_test_that_does_not_need_its_guard_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.capture.guarantees.ROWS", [])
-    unneeded = Guard(forward_context, "padding_mask", lambda *_, **__: None)
-    unused = Guard(forward_context, "padding_runs", lambda *_, **__: None)
-    broken = Guard(forward_context, "padding_mask", lambda: None)
+    fails: list[bool] = []
 
     def reads() -> None:
         measured(tiny(), {"input_ids": IDS})
+        assert not fails
 
-    test: Any = guarantee("a case", "Exact.", unneeded, unused, broken)(reads)
+    unneeded = Guard(forward_context, "padding_mask", lambda *_, **__: None)
+    unreached = Guard(forward_context, "padding_runs", lambda *_: None)
+    broken = Guard(forward_context, "padding_mask", lambda: None)
+    test: Any = guarantee("a case", "Exact.", unneeded, unreached, broken)(reads)
     test(without=None)
-    with pytest.raises(pytest.fail.Exception, match=r"padding_mask can be taken out, and nobody notices: a case"):
-        test(without=unneeded)
-    with pytest.raises(RuntimeError, match=r"padding_runs has no part in this test"):
-        test(without=unused)
-    with pytest.raises((TypeError, RuntimeError)):
+    for guard in (unneeded, unreached):
+        with pytest.raises(pytest.fail.Exception, match=f"{guard.name} can be taken out, and nobody notices: a case"):
+            test(without=guard)
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
         test(without=broken)
+    fails.append(True)
+    test(without=unneeded)
+    with pytest.raises(RuntimeError, match=r"fails without .*padding_runs, which it never reaches"):
+        test(without=unreached)
 
 
 if __name__ == "__main__":
