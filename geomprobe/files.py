@@ -33,7 +33,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
         GeomprobeError: if the file cannot be written.
     """
     scratch = path.with_name(f".{path.name[:100]}.{os.getpid()}.part")
-    data = content.encode() if isinstance(content, str) else content
+    data = _encoded(content) if isinstance(content, str) else content
     try:
         with scratch.open("wb") as file:
             file.write(data)
@@ -59,7 +59,7 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
         with path.open("ab") as file:
             start = file.tell()
             try:
-                file.write(line.encode())
+                file.write(_encoded(line))
                 file.flush()
                 os.fsync(file.fileno())
             except OSError:
@@ -104,6 +104,11 @@ def mend_lines(path: Path) -> None:
             os.truncate(path, whole)
     except OSError as error:
         raise GeomprobeError(f"cannot remove the incomplete last line of {path}: {error}") from error
+
+
+def _encoded(text: str) -> bytes:
+    """Text as UTF-8. Bytes of a file name that are not UTF-8 are written as ``\\udcXX``, from which JSON restores them."""
+    return text.encode(errors="backslashreplace")
 
 
 def _whole_lines(path: Path) -> list[bytes]:

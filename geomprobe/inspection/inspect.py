@@ -170,14 +170,14 @@ def inspect_text(
     with torch.inference_mode(), Probe(loaded.model, decoder=decoder, on_error="raise") as probe:
         decoder.base(input_ids=ids, use_cache=False)
     reading = probe.read()
-    reading.notes += [f"attention was not measured: {why}"] if why else []
+    reading.notes += [*loaded.notes, *([f"attention was not measured: {why}"] if why else [])]
     return Inspection(reading, written, picks, site, chosen, _name(loaded))
 
 
 def _name(loaded: Loaded) -> str:
     """The name of the model: its id on the hub, or the name of its folder."""
     name = str(getattr(loaded.model.config, "name_or_path", "")) or type(loaded.model).__name__
-    return Path(name).name if Path(name).exists() else name
+    return Path(name).absolute().name or name if Path(name).exists() else name
 
 
 def _written(tokenizer: Any, token: int) -> str:

@@ -106,7 +106,7 @@ def measure(
 
     near, whole, loss, grams, notes = team.all_do(run)
     reading = _joined(whole.read("eval"), near.read("eval"))
-    reading.notes += notes
+    reading.notes += [*loaded.notes, *notes]
     if silent := [site for site in reading.sites if not reading.values.get(f"tokens/{site}")]:
         raise GeomprobeError(
             f"there is no finite row at {', '.join(silent[:2])}{' …' * (len(silent) > 2)}: the weights contain NaN or Inf, or "
