@@ -4,7 +4,7 @@ import html
 import json
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -156,6 +156,12 @@ class Reading:
             notes=list(dict.fromkeys([*self.notes, *other.notes])),
             _curves=other._curves | self._curves,
         )
+
+    def without(self, metrics: Collection[str]) -> "Reading":
+        """Return this reading without the scalars of ``metrics`` and the notes that begin with their names."""
+        values = {key: value for key, value in self.values.items() if key.split("/")[0] not in metrics}
+        notes = [note for note in self.notes if note.split(" ")[0] not in metrics]
+        return Reading(mode=self.mode, sites=self.sites, values=values, notes=notes, _curves=dict(self._curves))
 
     # -- save and load ------------------------------------------------------------------------------------------------------
 

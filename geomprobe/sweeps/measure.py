@@ -25,7 +25,7 @@ from geomprobe.recording.state_store import StateStore
 from geomprobe.sweeps.dataset import Batch
 from geomprobe.sweeps.processes import Team
 
-__all__ = ["Measured", "gaussian", "measure", "sample_metrics", "token_metrics"]
+__all__ = ["Measured", "anchor_grams", "gaussian", "measure", "sample_metrics", "token_metrics"]
 
 _ROWS = 64
 """Number of rows of logits whose loss is computed at once."""
@@ -114,6 +114,12 @@ def measure(
         )
     total, predicted = team.sum(loss).tolist()
     return Measured(reading, total / predicted, grams)
+
+
+def anchor_grams(loaded: Loaded, batch: Batch) -> dict[str, Tensor]:
+    """Return the Gram matrices of :class:`Measured` alone, bit for bit: ``batch`` is the first one of the sample."""
+    probe, _ = _run(loaded, find_decoder(loaded.model), [_Anchor()], [batch], {}, lambda tokens: None)
+    return _grams(probe.state_dict(), [batch])
 
 
 def gaussian(

@@ -2,22 +2,31 @@
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from geomprobe.errors import GeomprobeError
 from geomprobe.files import read_lines
 from geomprobe.reading import Reading
+from geomprobe.sweeps.checkpoints import Checkpoint
 
-__all__ = ["MANIFEST", "READINGS", "Kind", "Record", "Run"]
+__all__ = ["FORMAT", "MANIFEST", "READINGS", "Kind", "Place", "Record", "Run", "place"]
 
 MANIFEST, READINGS = "manifest.json", "readings.jsonl"
 """Names of the two files of a run."""
 
+FORMAT = 1
+"""Number of the format of these files, and of the Gram matrices beside them."""
+
 Kind = Literal["checkpoint", "untrained", "gaussian"]
 """The kind of a record: a checkpoint; a model of the same configuration with random weights; or rows drawn from a Gaussian, in
 texts of the same lengths."""
+
+
+KINDS: tuple[Kind, ...] = ("untrained", "gaussian", "checkpoint")
+"""All kinds, in the order in which they are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +46,8 @@ class Record:
         tokens: hash of the tokens that were read.
         loss: loss of next-token prediction on these tokens, in nats per token; ``None`` if it is not known.
         reading: the numbers; ``None`` if the checkpoint failed. Gaussian rows have the single site ``"gaussian"``.
+        partners: for each comparison (``diff_erank``, ``cka_first``, ``cka_previous``) the name of the record that this one was
+            compared with.
         error: message of the error with which the checkpoint failed; ``None`` if it did not.
         seconds: time that the checkpoint took, including loading.
         finished: when it was finished, as ISO 8601 in UTC.
@@ -54,13 +65,14 @@ class Record:
     tokens: str | None = None
     loss: float | None = None
     reading: Reading | None = None
+    partners: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
     seconds: float = 0.0
     finished: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict that can be written as JSON, with NaN as ``None``."""
-        plain = {name: value for name, value in vars(self).items() if name != "reading"}
+        plain = {name: value for name, value in vars(self).items() if name != "reading"} | {"partners": dict(self.partners)}
         if self.loss is not None and not math.isfinite(self.loss):
             plain["loss"] = None
         return plain | {"reading": None if self.reading is None else self.reading.to_dict()}
@@ -87,13 +99,14 @@ class Run:
     Attributes:
         path: the folder.
         manifest: ``{"arguments": …, "versions": …, "data": …}``.
-        records: the latest record of every checkpoint and baseline, in the order in which they were first written.
+        records: the latest record of every checkpoint and baseline, in the order of the run's list, with the baselines of a
+            configuration before its first checkpoint, whenever they were measured.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any], records: list[Record]) -> None:
         self.path = path
         self.manifest = manifest
-        self.records = list({(record.kind, record.name): record for record in records}.values())
+        self.records = _in_order(manifest["arguments"], {(r.kind, r.name): r for r in records}.values())
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -137,3 +150,30 @@ class Run:
         """Return the null baseline of ``record``, or ``None`` if it was not measured: its model with random weights, or
         Gaussian rows of the same number and width."""
         return next((r for r in self.records if r.kind == kind and r.config == record.config and r.reading is not None), None)
+
+
+Place = tuple[int, bool, int, int, str]
+
+
+def place(of: Record | Checkpoint, models: Sequence[str], revisions: Sequence[str]) -> Place:
+    """Return what the checkpoints of a run are sorted by: the model as it was given, and the step; those without a step come
+    last, as their revisions were given (``main`` is usually the end of training)."""
+    path = Path(of.model)
+    given = [i for i, model in enumerate(models) if Path(model) in (path, path.parent)]
+    revision = revisions.index(of.revision) if of.revision in revisions else len(revisions)
+    return (given[0] if given else len(models), of.step is None, of.step or 0, revision, of.name)
+
+
+def _in_order(arguments: Mapping[str, Any], records: Iterable[Record]) -> list[Record]:
+    """The records in the order of the run's list, with the baselines of a configuration before its first checkpoint."""
+
+    def at(record: Record) -> Place:
+        return place(record, arguments.get("models", ()), arguments.get("revisions", ()))
+
+    checkpoints = sorted((r for r in records if r.kind == "checkpoint"), key=at)
+    first: dict[str | None, Place] = {}
+    for record in checkpoints:
+        first.setdefault(record.config, at(record))
+    nulls = sorted((r for r in records if r.kind != "checkpoint"), key=lambda r: KINDS.index(r.kind))
+    told = [(first.get(r.config, ()), r) for r in nulls] + [(at(r), r) for r in checkpoints]
+    return [record for _, record in sorted(told, key=lambda pair: pair[0])]
