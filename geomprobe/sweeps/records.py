@@ -1,14 +1,14 @@
 """The files of a sweep: a manifest, and one record for every checkpoint."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, Self
 
 from geomprobe.errors import GeomprobeError
-from geomprobe.files import read_lines
+from geomprobe.files import Format, check_shape, read_json, read_lines
 from geomprobe.reading import Reading
 from geomprobe.sweeps.checkpoints import Checkpoint
 
@@ -27,6 +27,34 @@ texts of the same lengths."""
 
 KINDS: tuple[Kind, ...] = ("untrained", "gaussian", "checkpoint")
 """All kinds, in the order in which they are measured."""
+
+
+_RECORD: dict[Any, Any] = {
+    "format": Format(FORMAT),
+    **dict.fromkeys(("name", "model", "finished"), str),
+    **dict.fromkeys(("revision", "config", "weights", "tokens", "error"), str | None),
+    **dict.fromkeys(("step", "parameters", "width"), int | None),
+    "kind": frozenset(KINDS),
+    "loss": float | None,
+    "seconds": float,
+    "partners": {str: str},
+    "reading": (NoneType, {str: object}),  # which is a Reading
+}
+_MANIFEST: dict[Any, Any] = {
+    "format": Format(FORMAT),
+    "arguments": {
+        "models": [str],
+        "revisions": [str],
+        **dict.fromkeys(("data", "field", "split", "dtype"), str),
+        **dict.fromkeys(("device_map", "tokenizer"), str | None),
+        **dict.fromkeys(("seed", "tokens", "sample"), int),
+        "length": int | None,
+        str: object,
+    },
+    "data": {"name": str, "hash": str, "tokens": int, "sample_tokens": int, str: object},
+    "versions": {"geomprobe": str, str: str},
+}
+_WAY_OUT = "restore the file, or give another folder to start a new run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,22 +103,24 @@ class Record:
         plain = {name: value for name, value in vars(self).items() if name != "reading"} | {"partners": dict(self.partners)}
         if self.loss is not None and not math.isfinite(self.loss):
             plain["loss"] = None
-        return plain | {"reading": None if self.reading is None else self.reading.to_dict()}
+        return {"format": FORMAT} | plain | {"reading": None if self.reading is None else self.reading.to_dict()}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
+    def from_dict(cls, data: dict[str, Any], *, what: str = "this is not a record of a sweep") -> Self:
         """Return the record from the dict that :meth:`to_dict` returned.
+
+        Args:
+            data: the dict.
+            what: where it comes from, with which the message of an error begins.
 
         Raises:
             GeomprobeError: if ``data`` is not such a dict.
         """
-        try:
-            reading = None if data["reading"] is None else Reading.from_dict(data["reading"])
-            return cls(**{**data, "reading": reading})
-        except (KeyError, TypeError) as error:
-            raise GeomprobeError(
-                f"this is not a record of a sweep: {type(error).__name__}: {error}; expected a line that geomprobe sweep wrote"
-            ) from error
+        check_shape(data, _RECORD, what)
+        if (data["reading"] is None) == (data["error"] is None):
+            raise GeomprobeError(f"{what}: expected either a reading or an error")
+        reading = None if data["reading"] is None else Reading.from_dict(data["reading"], what=f"{what}, reading")
+        return cls(**{name: value for name, value in data.items() if name != "format"} | {"reading": reading})
 
 
 class Run:
@@ -99,14 +129,14 @@ class Run:
     Attributes:
         path: the folder.
         manifest: ``{"arguments": …, "versions": …, "data": …}``.
-        records: the latest record of every checkpoint and baseline, in the order of the run's list, with the baselines of a
-            configuration before its first checkpoint, whenever they were measured.
+        records: the latest record of every checkpoint and baseline. :meth:`open` returns them in the order of the run's list,
+            with the baselines of a configuration before its first checkpoint, whenever they were measured.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any], records: list[Record]) -> None:
         self.path = path
         self.manifest = manifest
-        self.records = _in_order(manifest["arguments"], {(r.kind, r.name): r for r in records}.values())
+        self.records = list({(record.kind, record.name): record for record in records}.values())
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -117,12 +147,16 @@ class Run:
         """
         path = Path(path)
         try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
+            manifest = read_json(path / MANIFEST)
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise GeomprobeError(f"{path} is not a run of a sweep: expected a folder that contains {MANIFEST}") from error
-        except (OSError, ValueError) as error:
-            raise GeomprobeError(f"cannot read {path / MANIFEST}: {error}") from error
-        return cls(path, manifest, [Record.from_dict(line) for line in read_lines(path / READINGS)])
+        except GeomprobeError as error:
+            raise GeomprobeError(f"{error}; {_WAY_OUT}") from error
+        check_shape(manifest, _MANIFEST, str(path / MANIFEST))
+        lines = enumerate(read_lines(path / READINGS), 1)
+        records = [Record.from_dict(line, what=f"{path / READINGS}, line {number}") for number, line in lines]
+        latest = {(record.kind, record.name): record for record in records}.values()
+        return cls(path, manifest, _in_order(manifest["arguments"], latest))
 
     @property
     def name(self) -> str:
@@ -168,7 +202,7 @@ def _in_order(arguments: Mapping[str, Any], records: Iterable[Record]) -> list[R
     """The records in the order of the run's list, with the baselines of a configuration before its first checkpoint."""
 
     def at(record: Record) -> Place:
-        return place(record, arguments.get("models", ()), arguments.get("revisions", ()))
+        return place(record, arguments["models"], arguments["revisions"])
 
     checkpoints = sorted((r for r in records if r.kind == "checkpoint"), key=at)
     first: dict[str | None, Place] = {}

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import platform
 import sys
 import time
@@ -24,7 +25,7 @@ from geomprobe.files import append_line, mend_lines, write_whole
 from geomprobe.models.loading import Loaded, load, untrained
 from geomprobe.reading import Reading
 from geomprobe.sweeps.checkpoints import Checkpoint, find_checkpoints, read_ahead, weights_hash
-from geomprobe.sweeps.dataset import Batch, TokenizedTexts, read_documents, tokenize_documents
+from geomprobe.sweeps.dataset import Batch, TokenizedTexts, read_documents, text_length, tokenize_documents
 from geomprobe.sweeps.measure import Measured, anchor_grams, gaussian, measure, sample_metrics, token_metrics
 from geomprobe.sweeps.processes import Team
 from geomprobe.sweeps.records import FORMAT, MANIFEST, READINGS, Place, Record, Run, place
@@ -34,10 +35,6 @@ __all__ = ["COMPARISONS", "sweep"]
 COMPARISONS = ("diff_erank", "cka_first", "cka_previous")
 """Numbers that compare a checkpoint with another one: with the untrained model, with the first checkpoint, and with the
 previous checkpoint."""
-
-_LENGTH = 256
-"""Default length of texts. The metrics of the sample cost up to the cube of the length, and many texts are more informative
-than a few long ones."""
 
 _ANCHOR = 512
 """Number of tokens of the sample whose Gram matrices are kept for CKA: one megabyte per site."""
@@ -270,13 +267,8 @@ class _Sweep:
         )
 
     def _cut(self, loaded: Loaded) -> TokenizedTexts:
-        plan, reads = self.plan, getattr(loaded.model.config, "max_position_embeddings", None)
-        length = plan.length or min(_LENGTH, reads or _LENGTH)
-        if reads is not None and length > reads:
-            raise GeomprobeError(
-                f"texts of {length:,} tokens are longer than this model accepts ({reads:,}): give a smaller length (--length)"
-            )
-        return tokenize_documents(loaded.tokenizer, self.documents, tokens=plan.tokens, length=length)
+        length = text_length(loaded.model, self.plan.length)
+        return tokenize_documents(loaded.tokenizer, self.documents, tokens=self.plan.tokens, length=length)
 
     def _batches(self, texts: TokenizedTexts) -> tuple[list[Batch], list[Batch]]:
         """The batches of the sample, of which the first contains the tokens that CKA compares, and the batches of the rest."""
@@ -454,10 +446,17 @@ def _opened(folder: Path, plan: _Plan, documents: Sequence[str]) -> Iterator[Run
     except OSError as error:
         raise GeomprobeError(f"cannot write {folder}: {error}; give a writable folder with enough free space") from error
     try:
-        if (folder / MANIFEST).exists():
-            mend_lines(folder / READINGS)
+        for path in folder.glob(".*.part"):  # of a process that was killed
+            path.unlink(missing_ok=True)
+        if os.path.lexists(folder / MANIFEST):
             run = Run.open(folder)
             _check_same(folder, run.manifest, manifest)
+            mend_lines(folder / READINGS)
+        elif os.path.lexists(folder / READINGS):
+            raise GeomprobeError(
+                f"{folder} contains {READINGS} but no {MANIFEST}, which names the arguments and the data of these records: "
+                "restore it, or give another folder to start a new run"
+            )
         else:
             write_whole(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
             run = Run(folder, manifest, [])
@@ -475,6 +474,7 @@ def _manifest(plan: _Plan, documents: Sequence[str]) -> dict[str, Any]:
     versions = {"geomprobe": version("geomprobe"), "torch": torch.__version__, "transformers": transformers.__version__}
     arguments = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(plan).items()}
     return {
+        "format": FORMAT,
         "arguments": arguments,
         "data": {"name": plan.data, "hash": hashed.hexdigest(), "documents": len(documents), "tokens": plan.tokens}
         | {"sample_tokens": min(plan.sample, plan.tokens)},
@@ -483,7 +483,13 @@ def _manifest(plan: _Plan, documents: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Check that an existing run has the same arguments and data."""
+    """Check that an existing run has the same version of geomprobe, arguments and data."""
+    ours, theirs = (manifest["versions"]["geomprobe"] for manifest in (now, before))
+    if ours != theirs:
+        raise GeomprobeError(
+            f"{folder} was written by geomprobe {theirs}, and this is {ours}, whose numbers may differ: finish it with that "
+            f"version (pip install geomprobe=={theirs}), or give another folder to start a new run"
+        )
     parts = [(before.get(part, {}), now[part]) for part in ("arguments", "data")]
     changed = {
         name: f"{name}: {old.get(name)!r} before, {new.get(name)!r} now"

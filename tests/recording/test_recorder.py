@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -131,6 +131,9 @@ def test_layers_may_differ_in_their_number_of_heads() -> None:
 @dataclass(frozen=True)
 class Careless(Metric):
     """Sums over the sites of a group, too."""
+
+    name: ClassVar[str] = "careless"
+    version: ClassVar[int] = 1
 
     @property
     def accumulators(self) -> tuple[Accumulator, ...]:

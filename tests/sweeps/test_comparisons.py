@@ -52,7 +52,7 @@ def undisturbed(four: Path, texts: Path, tmp_path_factory: pytest.TempPathFactor
     """The records of a run in which nothing failed, as if the training stood elsewhere."""
     records = without_times(sweep(str(four), data=str(texts), out=tmp_path_factory.mktemp("runs") / "run", **OPTIONS))
     text = json.dumps(records)
-    return lambda folder: json.loads(text.replace(str(four), str(folder)))  # type: ignore[no-any-return]
+    return lambda folder: json.loads(text.replace(str(four), str(folder)))
 
 
 def test_partners_are_named(undisturbed: Callable[[Path], list[dict[str, Any]]], training: Path) -> None:
