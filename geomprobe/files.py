@@ -22,22 +22,23 @@ class Format(int):
     """The number of a format in a shape (see :func:`check_shape`): the newest one that this version reads."""
 
 
-def parse_json(text: str | bytes, what: str) -> Any:
+def parse_json(text: str | bytes, what: str, *, advice: str = "") -> Any:
     """Return what a JSON text contains.
 
     Raises:
         GeomprobeError: if it is not JSON, contains NaN or infinities, or is nested too deeply. The message begins with
-            ``what``.
+            ``what`` and ends with ``advice``.
     """
+    end = f"; {advice}" if advice else ""
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except RecursionError as error:
-        raise GeomprobeError(f"{what}: not JSON of geomprobe (nested too deeply)") from error
+        raise GeomprobeError(f"{what}: not JSON of geomprobe (nested too deeply){end}") from error
     except ValueError as error:
-        raise GeomprobeError(f"{what}: not JSON ({error})") from error
+        raise GeomprobeError(f"{what}: not JSON ({error}){end}") from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, advice: str = "") -> Any:
     """Return what a JSON file contains.
 
     Raises:
@@ -49,11 +50,11 @@ def read_json(path: Path) -> Any:
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
-        raise GeomprobeError(f"cannot read {path}: {error}") from error
-    return parse_json(content, str(path))
+        raise GeomprobeError(f"cannot read {path}: {error}" + (f"; {advice}" if advice else "")) from error
+    return parse_json(content, str(path), advice=advice)
 
 
-def check_shape(value: Any, shape: Any, what: str, *, at: str = "") -> None:
+def check_shape(value: Any, shape: Any, what: str, *, advice: str = "") -> None:
     """Check that ``value``, which was read from JSON, has a shape.
 
     Args:
@@ -63,56 +64,71 @@ def check_shape(value: Any, shape: Any, what: str, *, at: str = "") -> None:
             object with these names, where ``"name?"`` may be missing, and others are allowed if there is a ``str`` among the
             names; :class:`Format` for the number of a format; or a tuple of alternatives, of which the last is described.
         what: the file, or what else the value is, with which the message begins.
-        at: the place of ``value`` in it.
+        advice: the end of the message: what to do. For a newer format it is to update geomprobe.
 
     Raises:
         GeomprobeError: if it has another shape. The message names the place, and a newer format as such.
     """
+    try:
+        _check(value, shape, "")
+    except _MismatchError as error:
+        raise GeomprobeError(f"{what}: {error}" + (f"; {advice}" if advice and not error.newer else "")) from None
+
+
+class _MismatchError(Exception):
+    """What is wrong with a value, and whether it is that a newer version wrote it."""
+
+    def __init__(self, said: str, *, newer: bool = False) -> None:
+        super().__init__(said)
+        self.newer = newer
+
+
+def _check(value: Any, shape: Any, at: str) -> None:
     if isinstance(shape, tuple):
         if any(_is(value, one) for one in shape[:-1] if isinstance(one, type)):
             return
         shape = shape[-1]
     if isinstance(shape, Format):
-        _check_format(value, shape, what)
+        _check_format(value, shape)
     elif isinstance(shape, (set, frozenset)):
         if not isinstance(value, str) or value not in shape:
-            raise _other(value, f"one of {', '.join(sorted(shape))}", what, at)
+            raise _other(value, f"one of {', '.join(sorted(shape))}", at)
     elif isinstance(shape, list):
         if not isinstance(value, list):
-            raise _other(value, "a list", what, at)
+            raise _other(value, "a list", at)
         for i, item in enumerate(value):
-            check_shape(item, shape[0], what, at=f"{at}[{i}]")
+            _check(item, shape[0], f"{at}[{i}]")
     elif isinstance(shape, dict):
-        _check_object(value, shape, what, at)
+        _check_object(value, shape, at)
     else:
         kinds = get_args(shape) if isinstance(shape, UnionType) else (shape,)
         if object not in kinds and not any(_is(value, kind) for kind in kinds):
-            raise _other(value, " or ".join(_WORDS[kind] for kind in kinds), what, at)
+            raise _other(value, " or ".join(_WORDS[kind] for kind in kinds), at)
 
 
-def _check_object(value: Any, shape: dict[Any, Any], what: str, at: str) -> None:
+def _check_object(value: Any, shape: dict[Any, Any], at: str) -> None:
     if not isinstance(value, dict):
-        raise _other(value, "an object", what, at)
+        raise _other(value, "an object", at)
     named = {name.rstrip("?"): inner for name, inner in shape.items() if name is not str}
     if "format" in named:  # first, because a newer format may have another shape
-        _check_format(value.get("format"), named["format"], what)
+        _check_format(value.get("format"), named["format"])
     for name in shape:
         if name is not str and name not in value and not name.endswith("?"):
-            raise GeomprobeError(f"{what}: {_join(at, name)} is missing")
+            raise _MismatchError(f"{_join(at, name)} is missing")
     for name, item in value.items():
         if name not in named and str not in shape:
-            raise GeomprobeError(f"{what}: {_join(at, name)} is not known")
-        check_shape(item, named.get(name, shape.get(str)), what, at=_join(at, name))
+            raise _MismatchError(f"{_join(at, name)} is not known")
+        _check(item, named.get(name, shape.get(str)), _join(at, name))
 
 
-def _check_format(value: Any, newest: int, what: str) -> None:
+def _check_format(value: Any, newest: int) -> None:
     if value is None:
-        raise GeomprobeError(f"{what}: there is no format number, so this geomprobe did not write it")
+        raise _MismatchError("there is no format number, so geomprobe did not write it")
     if not _is(value, int) or value < 1:
-        raise _other(value, f"a number from 1 to {newest}", what, "format")
+        raise _other(value, f"a number from 1 to {newest}", "format")
     if value > newest:
-        raise GeomprobeError(
-            f"{what}: written by a newer geomprobe: format {value}, this one reads {newest}; update geomprobe to read it"
+        raise _MismatchError(
+            f"written by a newer geomprobe: format {value}, this one reads {newest}; update geomprobe to read it", newer=True
         )
 
 
@@ -126,10 +142,10 @@ def _is(value: Any, kind: type) -> bool:
     return isinstance(value, kind)
 
 
-def _other(value: Any, expected: str, what: str, at: str) -> GeomprobeError:
+def _other(value: Any, expected: str, at: str) -> _MismatchError:
     found = _WORDS[type(value)] if isinstance(value, list | dict | NoneType) else json.dumps(value, ensure_ascii=False)
     found = found if len(found) <= 40 else f"{found[:39]}…"
-    return GeomprobeError(f"{what}: {at or 'it'} is {found}, expected {expected}")
+    return _MismatchError(f"{at or 'it'} is {found}, expected {expected}")
 
 
 def _join(at: str, name: str) -> str:
@@ -206,15 +222,22 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def read_lines(path: Path) -> list[Any]:
-    """Return what the lines of a file of JSON lines contain, or an empty list if there is no file.
+def read_lines(path: Path, shape: Any = None, *, advice: str = "restore the file, or remove that line") -> list[dict[str, Any]]:
+    """Return the records of a file of JSON lines, or an empty list if there is no file. ``shape`` is that of each, for
+    :func:`check_shape`.
 
     A last line that a crash left incomplete is skipped.
 
     Raises:
-        GeomprobeError: if the file cannot be read, or if any other line is damaged.
+        GeomprobeError: if the file cannot be read, or if any other line is damaged or of another shape. The message names the
+            line, and ends with ``advice``.
     """
-    return [parse_json(line, f"{path}, line {number}") for number, line in enumerate(_whole_lines(path), 1)]
+    records = []
+    for number, line in enumerate(_whole_lines(path), 1):
+        what = f"{path}, line {number}"
+        records.append(parse_json(line, what, advice=advice))
+        check_shape(records[-1], shape or {str: object}, what, advice=advice)
+    return records
 
 
 def mend_lines(path: Path) -> None:
@@ -266,12 +289,8 @@ class StepFile:
 
     def records(self) -> list[dict[str, Any]]:
         """Return the records of all complete lines, or an empty list if there is no file."""
-        records: list[dict[str, Any]] = []
-        for number, record in enumerate(read_lines(self.path), 1):
-            what = f"{self.path}, line {number}"
-            check_shape(record, {"format": Format(self.FORMAT), "step": int, str: object}, what)
-            records.append(record)
-        return records
+        shape = {"format": Format(self.FORMAT), "step": int, str: object}
+        return read_lines(self.path, shape, advice="restore the file, or give another one")
 
     def replace(self, records: Iterable[dict[str, Any]]) -> None:
         """Replace the content of the file with ``records``, each of which has a ``step``."""

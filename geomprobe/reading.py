@@ -24,6 +24,7 @@ T = TypeVar("T")
 FORMAT = 1
 """Number of the format of :meth:`Reading.to_dict`."""
 
+_ADVICE = "give what Reading.to_dict() or to_json() returned"
 _CURVE = {"mean": [float | None], "std": (NoneType, [float | None]), "count": [int]}
 _SHAPE = {
     "format": Format(FORMAT),
@@ -193,17 +194,18 @@ class Reading:
         return {"format": FORMAT, "mode": self.mode, "sites": sites, "curves": curves, "notes": list(self.notes)}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], *, what: str = "this is not a reading that Reading.to_dict() returned") -> Self:
+    def from_dict(cls, data: dict[str, Any], *, what: str = "this is not a reading", advice: str = _ADVICE) -> Self:
         """Return the reading from the dict that :meth:`to_dict` returned.
 
         Args:
             data: the dict, in which other names than those of :meth:`to_dict` are ignored.
             what: where it comes from, with which the message of an error begins.
+            advice: what to do, with which it ends.
 
         Raises:
             GeomprobeError: if ``data`` is not such a dict.
         """
-        check_shape(data, _SHAPE, what)
+        check_shape(data, _SHAPE, what, advice=advice)
         reading = cls(mode=data["mode"], sites=tuple(data["sites"]), notes=list(data["notes"]))
         for site, scalars in data["sites"].items():
             for metric, value in scalars.items():
@@ -213,10 +215,10 @@ class Reading:
                 std = None if c["std"] is None else tuple(map(_number, c["std"]))
                 curve = Curve(tuple(map(_number, c["mean"])), std, tuple(c["count"]))
                 if len({len(part) for part in (curve.mean, curve.count, curve.std or curve.mean)}) > 1:
-                    raise GeomprobeError(f"{what}: the lists of curves.{site}.{metric} have different lengths")
+                    raise GeomprobeError(f"{what}: the lists of curves.{site}.{metric} have different lengths; {advice}")
                 reading.add_curve(site, metric, curve)
         if slashed := [name for key in (*reading.values, *reading._curves) if len(name := key.split("/")) != 2]:
-            raise GeomprobeError(f"{what}: {'/'.join(slashed[0])!r} has a slash in the name of a metric or a site")
+            raise GeomprobeError(f"{what}: {'/'.join(slashed[0])!r} has a slash in the name of a metric or a site; {advice}")
         return reading
 
     def to_json(self) -> str:
@@ -230,7 +232,7 @@ class Reading:
         Raises:
             GeomprobeError: if ``text`` is not such a text.
         """
-        return cls.from_dict(parse_json(text, "this is not a reading"))
+        return cls.from_dict(parse_json(text, "this is not a reading", advice=_ADVICE))
 
     def to_pandas(self) -> "pandas.DataFrame":
         """Return a pandas ``DataFrame`` with one row per site and one column per metric.

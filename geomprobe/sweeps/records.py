@@ -54,6 +54,8 @@ _MANIFEST: dict[Any, Any] = {
     "data": {"name": str, "hash": str, "tokens": int, "sample_tokens": int, str: object},
     "versions": {"geomprobe": str, str: str},
 }
+_ADVICE = "give what Record.to_dict() returned"
+_LINE = "restore the file, or remove that line, which is then measured again"
 _WAY_OUT = "restore the file, or give another folder to start a new run"
 
 
@@ -106,21 +108,24 @@ class Record:
         return {"format": FORMAT} | plain | {"reading": None if self.reading is None else self.reading.to_dict()}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], *, what: str = "this is not a record of a sweep") -> Self:
+    def from_dict(cls, data: dict[str, Any], *, what: str = "this is not a record of a sweep", advice: str = _ADVICE) -> Self:
         """Return the record from the dict that :meth:`to_dict` returned.
 
         Args:
             data: the dict.
             what: where it comes from, with which the message of an error begins.
+            advice: what to do, with which it ends.
 
         Raises:
             GeomprobeError: if ``data`` is not such a dict.
         """
-        check_shape(data, _RECORD, what)
+        check_shape(data, _RECORD, what, advice=advice)
         if (data["reading"] is None) == (data["error"] is None):
-            raise GeomprobeError(f"{what}: expected either a reading or an error")
-        reading = None if data["reading"] is None else Reading.from_dict(data["reading"], what=f"{what}, reading")
-        return cls(**{name: value for name, value in data.items() if name != "format"} | {"reading": reading})
+            raise GeomprobeError(f"{what}: expected either a reading or an error; {advice}")
+        plain = {name: value for name, value in data.items() if name not in ("format", "reading")}
+        if data["reading"] is None:
+            return cls(**plain)
+        return cls(**plain, reading=Reading.from_dict(data["reading"], what=f"{what}, reading", advice=advice))
 
 
 class Run:
@@ -147,14 +152,12 @@ class Run:
         """
         path = Path(path)
         try:
-            manifest = read_json(path / MANIFEST)
+            manifest = read_json(path / MANIFEST, advice=_WAY_OUT)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise GeomprobeError(f"{path} is not a run of a sweep: expected a folder that contains {MANIFEST}") from error
-        except GeomprobeError as error:
-            raise GeomprobeError(f"{error}; {_WAY_OUT}") from error
-        check_shape(manifest, _MANIFEST, str(path / MANIFEST))
-        lines = enumerate(read_lines(path / READINGS), 1)
-        records = [Record.from_dict(line, what=f"{path / READINGS}, line {number}") for number, line in lines]
+        check_shape(manifest, _MANIFEST, str(path / MANIFEST), advice=_WAY_OUT)
+        lines = enumerate(read_lines(path / READINGS, advice=_LINE), 1)
+        records = [Record.from_dict(line, what=f"{path / READINGS}, line {n}", advice=_LINE) for n, line in lines]
         latest = {(record.kind, record.name): record for record in records}.values()
         return cls(path, manifest, _in_order(manifest["arguments"], latest))
 

@@ -38,7 +38,8 @@ class Fault:
 
     Attributes:
         case: what goes wrong.
-        says: the whole error or note, in which ``…`` stands for any text: a path, a number, or words of another library.
+        says: the whole error or note, in which ``…`` stands for any text: a path, a number, or words of another library. It is
+            empty if the fault is repaired without one.
         kept: what is kept, or what happens next.
         run: does it in an empty folder, checks what is kept, and returns the whole error or note.
         slow: whether it takes seconds.
@@ -86,7 +87,7 @@ def faults() -> list[Fault]:
 
 def told() -> str:
     """The table in Markdown."""
-    return readme_block.table(COLUMNS, [(line.case, line.says, line.kept) for line in faults()])
+    return readme_block.table(COLUMNS, [(line.case, line.says or "nothing", line.kept) for line in faults()])
 
 
 def refused(action: Callable[[], object]) -> str:
