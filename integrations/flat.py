@@ -22,8 +22,8 @@ def safe_name(name: str) -> str:
 
 def flat(reading: Reading) -> dict[str, float]:
     """Return the scalars of a reading by the names that trackers get: ``geomprobe/<metric>/<site>`` for training, and
-    ``geomprobe/<mode>/<metric>/<site>`` for another mode, such as ``eval`` or ``no_grad``. The name of an evaluation set is made
-    safe (:func:`safe_name`).
+    ``geomprobe/<mode>/<metric>/<site>`` for another mode, such as ``eval`` or ``no_grad``. The name of an evaluation set is
+    made safe (:func:`safe_name`).
 
     Numbers that are not finite, such as those of a metric that is undefined for the measured texts, are left out, which gives a
     gap in a chart. Curves are left out too, because they have one more dimension than a chart over training steps can show.

@@ -582,3 +582,24 @@ def wandb_state_damaged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             pass
 
     return warned(track)
+
+
+@fault(
+    "`sweep --wandb`: the page of a text at the end cannot be made",
+    says="W&B could not get the figures and the page of a text: RuntimeError: no memory. The sweep continues without W&B, and "
+    "its numbers are in …",
+    kept="all records, here and in W&B; the command succeeds",
+)
+def closing_page_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    from geomprobe.tracking.sweep_run import SweepTracker
+
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+    def fails() -> dict[str, str]:
+        raise RuntimeError("no memory")
+
+    def track() -> None:
+        with SweepTracker(folder, "project", {}) as tracker:
+            tracker.finish(dict, fails)
+
+    return warned(track)
