@@ -46,5 +46,6 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str
     |---|---|
     | 1 | 2 |
     """
-    lines = [f"| {' | '.join(row)} |\n" for row in (columns, *rows)]
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in (columns, *rows)]
+    lines = [f"| {' | '.join(row)} |\n" for row in cells]
     return lines[0] + "|---" * len(columns) + "|\n" + "".join(lines[1:])

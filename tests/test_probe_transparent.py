@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -28,6 +28,9 @@ DROPOUT: dict[str, dict[str, Any]] = {
 @dataclass(frozen=True)
 class Broken(Metric):
     """Counts forwards, and raises on the group of sites after ``good`` of them; five sites are two groups."""
+
+    name: ClassVar[str] = "broken"
+    version: ClassVar[int] = 1
 
     good: int = 0
     measured: list[torch.Size] = field(default_factory=list, repr=False, compare=False)

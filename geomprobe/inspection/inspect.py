@@ -18,7 +18,7 @@ from geomprobe.probe import Probe
 from geomprobe.reading import Reading
 from geomprobe.report.token_page import TokenPage
 
-__all__ = ["Inspection", "inspect_text", "visible"]
+__all__ = ["Inspection", "inspect_text", "inspect_tokens", "visible"]
 
 _ON_PAGE = 12
 """Largest number of picks of each kind that the page shows for a token."""
@@ -159,6 +159,23 @@ def inspect_text(
         GeomprobeError: if the text is empty or longer than the model accepts, or if there is no such site or token.
     """
     ids = tokenize(loaded, text)
+    return _inspect(loaded, ids, site=site, all_sites=all_sites, tokens=tokens, progress=progress)
+
+
+def inspect_tokens(loaded: Loaded, ids: Sequence[int], *, all_sites: bool = False) -> Inspection:
+    """Run the tokens of one text through the model, exactly these: see :func:`inspect_text`."""
+    return _inspect(loaded, torch.tensor([list(ids)], device=loaded.model.device), all_sites=all_sites)
+
+
+def _inspect(
+    loaded: Loaded,
+    ids: torch.Tensor,
+    *,
+    site: str | None = None,
+    all_sites: bool = False,
+    tokens: Sequence[str] | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Inspection:
     decoder = find_decoder(loaded.model)
     written = tuple(_written(loaded.tokenizer, token) for token in ids[0].tolist())
     chosen = None if tokens is None else tuple(dict.fromkeys(t for token in tokens for t in _find(token, written)))

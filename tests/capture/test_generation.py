@@ -3,7 +3,7 @@
 import itertools
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -489,6 +489,9 @@ class BrokenLater(Metric):
 @dataclass(frozen=True)
 class BreaksAtNine:
     """Sums nothing, and fails on a batch of nine rows."""
+
+    name: ClassVar[str] = "breaks_at_nine"
+    version: ClassVar[int] = 1
 
     def new_state(self, width: int, device: torch.device) -> dict[str, torch.Tensor]:
         return {"n": torch.zeros((), dtype=torch.float64, device=device)}
