@@ -22,7 +22,7 @@ from geomprobe.errors import GeomprobeError
 from geomprobe.files import append_line, mend_lines, write_whole
 from geomprobe.models.loading import Loaded, load, untrained
 from geomprobe.sweeps.checkpoints import Checkpoint, find_checkpoints, read_ahead, weights_hash
-from geomprobe.sweeps.dataset import Batch, TokenizedTexts, read_documents, tokenize_documents
+from geomprobe.sweeps.dataset import Batch, Documents, TokenizedTexts, read_documents, tokenize_documents
 from geomprobe.sweeps.measure import Measured, gaussian, measure, sample_metrics, token_metrics
 from geomprobe.sweeps.processes import Team
 from geomprobe.sweeps.records import MANIFEST, READINGS, Record, Run
@@ -172,7 +172,7 @@ class _Sweep:
         plan: _Plan,
         team: Team,
         folder: Path,
-        documents: Sequence[str],
+        documents: Documents,
         device: str | None,
         records: dict[Any, Record],
         on_record: Callable[[Record], object] | None,
@@ -246,7 +246,7 @@ class _Sweep:
             raise GeomprobeError(
                 f"texts of {length:,} tokens are longer than this model accepts ({reads:,}): give a smaller length (--length)"
             )
-        return tokenize_documents(loaded.tokenizer, self.documents, tokens=plan.tokens, length=length)
+        return tokenize_documents(loaded.tokenizer, self.documents.texts, tokens=plan.tokens, length=length)
 
     def _batches(self, texts: TokenizedTexts) -> tuple[list[Batch], list[Batch]]:
         """The batches of the sample, of which the first contains the tokens that CKA compares, and the batches of the rest."""
@@ -349,7 +349,7 @@ class _Sweep:
 
 
 @contextmanager
-def _opened(folder: Path, plan: _Plan, documents: Sequence[str]) -> Iterator[Run]:
+def _opened(folder: Path, plan: _Plan, documents: Documents) -> Iterator[Run]:
     """A context manager for the run in ``folder``, new or existing, which is locked while it is written."""
     from filelock import FileLock, Timeout
 
@@ -375,18 +375,21 @@ def _opened(folder: Path, plan: _Plan, documents: Sequence[str]) -> Iterator[Run
         lock.release()
 
 
-def _manifest(plan: _Plan, documents: Sequence[str]) -> dict[str, Any]:
+def _manifest(plan: _Plan, documents: Documents) -> dict[str, Any]:
     import transformers
 
-    hashed = sha256()
-    for document in documents:
-        hashed.update(f"{len(document)}:".encode() + document.encode("utf-8", "surrogatepass"))
     versions = {"geomprobe": version("geomprobe"), "torch": torch.__version__, "transformers": transformers.__version__}
     arguments = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(plan).items()}
     return {
         "arguments": arguments,
-        "data": {"name": plan.data, "hash": hashed.hexdigest(), "documents": len(documents), "tokens": plan.tokens}
-        | {"sample_tokens": min(plan.sample, plan.tokens)},
+        "data": {
+            "name": plan.data,
+            "hash": documents.digest,
+            "documents": len(documents.texts),
+            "skipped": documents.skipped,
+            "tokens": plan.tokens,
+            "sample_tokens": min(plan.sample, plan.tokens),
+        },
         "versions": versions | {"python": platform.python_version()},
     }
 

@@ -42,5 +42,5 @@ def closing_page(run: Run, *, device: str | None = None, trust_remote_code: bool
     )
     names = ("field", "split", "seed")
     documents = read_documents(arguments["data"], **{name: arguments[name] for name in names})
-    ids = tokenize_documents(loaded.tokenizer, documents, tokens=_PAGE, length=_PAGE).ids[0]
+    ids = tokenize_documents(loaded.tokenizer, documents.texts, tokens=_PAGE, length=_PAGE).ids[0]
     return {"tokens": inspect_text(loaded, loaded.tokenizer.decode(ids), all_sites=True).to_html()}

@@ -35,7 +35,7 @@ def run(training: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def texts_of(texts: Path, training: Path) -> TokenizedTexts:
     tokenizer = load(str(training / "checkpoint-1")).tokenizer
-    return tokenize_documents(tokenizer, read_documents(str(texts), field="prose"), tokens=700, length=50)
+    return tokenize_documents(tokenizer, read_documents(str(texts), field="prose").texts, tokens=700, length=50)
 
 
 def test_every_checkpoint_and_the_baselines_once(run: Run) -> None:
