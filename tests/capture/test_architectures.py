@@ -17,14 +17,14 @@ from transformers import DynamicCache
 from geomprobe import AttentionProfile, ContextLasso, GeomprobeError, Metric, Probe, Reading
 from geomprobe.capture.decoder import find_decoder
 from geomprobe.core.attention_summary import AttentionRows
-from tests import reference
+from tests import readme_block, reference
 from tests.capture.watching import on_capture
 from tests.tiny_models import padded, tiny, token_batch
 
 pytestmark = pytest.mark.slow  # it runs every architecture
 
 README = Path(__file__).resolve().parents[2] / "geomprobe" / "capture" / "README.md"
-START, END = "<!-- architectures -->\n", "<!-- /architectures -->\n"
+BLOCK = "architectures"
 COLUMNS = ("Architecture", "Sites", "Hidden states", "Padding", "KV cache", "Attention")
 SITES = ("embed", "layer_00", "layer_01", "layer_02", "final_norm")
 LENGTH = 12  # longer than the window of the architectures that have one
@@ -193,8 +193,7 @@ def measured(name: str) -> tuple[str, ...]:
 
 def table() -> str:
     """The table of all architectures in Markdown."""
-    rows = [COLUMNS, ("---",) * len(COLUMNS), *(measured(name) for name in ARCHITECTURES)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows).replace(" --- ", "---")
+    return readme_block.table(COLUMNS, [measured(name) for name in ARCHITECTURES])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -203,8 +202,9 @@ def test_an_architecture(name: str) -> None:
 
 
 def test_the_readme_tells_what_was_measured() -> None:
-    told = README.read_text("utf-8").partition(START)[2].partition(END)[0]
-    assert told == table(), "the README differs: python -m tests.capture.test_architectures writes the table"
+    assert readme_block.block(README, BLOCK) == table(), (
+        "the README differs: python -m tests.capture.test_architectures writes the table"
+    )
 
 
 @torch.no_grad()
@@ -222,6 +222,4 @@ def test_recurrent_states_that_were_filled_unseen_or_moved() -> None:
 
 
 if __name__ == "__main__":
-    before, start, rest = README.read_text("utf-8").partition(START)
-    _, end, after = rest.partition(END)
-    README.write_text(before + start + table() + end + after, "utf-8")
+    readme_block.write_block(README, BLOCK, table())
