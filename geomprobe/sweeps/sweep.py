@@ -122,7 +122,7 @@ def sweep(
         device_map: ``auto`` for models that do not fit on one device.
         tokenizer: hub id or directory of the tokenizer, for checkpoints that were saved without one.
         trust_remote_code: whether to run Python code that comes with the models. Use it only if you trust the authors.
-        progress: whether to show a progress bar on stderr.
+        progress: whether to show a progress bar on stderr, if that is a terminal.
         on_record: a function that is called in the main process with every record, including those of an earlier session.
 
     Returns:
@@ -454,7 +454,7 @@ def _bar(tokens: int, *, shown: bool) -> Iterator[_Bar]:
     enabled = is_progress_bar_enabled()
     disable_progress_bar()  # the bars of Transformers for loading shards, which would appear for every checkpoint
     try:
-        with tqdm(total=0, unit="tok", unit_scale=True, disable=not shown, leave=False, dynamic_ncols=True) as bar:
+        with tqdm(total=0, unit="tok", unit_scale=True, disable=None if shown else True, leave=False, dynamic_ncols=True) as bar:
             yield _Bar(tokens, bar)
     finally:
         if enabled:
