@@ -5,8 +5,10 @@ import os
 import signal
 import sys
 import warnings
+from _thread import interrupt_main
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from threading import Timer
 from typing import Any, TextIO
 
 import typer
@@ -53,19 +55,40 @@ def keeps(what: str) -> None:
 
 
 class Command(TyperCommand):
-    """A command that keeps stdout for its results, hides what other libraries say, and tells what is kept when it is stopped."""
+    """A command that keeps stdout for its results, hides what other libraries say, and says what is kept when it is stopped."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         keeps(_NOTHING_KEPT)
         try:
-            with _quiet_libraries(), _stdout_for_results():
+            with _interrupts_arrive(), _quiet_libraries(), _stdout_for_results():
                 return super().invoke(ctx)
         except KeyboardInterrupt as error:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the process at once
             if os.environ.get("RANK", "0") == "0":
                 say(f"geomprobe: stopped. {_kept}")
             raise typer.Exit(130) from error
+
+
+@contextmanager
+def _interrupts_arrive() -> Iterator[None]:
+    """A context in which Ctrl-C is not lost. Python ignores a ``KeyboardInterrupt`` that is raised while an object is
+    finalized, as it ignores any exception there, so the signal is sent once more, a moment later."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            before(unraisable)
+            return
+        again = Timer(0.01, interrupt_main)
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager
@@ -79,10 +102,8 @@ def _stdout_for_results() -> Iterator[None]:
             sys.stdout.flush()
             number = os.dup(1)
             os.dup2(2, 1)
-    if number is None:  # a stream of Python's, as in a test
-        _results = sys.stdout
-    else:
-        _results = open(number, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # noqa: SIM115
+    out = sys.stdout  # if it has no number, it is a stream of Python's, as in a test
+    _results = out if number is None else open(number, "w", encoding=out.encoding, errors=out.errors)  # noqa: SIM115
     try:
         with redirect_stdout(sys.stderr):
             yield
@@ -118,8 +139,8 @@ def _show_ours(message: Warning | str, *_: object, **__: object) -> None:
 
 @contextmanager
 def without_loading_bars() -> Iterator[None]:
-    """A context without the progress bars for reading and writing weights, unless ``VERBOSE`` is set. Those of downloads remain."""
-    from huggingface_hub.utils import enable_progress_bars
+    """A context without progress bars for reading and writing weights, unless ``VERBOSE`` is set. Those of downloads remain."""
+    from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
     if os.environ.get(VERBOSE) or not is_progress_bar_enabled():

@@ -25,8 +25,8 @@ _MOST_CHARACTERS = 1 << 26
 
 app = typer.Typer(
     help="Measure the geometry of a language model's representations inside the forward pass.",
-    epilog=f"Results are written to stdout, and everything else to stderr. Set {VERBOSE}=1 to see the warnings, log messages and "
-    "progress bars of other libraries.",
+    epilog=f"Results are written to stdout, and everything else to stderr. Set {VERBOSE}=1 to see the warnings, log messages "
+    "and progress bars of other libraries.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -166,8 +166,8 @@ def tokenize_documents(
     template of the tokenizer.
 
     Raises:
-        GeomprobeError: if no text of two tokens or more is left, or if there are messages and the tokenizer has no chat template
-            or its template refuses them.
+        GeomprobeError: if no text of two tokens or more is left, or if there are messages and the tokenizer has no chat
+            template or its template refuses them.
     """
     texts: list[tuple[int, ...]] = []
     left = tokens
@@ -210,8 +210,8 @@ def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message])
     except Exception as error:  # a template is a program that came with the tokenizer, and can raise errors of many kinds
         raise GeomprobeError(
             f"the chat template of this tokenizer refuses a conversation: {type(error).__name__}: {error}. The conversation "
-            f"begins with {json.dumps(messages[0], ensure_ascii=False)[:80]}: name another tokenizer (--tokenizer), or write the "
-            "conversations as texts into a field of their own (--field)"
+            f"begins with {json.dumps(messages[0], ensure_ascii=False)[:80]}: name another tokenizer (--tokenizer), or write "
+            "the conversations as texts into a field of their own (--field)"
         ) from error
 
 
@@ -257,7 +257,7 @@ def _is_message(value: Any) -> bool:
 
 
 def _json_lines(path: Path, field: str) -> Iterator[_Found]:
-    """The value of ``field`` of every line. Bytes that are not UTF-8 are read as surrogates, so that their line can be named."""
+    """The value of ``field`` of every line. Bytes that are not UTF-8 are read as surrogates, so that their line is known."""
     number = 0
     try:
         with _opened(path) as lines:
@@ -265,7 +265,9 @@ def _json_lines(path: Path, field: str) -> Iterator[_Found]:
                 number += 1
                 place = f"{path}, line {number}"
                 if len(line) > _MOST_CHARACTERS:
-                    raise GeomprobeError(f"{place}: longer than {_MOST_CHARACTERS:,} characters; expected one document per line")
+                    raise GeomprobeError(
+                        f"{place}: longer than {_MOST_CHARACTERS:,} characters; expected one document per line"
+                    )
                 if not line.strip():
                     yield place, None
                     continue
@@ -322,8 +324,8 @@ def _data_set(data: str, field: str, split: str) -> Iterator[_Found]:
         row = next(rows, None)
     except Exception as error:  # a hub and its formats can raise errors of many kinds
         raise GeomprobeError(
-            f"cannot read {data!r}: {_reason(error)}. Expected a .txt, .jsonl, .jsonl.gz or .parquet file that exists, or the id "
-            "of a dataset on the hub that has this split (--split)"
+            f"cannot read {data!r}: {_reason(error)}. Expected a .txt, .jsonl, .jsonl.gz or .parquet file that exists, or the "
+            "id of a dataset on the hub that has this split (--split)"
         ) from error
     number = 1
     while row is not None:
@@ -333,8 +335,8 @@ def _data_set(data: str, field: str, split: str) -> Iterator[_Found]:
             row = next(rows, None)
         except Exception as error:
             raise GeomprobeError(
-                f"cannot read {data!r} after document {number}: {_reason(error)}. Nothing was measured on a part of it; run the "
-                "same command again, or save the dataset to a file and give that"
+                f"cannot read {data!r} after document {number}: {_reason(error)}. Nothing was measured on a part of it; run "
+                "the same command again, or save the dataset to a file and give that"
             ) from error
         number += 1
 

@@ -454,7 +454,9 @@ def _bar(tokens: int, *, shown: bool) -> Iterator[_Bar]:
     enabled = is_progress_bar_enabled()
     disable_progress_bar()  # the bars of Transformers for loading shards, which would appear for every checkpoint
     try:
-        with tqdm(total=0, unit="tok", unit_scale=True, disable=None if shown else True, leave=False, dynamic_ncols=True) as bar:
+        with tqdm(
+            total=0, unit="tok", unit_scale=True, disable=None if shown else True, leave=False, dynamic_ncols=True
+        ) as bar:
             yield _Bar(tokens, bar)
     finally:
         if enabled:

@@ -38,9 +38,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 def geomprobe(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "geomprobe", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment(**variables), timeout=PATIENCE, check=False
-    )
+    return subprocess.run(command, capture_output=True, text=True, env=environment(**variables), timeout=PATIENCE, check=False)
 
 
 def loud(folder: Path) -> dict[str, str]:
@@ -58,7 +56,7 @@ def loud(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
-# -- stdout ------------------------------------------------------------------------------------------------------------------------
+# -- stdout -------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +70,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ["inspect", "{model}", "a dog", "--json"],
         ["inspect", "{model}", "a dog", "--json", "--html", "{tmp}/page.html"],
-        ["bench", "lasso", "--length", "16", "--rounds", "3", "--json"],
+        ["bench", "overhead", "--length", "8", "--batch", "1", "--rounds", "3", "--json"],
         ["dashboard", "--project", "p", "--entity", "e", "--dry-run"],
     ],
     ids=["inspect", "inspect-html", "bench", "dashboard"],
@@ -137,7 +135,7 @@ def test_no_progress_lines_without_a_terminal(model: Path, tmp_path: Path) -> No
     assert [line for line in training.stderr.splitlines() if "it/s" in line or "%|" in line or "?tok" in line] == []
 
 
-# -- Ctrl-C ------------------------------------------------------------------------------------------------------------------------
+# -- Ctrl-C -------------------------------------------------------------------------------------------------------------------
 
 
 def stopped(arguments: list[str], ready: Callable[[], object], **variables: str) -> str:
@@ -191,9 +189,7 @@ def test_paper_that_is_stopped(model: Path, tmp_path: Path, pipe: tuple[str, Cal
     out = tmp_path / "paper"
     arguments = ["paper", "fig1", "--models", str(model), "--data", pipe[0], "--out", str(out), "--fresh"]
     line = stopped(arguments, pipe[1])
-    assert line == (
-        f"geomprobe: stopped. What was finished is kept in {out}; run the same command (without --fresh) to go on"
-    )
+    assert line == (f"geomprobe: stopped. What was finished is kept in {out}; run the same command (without --fresh) to go on")
 
 
 @pytest.mark.slow
@@ -230,6 +226,29 @@ def test_a_demo_that_is_stopped(tmp_path: Path) -> None:
     assert (out / "checkpoint-1" / "model.safetensors").exists()
 
 
+def test_an_interrupt_while_an_object_is_finalized_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python prints and ignores it there."""
+
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def interrupted() -> str:
+        Finalized()
+        for _ in range(500):
+            time.sleep(0.01)
+        return "it was lost"
+
+    monkeypatch.setattr("geomprobe.paper.concordance.to_text", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        result = CliRunner().invoke(app, ["paper", "concordance"])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr == "geomprobe: stopped. Nothing was written; run the same command to start again\n"
+
+
 def test_only_the_main_process_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted() -> str:
         raise KeyboardInterrupt
@@ -243,7 +262,7 @@ def test_only_the_main_process_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         assert result.stderr.count("geomprobe: stopped. ") == count
 
 
-# -- help and usage ----------------------------------------------------------------------------------------------------------------
+# -- help and usage -----------------------------------------------------------------------------------------------------------
 
 
 def commands() -> dict[str, Any]:
@@ -270,7 +289,9 @@ def test_help_fits_80_columns_and_cuts_nothing(name: str, monkeypatch: pytest.Mo
     result = CliRunner().invoke(app, [*name.split(), "--help"])
     assert result.exit_code == 0
     assert max(map(len, result.stdout.splitlines())) <= 80
-    assert "..." not in result.stdout.replace("[ARGS]...", "").replace("}...", "").replace("models...", "").replace("runs...", "").replace("RUN...", "")
+    assert "..." not in result.stdout.replace("[ARGS]...", "").replace("}...", "").replace("models...", "").replace(
+        "runs...", ""
+    ).replace("RUN...", "")
     for parameter in COMMANDS[name].params if name in COMMANDS else []:
         for option in parameter.opts:
             assert option in result.stdout
@@ -310,7 +331,7 @@ def test_wrong_usage_is_told_on_stderr(arguments: list[str], message: str) -> No
     assert "Traceback" not in result.stderr
 
 
-# -- the warnings of geomprobe -----------------------------------------------------------------------------------------------------
+# -- the warnings of geomprobe ------------------------------------------------------------------------------------------------
 
 
 def test_warnings_of_geomprobe_are_lines_without_a_source(monkeypatch: pytest.MonkeyPatch) -> None:

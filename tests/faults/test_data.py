@@ -48,7 +48,7 @@ def stream(monkeypatch: pytest.MonkeyPatch, rows: list[Any], error: Exception | 
     monkeypatch.setitem(sys.modules, "datasets", module)
 
 
-# -- what is left out, and counted ----------------------------------------------------------------------------------------------
+# -- what is left out, and counted --------------------------------------------------------------------------------------------
 
 SKIPPED = b'{"text": "one two"}\n\n{"text": null}\n  \r\n{"text": ""}\n{"text": " \\n"}\n{"text": "three"}\n\n'
 
@@ -97,7 +97,7 @@ def test_the_manifest_and_the_table_say_how_many(tmp_path: Path) -> None:
     assert "6 documents without text (null, empty or blank) were left out" in table(run)
 
 
-# -- conversations ----------------------------------------------------------------------------------------------------------------
+# -- conversations ------------------------------------------------------------------------------------------------------------
 
 
 def test_messages_are_rendered_by_the_chat_template(tmp_path: Path) -> None:
@@ -144,9 +144,9 @@ def no_chat_template(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @fault(
     "data: a chat template that refuses a conversation",
-    says='the chat template of this tokenizer refuses a conversation: TemplateError: no system. The conversation begins with '
-    '{"role": "system", "content": "be brief"}: name another tokenizer (--tokenizer), or write the conversations as texts into a '
-    "field of their own (--field)",
+    says="the chat template of this tokenizer refuses a conversation: TemplateError: no system. The conversation begins with "
+    '{"role": "system", "content": "be brief"}: name another tokenizer (--tokenizer), or write the conversations as texts into '
+    "a field of their own (--field)",
     kept="the checkpoint is recorded with this error",
 )
 def template_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -158,8 +158,8 @@ def template_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @fault(
     "data: a list that is not one of messages",
-    says="…/a.jsonl, line 2: field 'text' is a list of other things than messages, expected text, or a list of messages that have "
-    "a role and a content: name another field (--field)",
+    says="…/a.jsonl, line 2: field 'text' is a list of other things than messages, expected text, or a list of messages that "
+    "have a role and a content: name another field (--field)",
     kept="nothing is measured",
 )
 def other_list(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -167,10 +167,12 @@ def other_list(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return refused(lambda: read_documents(path))
 
 
-# -- what cannot be read ----------------------------------------------------------------------------------------------------------
+# -- what cannot be read ------------------------------------------------------------------------------------------------------
 
 
-@fault("data: a file that is not there", says="cannot read …/a.txt: …; expected a text file in UTF-8", kept="nothing is written")
+@fault(
+    "data: a file that is not there", says="cannot read …/a.txt: …; expected a text file in UTF-8", kept="nothing is written"
+)
 def missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     said = refused(lambda: sweep("model", data=str(folder / "a.txt"), out=folder / "run"))
     assert not (folder / "run").exists()
@@ -219,7 +221,7 @@ def deep(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @fault(
     "data: a line that is as long as a file",
-    says="…/a.jsonl, line 2: longer than 1,000 characters; expected one document per line",
+    says="…/a.jsonl, line 2: longer than … characters; expected one document per line",
     kept="nothing is measured",
 )
 def long_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -248,23 +250,21 @@ def all_empty(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @fault(
-    "data: a .gz whose body is damaged",
+    "data: a .gz that does not have the check sum of its text",
     says="cannot read …/a.jsonl.gz after line …: the compressed file is damaged or not complete (…)",
     kept="nothing is measured",
 )
 def damaged_gzip(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    body = bytearray(gzip.compress(lines(2000)))
-    body[len(body) // 2] ^= 0xFF
-    damaged = refused(lambda: read_documents(written(folder, "a.jsonl.gz", bytes(body))))
-    body[20:60] = bytes(40)  # zlib stops here
-    assert "a.jsonl.gz" in refused(lambda: read_documents(written(folder, "a.jsonl.gz", bytes(body))))
-    return damaged
+    whole = gzip.compress(lines(2000))
+    zeros = refused(lambda: read_documents(written(folder, "a.jsonl.gz", whole[:20] + bytes(40) + whole[60:])))
+    assert "a.jsonl.gz" in zeros  # where it is noticed depends on the place: by zlib, or as text that is no JSON
+    return refused(lambda: read_documents(written(folder, "a.jsonl.gz", whole[:-8] + bytes(8))))
 
 
 @fault(
     "data: a .gz that is cut off",
-    says="cannot read …/a.jsonl.gz after line …: the compressed file is damaged or not complete (Compressed file ended before the "
-    "end-of-stream marker was reached)",
+    says="cannot read …/a.jsonl.gz after line …: the compressed file is damaged or not complete (Compressed file ended before "
+    "the end-of-stream marker was reached)",
     kept="nothing is measured",
 )
 def cut_gzip(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -299,8 +299,8 @@ def stream_lacks_field(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @fault(
     "data: a streamed dataset that breaks off",
-    says="cannot read 'some/dataset' after document 2: ConnectionError: the hub is gone. Nothing was measured on a part of it; run "
-    "the same command again, or save the dataset to a file and give that",
+    says="cannot read 'some/dataset' after document 2: ConnectionError: the hub is gone. Nothing was measured on a part of it; "
+    "run the same command again, or save the dataset to a file and give that",
     kept="nothing is measured",
 )
 def stream_breaks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -310,8 +310,8 @@ def stream_breaks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @fault(
     "data: a dataset that cannot be opened",
-    says="cannot read 'some/dataset': ValueError: no such split. Expected a .txt, .jsonl, .jsonl.gz or .parquet file that exists, or "
-    "the id of a dataset on the hub that has this split (--split)",
+    says="cannot read 'some/dataset': ValueError: no such split. Expected a .txt, .jsonl, .jsonl.gz or .parquet file that "
+    "exists, or the id of a dataset on the hub that has this split (--split)",
     kept="nothing is measured",
 )
 def stream_does_not_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
