@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import platform
 import sys
 import time
@@ -63,15 +64,42 @@ class _Plan:
     trust_remote_code: bool
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "length", "sample", "batch_tokens"):
-            if (value := getattr(self, name)) is not None and value < 2:
-                raise GeomprobeError(f"sweep({name}={value}): expected 2 or more")
+        for name, least in (("tokens", 2), ("sample", 2), ("batch_tokens", 2), ("length", 2), ("sketch", 1), ("seed", None)):
+            value = getattr(self, name)
+            if value is None and name in ("length", "sketch"):
+                continue
+            whole = isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
+            _expect(name, value, whole, "a whole number" if least is None else f"a whole number, {least} or more")
+        for name in ("data", "field", "split"):
+            value = getattr(self, name)
+            _expect(name, value, isinstance(value, str) and value != "", "a text that is not empty")
+        for name in ("device_map", "tokenizer"):
+            _expect(name, getattr(self, name), isinstance(getattr(self, name), str | None), "a text or None")
+        for name in ("baselines", "trust_remote_code"):
+            _expect(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
+        known = ("float32", "bfloat16", "float16", "auto")
+        _expect("dtype", self.dtype, self.dtype in known, f"one of {', '.join(known)}")
+
+
+def _expect(name: str, value: object, holds: bool, expected: str) -> None:
+    """Check an argument of :func:`sweep`."""
+    if not holds:
+        raise GeomprobeError(f"sweep({name}={value!r}): expected {expected}")
+
+
+def _texts(name: str, value: object) -> tuple[str, ...]:
+    """An argument that is a sequence of names or paths."""
+    expected = "a sequence of names" + (" or paths" if name == "models" else ", such as ['step1', 'step512']")
+    _expect(name, value, isinstance(value, Sequence) and not isinstance(value, str | bytes), expected)
+    parts = tuple(os.fspath(part) if isinstance(part, os.PathLike) else part for part in value)  # type: ignore[attr-defined]
+    _expect(name, value, all(isinstance(part, str) and part for part in parts), expected)
+    return parts
 
 
 def sweep(
-    models: Sequence[str] | str,
+    models: Sequence[str | Path] | str | Path,
     *,
-    data: str,
+    data: str | Path,
     out: str | Path,
     revisions: Sequence[str] = (),
     field: str = "text",
@@ -132,10 +160,13 @@ def sweep(
         GeomprobeError: if there is no checkpoint or no text; or if the folder contains a run with other arguments, is being
             written by another process, or cannot be written. Records that were written before are kept.
     """
+    _expect("out", out, isinstance(out, str | os.PathLike) and str(out) != "", "the path of a folder")
+    _expect("on_record", on_record, on_record is None or callable(on_record), "a function or None")
+    _expect("device", device, _is_device(device), "the name of a device, such as 'cpu' or 'cuda:0', or None")
     plan = _Plan(
-        models=(models,) if isinstance(models, str) else tuple(models),
-        revisions=tuple(revisions),
-        data=data,
+        models=_texts("models", [models] if isinstance(models, str | os.PathLike) else models),
+        revisions=_texts("revisions", revisions),
+        data=os.fspath(data) if isinstance(data, os.PathLike) else data,
         field=field,
         split=split,
         tokens=tokens,
@@ -152,7 +183,7 @@ def sweep(
     )
     team = Team()
     checkpoints = team.all_do(lambda: find_checkpoints(plan.models, plan.revisions))
-    documents = team.all_do(lambda: read_documents(data, field=field, split=split, seed=seed))
+    documents = team.all_do(lambda: read_documents(plan.data, field=field, split=split, seed=seed))
     with ExitStack() as stack:
         folder = Path(out)
         run = team.all_do(lambda: stack.enter_context(_opened(folder, plan, documents)) if team.main else None)
@@ -162,6 +193,13 @@ def sweep(
         work.run(checkpoints)
     team.all_do(lambda: None)
     return Run.open(folder)
+
+
+def _is_device(name: object) -> bool:
+    try:
+        return name is None or (isinstance(name, str) and torch.device(name) is not None)
+    except RuntimeError:  # not the name of a device
+        return False
 
 
 class _Sweep:

@@ -282,7 +282,7 @@ def test_two_sweeps_do_not_write_one_folder(begin: Callable[..., Run], tmp_path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tokens": 1}, r"tokens=1\): expected 2 or more"),
+        ({"tokens": 1}, r"tokens=1\): expected a whole number, 2 or more"),
         ({"models": []}, "no model"),
         ({"data": "missing.txt"}, "missing.txt"),
         ({"out": "/dev/null/run"}, "cannot write"),
