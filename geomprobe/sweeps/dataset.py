@@ -147,6 +147,8 @@ def read_documents(data: str, *, field: str = "text", split: str = "train", seed
         else:
             found = _data_set(data, field, split)
         documents = _some(field, found)
+        if name.endswith(".gz"):
+            _check_sum(path)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise GeomprobeError(f"cannot read {data}: {error}") from error
     if not documents.texts:
@@ -283,6 +285,16 @@ def _json_lines(path: Path, field: str) -> Iterator[_Found]:
         raise GeomprobeError(
             f"cannot read {path} after line {number}: the compressed file is damaged or not complete ({error})"
         ) from error
+
+
+def _check_sum(path: Path) -> None:
+    """Read a compressed file to its end, where its check sum stands: a changed byte can leave a text that looks whole."""
+    try:
+        with gzip.open(path) as file:
+            while file.read(1 << 24):
+                pass
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise GeomprobeError(f"cannot read {path}: the compressed file is damaged or not complete ({error})") from error
 
 
 def _opened(path: Path) -> TextIO:

@@ -262,6 +262,18 @@ def damaged_gzip(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @fault(
+    "data: a .gz that is damaged, of which only the start is needed",
+    says="cannot read …/a.jsonl.gz: the compressed file is damaged or not complete (CRC check failed …)",
+    kept="nothing is measured",
+)
+def damaged_gzip_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("geomprobe.sweeps.dataset._MOST_DOCUMENTS", 5)
+    whole = gzip.compress(lines(20_000))
+    assert len(read_documents(written(folder, "a.jsonl.gz", whole)).texts) == 5
+    return refused(lambda: read_documents(written(folder, "a.jsonl.gz", whole[:-8] + bytes(8))))
+
+
+@fault(
     "data: a .gz that is cut off",
     says="cannot read …/a.jsonl.gz after line …: the compressed file is damaged or not complete (Compressed file ended before "
     "the end-of-stream marker was reached)",

@@ -79,6 +79,6 @@ def test_paths_are_names_too(tmp_path: Path) -> None:
 )
 def test_inspect_text_names_the_argument(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
     loaded = load(str(save_checkpoint(tmp_path / "model", 1)), device="cpu")
-    given = {"loaded": loaded, "text": "a dog"} | arguments
+    given: dict[str, Any] = {"loaded": loaded, "text": "a dog"} | arguments
     with pytest.raises(GeomprobeError, match=message):
         inspect_text(given.pop("loaded"), given.pop("text"), **given)
