@@ -12,7 +12,7 @@ from typing import Any, get_args
 from geomprobe.errors import GeomprobeError
 
 __all__ = ["Format", "StepFile", "append_line", "check_shape", "check_writable", "mend_lines", "parse_json", "read_json"]
-__all__ += ["read_lines", "write_whole"]
+__all__ += ["read_lines", "read_text", "write_whole"]
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 _WORDS |= {list: "a list", dict: "an object"}
@@ -191,6 +191,25 @@ def write_whole(path: Path, content: str | bytes) -> None:
         raise GeomprobeError(
             f"cannot write {path}: {error}; give a file in a writable folder with enough free space"
         ) from error
+
+
+def read_text(path: Path, *, most: int) -> str:
+    """Return the first ``most`` characters of a text file in UTF-8, without its byte order mark.
+
+    Raises:
+        GeomprobeError: if the file cannot be read or is not in UTF-8.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+            text = file.read(most)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise GeomprobeError(f"cannot read {path}: {error}; expected a text file in UTF-8") from error
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # Bytes that are not UTF-8 were read as surrogates, so that their line can be named.
+        line = text.count("\n", 0, error.start) + 1
+        raise GeomprobeError(f"cannot read {path}: line {line} is not UTF-8; expected a text file in UTF-8") from error
+    return text
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:

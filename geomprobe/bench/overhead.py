@@ -161,7 +161,7 @@ def bench_memory(
     with (
         torch.no_grad(),
         Probe(model, decoder=decoder, on_error="raise"),
-        tqdm(total=many, unit="tok", unit_scale=True, leave=False) as bar,
+        tqdm(total=many, unit="tok", unit_scale=True, leave=False, disable=None) as bar,
     ):
         while seen < many:
             decoder.base(input_ids=ids, use_cache=False)

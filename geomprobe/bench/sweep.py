@@ -73,7 +73,7 @@ def bench_sweep(
             documents = read_documents(str(text))
             for checkpoint in checkpoints:
                 loaded = load(checkpoint, device=device)
-                texts = tokenize_documents(loaded.tokenizer, documents, tokens=tokens, length=length)
+                texts = tokenize_documents(loaded.tokenizer, documents.texts, tokens=tokens, length=length)
                 for batch in texts.batches(batch_tokens):
                     _forward(loaded.model, batch.ids, batch.mask)
 

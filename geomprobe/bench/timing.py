@@ -44,7 +44,7 @@ def timed(variants: Mapping[str, Callable[[], object]], rounds: int, device: tor
 
     times: dict[str, list[float]] = {name: [] for name in variants}
     names = list(variants)
-    with tqdm(total=rounds * len(names), leave=False) as bar:
+    with tqdm(total=rounds * len(names), leave=False, disable=None) as bar:
         for i in range(rounds):
             for name in names[i % len(names) :] + names[: i % len(names)]:
                 bar.set_description(name)

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
+from geomprobe.cli.console import show
 from geomprobe.errors import GeomprobeError
 from geomprobe.files import write_whole
 from geomprobe.integrations import ProbeCallback
@@ -76,22 +77,22 @@ def run(out: Path, *, steps: int = 400) -> None:
     os.environ.setdefault("WANDB_DIR", str(out))
     os.environ.setdefault("WANDB_PROJECT", "geomprobe-demo")
     os.environ.setdefault("WANDB_SILENT", "true")
-    print("Training a byte-level GPT-NeoX (0.9 million parameters), probed at every layer.", flush=True)
+    show("Training a byte-level GPT-NeoX (0.9 million parameters), probed at every layer.")
     disable_progress_bar()  # the bars for reading and writing shards; those of the training and of the sweep remain
     try:
         demo = train(out, steps=steps)
-        print(f"\n{summary(demo)}\n")
-        print("Sweeping over its checkpoints, an untrained model and Gaussian rows.", flush=True)
+        show(f"\n{summary(demo)}\n")
+        show("Sweeping over its checkpoints, an untrained model and Gaussian rows.")
         training, swept = _finished_run(), sweep_and_report(out, log_spaced(steps))
     finally:
         enable_progress_bar()
-    print()
-    print(f"open the report:      {out / REPORT}")
-    print(f"inspect a text:       geomprobe inspect {out / f'checkpoint-{steps}'} 'def f(x):'")
+    show("")
+    show(f"open the report:      {out / REPORT}")
+    show(f"inspect a text:       geomprobe inspect {out / f'checkpoint-{steps}'} 'def f(x):'")
     if os.environ["WANDB_MODE"] == "offline":
-        print(f"view the training:    {viewer()} {training}")
-        print(f"view the sweep:       {viewer()} {swept}")
-        print(f"upload both to W&B:   wandb login && wandb sync {training} {swept}")
+        show(f"view the training:    {viewer()} {training}")
+        show(f"view the sweep:       {viewer()} {swept}")
+        show(f"upload both to W&B:   wandb login && wandb sync {training} {swept}")
 
 
 def sweep_and_report(out: Path, steps: Sequence[int]) -> Path:

@@ -6,26 +6,50 @@ import os
 import sys
 from contextlib import nullcontext
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from geomprobe.cli.console import VERBOSE, Command, keeps, say, show, without_loading_bars
+from geomprobe.cli.options import Device, Dtype
 from geomprobe.cli.paper import app as paper
 from geomprobe.errors import GeomprobeError
-from geomprobe.files import check_writable, write_whole
+from geomprobe.files import check_writable, read_text, write_whole
 
 __all__ = ["main"]
 
+_MOST_CHARACTERS = 1 << 26
+"""Limit of the text of ``inspect --file``, which is longer than what any model reads."""
+
 app = typer.Typer(
     help="Measure the geometry of a language model's representations inside the forward pass.",
+    epilog=f"Results are written to stdout, and everything else to stderr. Set {VERBOSE}=1 to see the warnings, log messages "
+    "and progress bars of other libraries.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # boxes leave a description 20 of the 80 columns, and cut off the names of options
 )
 
 
-@app.command()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"geomprobe {version('geomprobe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    shown: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """The options of ``geomprobe`` itself."""
+
+
+@app.command(cls=Command, short_help="Train a small model with a probe, sweep, and report.")
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder for checkpoints, readings, W&B runs and the report.")] = Path(
         "geomprobe-demo"
@@ -35,10 +59,11 @@ def demo(
     """Train a small GPT-NeoX with a probe, sweep over its checkpoints, and write a report (offline, CPU, three minutes)."""
     from geomprobe.cli.demo import run
 
+    keeps(f"The checkpoints that were saved are kept in {out}; the same command starts the demo from its beginning")
     run(out, steps=steps)
 
 
-@app.command()
+@app.command(cls=Command, short_help="Measure one text at every layer of a model.")
 def inspect(
     model: Annotated[str, typer.Argument(help="Hub id, directory or .gguf file of a model.")],
     text: Annotated[str | None, typer.Argument(help="The text to run.")] = None,
@@ -58,9 +83,11 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print the sites, curves, tokens and picks as JSON.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     gguf_file: Annotated[str | None, typer.Option(help="Name of the GGUF file inside MODEL.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="Device, such as cpu, cuda or cuda:1. Default: CUDA if available.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run Python code that comes with the model.")] = False,
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of the weights; auto is that of the checkpoint.")] = Dtype.float32,
+    device: Device = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
 ) -> None:
     """Run one text through a model, and print a table of all sites and the information gain of each token."""
     if (text is None) == (file is None):
@@ -73,21 +100,19 @@ def inspect(
     from geomprobe.inspection.inspect import inspect_text
     from geomprobe.models.loading import load
 
-    try:
-        content = text if file is None else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise GeomprobeError(f"cannot read {file}: {error}; expected a text file in UTF-8") from error
-    loaded = load(
-        model, revision=revision, gguf_file=gguf_file, dtype=dtype, device=device, trust_remote_code=trust_remote_code
-    )
+    content = text if file is None else read_text(file, most=_MOST_CHARACTERS)
+    with without_loading_bars():
+        loaded = load(
+            model, revision=revision, gguf_file=gguf_file, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code
+        )
     every = page is not None or project is not None
     with tqdm(desc="layers", unit="", leave=False, disable=None if every else True) as bar:
         inspection = inspect_text(loaded, content or "", site=site, all_sites=every, tokens=token or None, progress=bar.update)
-    print(json.dumps(inspection.to_dict(), allow_nan=False) if as_json else inspection)
+    show(json.dumps(inspection.to_dict(), allow_nan=False) if as_json else inspection)
     document = inspection.to_html() if every else ""
     if page is not None:
         write_whole(page, document)
-        print(f"\nwrote {page}: open it in a browser", file=sys.stderr)
+        say(f"\nwrote {page}: open it in a browser")
     if project is not None:
         from geomprobe.integrations import WandbSink
 
@@ -95,7 +120,7 @@ def inspect(
             sink.log_html("tokens", document)
 
 
-@app.command()
+@app.command(cls=Command, short_help="Measure many checkpoints or models on the same tokens.")
 def sweep(
     models: Annotated[
         list[str],
@@ -104,7 +129,7 @@ def sweep(
     data: Annotated[str, typer.Option(help="A .txt, .jsonl[.gz] or .parquet file, or the id of a dataset (NAME:CONFIG).")],
     out: Annotated[Path, typer.Option(help="Output folder; an existing run is resumed.")],
     revisions: Annotated[str, typer.Option(help="Revisions of one model on the hub: step1,step512,…")] = "",
-    field: Annotated[str, typer.Option(help="Name of the field that contains the text of a document.")] = "text",
+    field: Annotated[str, typer.Option(help="Field with the text of a document, or with its list of messages.")] = "text",
     split: Annotated[str, typer.Option(help="Split of a dataset on the hub.")] = "train",
     tokens: Annotated[int, typer.Option(help="Number of tokens that every checkpoint reads.", min=2)] = 65_536,
     length: Annotated[
@@ -123,13 +148,15 @@ def sweep(
         bool, typer.Option(help="Measure null baselines too: a model with random weights, and Gaussian rows.")
     ] = True,
     wandb: Annotated[str | None, typer.Option("--wandb", help="Log to this W&B project.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="Device, such as cpu, cuda or cuda:1. Default: CUDA if available.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of the weights; auto is that of the checkpoint.")] = Dtype.float32,
+    device: Device = None,
     device_map: Annotated[str | None, typer.Option(help="auto, for models that do not fit on one device.")] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Hub id or directory of the tokenizer, for checkpoints without one.")
     ] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run Python code that comes with the models.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the models.")
+    ] = False,
 ) -> None:
     """Measure many checkpoints, or models of several sizes, on the same tokens. A sweep that was stopped can be resumed."""
     from geomprobe.sweeps.checkpoints import find_checkpoints
@@ -138,6 +165,7 @@ def sweep(
     from geomprobe.tracking.closing import closing_figures, closing_page
     from geomprobe.tracking.sweep_run import SweepTracker
 
+    keeps(f"The records that were finished are kept in {out}; run the same command to go on")
     of = [name.strip() for name in revisions.split(",") if name.strip()]
     main = os.environ.get("RANK", "0") == "0"
     tracker = None
@@ -160,7 +188,7 @@ def sweep(
             seed=seed,
             sketch=sketch,
             baselines=baselines,
-            dtype=dtype,
+            dtype=dtype.value,
             device=device,
             device_map=device_map,
             tokenizer=tokenizer,
@@ -174,15 +202,15 @@ def sweep(
             )
     if not main:
         return
-    print(table(run))
+    show(table(run))
     if run.failed:
         raise GeomprobeError(
             f"{len(run.failed)} of {len(run.records)} records failed (see above); run the same command to try these again"
         )
-    print(f"\nmake a report of it:  geomprobe report {out}", file=sys.stderr)
+    say(f"\nmake a report of it:  geomprobe report {out}")
 
 
-@app.command()
+@app.command(cls=Command, short_help="Write all numbers of a sweep to one table.")
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a sweep.")],
     to: Annotated[Path, typer.Option(help="Output file, .csv or .parquet.")],
@@ -192,10 +220,12 @@ def export(
     from geomprobe.sweeps.export import export as write_table
     from geomprobe.sweeps.records import Run
 
-    write_table(Run.open(run), to)
+    opened = Run.open(run)
+    rows = write_table(opened, to)
+    say(f"wrote {to}: {rows:,} numbers of {len(opened.records) - len(opened.failed)} records, one per row")
 
 
-@app.command()
+@app.command(cls=Command, short_help="Write a page with figures of one or several sweeps.")
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of sweeps.", metavar="RUN...")],
     out: Annotated[
@@ -211,14 +241,14 @@ def report(
     opened = [Run.open(run) for run in runs]
     check_writable(page)
     write_whole(page, report_page(opened))
-    print(f"wrote {page}: open it in a browser", file=sys.stderr)
+    say(f"wrote {page}: open it in a browser")
     if show:
         import webbrowser
 
         webbrowser.open(page.resolve().as_uri())
 
 
-@app.command()
+@app.command(cls=Command, short_help="Save a view of a W&B project with a panel per metric.")
 def dashboard(
     project: Annotated[str, typer.Option(help="W&B project.")],
     entity: Annotated[str | None, typer.Option(help="User or team of the project. Default: the user who is logged in.")] = None,
@@ -228,10 +258,10 @@ def dashboard(
     """Save a view of a W&B project with one panel per metric, over training, checkpoints and model sizes."""
     from geomprobe.tracking import workspace as views
 
-    print(views.to_json(project, entity, name) if dry_run else views.save(project, entity, name))
+    show(views.to_json(project, entity, name) if dry_run else views.save(project, entity, name))
 
 
-app.add_typer(paper, name="paper")
+app.add_typer(paper, name="paper", short_help="Run the figures and tables of the paper on any model.")
 
 
 class Bench(StrEnum):
@@ -245,7 +275,7 @@ class Bench(StrEnum):
     sweep = "sweep"
 
 
-@app.command()
+@app.command(cls=Command, short_help="Measure the cost of geomprobe.")
 def bench(
     what: Annotated[
         Bench,
@@ -257,8 +287,8 @@ def bench(
     model: Annotated[
         str | None, typer.Option(help="Hub id, directory or .gguf file of a model. Default: random weights.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Device, such as cpu or cuda. Default: CUDA if available.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
+    device: Device = None,
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of the weights; auto is that of the checkpoint.")] = Dtype.float32,
     batch: Annotated[int, typer.Option(help="Number of texts per forward.", min=1)] = 2,
     length: Annotated[
         int | None, typer.Option(help="Number of tokens per text. Default: 256, or 512 for lasso.", min=1)
@@ -268,18 +298,36 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Measure the cost of geomprobe relative to the bare model, in interleaved runs."""
+    keeps("Nothing is kept; run the same command to start again")
+    with without_loading_bars():
+        results, text = _bench(
+            what, model=model, device=device, dtype=dtype.value, batch=batch, length=length, tokens=tokens, rounds=rounds
+        )
+    show(json.dumps(results) if as_json else text)
+
+
+def _bench(
+    what: Bench,
+    *,
+    model: str | None,
+    device: str | None,
+    dtype: str,
+    batch: int,
+    length: int | None,
+    tokens: int,
+    rounds: int,
+) -> tuple[dict[str, Any], str]:
+    """The results of a benchmark, and their table."""
     from geomprobe.bench import lasso, overhead
     from geomprobe.bench import sweep as checkpoints
     from geomprobe.bench.timing import table
 
     if what is Bench.lasso:
-        solved = lasso.bench_lasso(model, length=length or 512, rounds=rounds, device=device)
-        print(json.dumps(solved) if as_json else lasso.table(solved))
-        return
+        results = lasso.bench_lasso(model, length=length or 512, rounds=rounds, device=device)
+        return results, lasso.table(results)
     if what is Bench.sweep:
-        swept = checkpoints.bench_sweep(model, tokens=tokens, length=length or 256, rounds=rounds, device=device)
-        print(json.dumps(swept) if as_json else table(swept))
-        return
+        results = checkpoints.bench_sweep(model, tokens=tokens, length=length or 256, rounds=rounds, device=device)
+        return results, table(results)
     random = overhead.bench_model(what, model=model, device=device, dtype=dtype)
     if what is Bench.overhead:
         results = overhead.bench_overhead(random, batch=batch, length=length or 256, rounds=rounds)
@@ -289,7 +337,7 @@ def bench(
         results = overhead.bench_decode(random, rounds=rounds)
     else:
         results = overhead.bench_memory(random)
-    print(json.dumps(results) if as_json else table(results))
+    return results, table(results)
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """``geomprobe paper …``: one command for every figure and table of the paper. Their modules are imported when they run."""
 
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from geomprobe.cli.console import Command, keeps, say, show, without_loading_bars
+from geomprobe.cli.options import Device, Dtype
 from geomprobe.errors import GeomprobeError
 from geomprobe.files import write_whole
 
@@ -29,7 +30,11 @@ EXPERIMENTS = {
 }
 """In the order of the paper, for every experiment its module, which contains it as ``FIG1`` and so on, and its help text."""
 
-app = typer.Typer(help="Run the figures and tables of the paper on any model. Each gives a picture, a page and its numbers.")
+app = typer.Typer(
+    help="Run the figures and tables of the paper on any model. Each gives a picture, a page and its numbers.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 _Models = Annotated[
     list[str],
@@ -39,12 +44,11 @@ _Out = Annotated[Path, typer.Option(help="Output folder for the pictures, pages 
 _Data = Annotated[
     str | None, typer.Option(help="A .txt, .jsonl[.gz] or .parquet file, or the id of a dataset, for fig1 and fig3.")
 ]
-_Field = Annotated[str, typer.Option(help="Name of the field that contains the text of a document.")]
+_Field = Annotated[str, typer.Option(help="Field with the text of a document, or with its list of messages.")]
 _Tokens = Annotated[int, typer.Option(help="Number of tokens of the data that each model reads.", min=256)]
 _Steps = Annotated[int, typer.Option(help="Optimizer steps of the models that are trained if no model is given.", min=1)]
 _Seed = Annotated[int, typer.Option(help="Seed of all random numbers.", min=0, max=2**32 - 1)]
-_Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")]
-_Device = Annotated[str | None, typer.Option(help="Device, such as cpu or cuda. Default: CUDA if available.")]
+_Dtype = Annotated[Dtype, typer.Option(help="Dtype of the weights; auto is that of the checkpoint.")]
 _Fresh = Annotated[bool, typer.Option("--fresh", help="Measure again, even if the folder has numbers of an earlier run.")]
 
 
@@ -57,8 +61,8 @@ def _command(run: "Callable[[Request], object]") -> Callable[..., None]:
         tokens: _Tokens = 8192,
         steps: _Steps = 150,
         seed: _Seed = 0,
-        dtype: _Dtype = "float32",
-        device: _Device = None,
+        dtype: _Dtype = Dtype.float32,
+        device: Device = None,
         fresh: _Fresh = False,
     ) -> None:
         from geomprobe.paper.experiment import Request
@@ -71,11 +75,14 @@ def _command(run: "Callable[[Request], object]") -> Callable[..., None]:
             tokens=tokens,
             steps=steps,
             seed=seed,
-            dtype=dtype,
+            dtype=dtype.value,
             device=device,
             fresh=fresh,
         )
-        run(request)
+        again = " (without --fresh)" if fresh else ""
+        keeps(f"What was finished is kept in {out}; run the same command{again} to go on")
+        with without_loading_bars():
+            run(request)
 
     return command
 
@@ -86,9 +93,9 @@ def _one(name: str) -> "Callable[[Request], Outcome]":
 
         experiment = getattr(import_module(f"geomprobe.paper.{EXPERIMENTS[name][0]}"), name.upper())
         outcome = run_experiment(experiment, request)
-        print(f"\n{outcome}\n")
+        show(f"\n{outcome}\n")
         kept = " (with the numbers of an earlier run; use --fresh to measure again)" if outcome.kept else ""
-        print(f"wrote {request.out / name}.html, .png, .json{kept}", file=sys.stderr)
+        say(f"wrote {request.out / name}.html, .png, .json{kept}")
         return outcome
 
     return run
@@ -110,25 +117,41 @@ def _all(request: "Request") -> None:
                 failed[name] = error
     write_whole(request.out / "index.html", page("The paper, item by item", outcomes))
     for kind, heading in HEADINGS.items():
-        print(f"{heading}\n")
+        show(f"{heading}\n")
         for outcome in outcomes:
             if found := outcome.of_kind(kind):
-                print(outcome.experiment.place, *found, "", sep="\n")
-    print(f"open the results:  {request.out}/index.html")
+                show("\n".join([outcome.experiment.place, *map(str, found), ""]))
+    show(f"open the results:  {request.out}/index.html")
     if failed:
         raise GeomprobeError("; ".join(f"{name} failed: {error}" for name, error in failed.items()))
 
 
-@app.command()
+@app.command(cls=Command, short_help="Every item of the paper, and what computes it here.")
 def concordance() -> None:
     """Every item of the paper in its order: what computes it here, the test of that, and the verdict."""
     from geomprobe.paper.concordance import to_text
 
-    print(to_text())
+    show(to_text())
 
+
+_SHORT = {
+    "fig1": "Figure 1: entropy against model size.",
+    "fig2": "Figure 2: the graph of texts and skills.",
+    "theory": "Section 3: scaling laws, and every statement.",
+    "fig3": "Figure 3: information gain against length.",
+    "tokens": "Section 4.2: what the Lasso and attention pick.",
+    "fig4": "Figure 4: embeddings of texts in contexts.",
+    "fig5": "Figure 5: their JS distances.",
+    "fig6": "Figure 6: their logdet and Riemannian distances.",
+    "errata": "Errors in the printed paper, shown with numbers.",
+}
+"""What the list of commands says, in one line of a terminal."""
 
 for _name, (_, _help) in EXPERIMENTS.items():
-    app.command(_name, help=_help)(_command(_one(_name)))
-app.command("all", help="Run all of them, and write a page of all pictures and verdicts (offline, CPU, under ten minutes).")(
-    _command(_all)
-)
+    app.command(_name, cls=Command, help=_help, short_help=_SHORT[_name])(_command(_one(_name)))
+app.command(
+    "all",
+    cls=Command,
+    help="Run all of them, and write a page of all pictures and verdicts (offline, CPU, under ten minutes).",
+    short_help="Run all of them, and write a page.",
+)(_command(_all))

@@ -158,6 +158,16 @@ def inspect_text(
     Raises:
         GeomprobeError: if the text is empty or longer than the model accepts, or if there is no such site or token.
     """
+    for name, value, kind in (("loaded", loaded, Loaded), ("text", text, str), ("site", site, str | None)):
+        if not isinstance(value, kind):
+            wanted = {
+                "loaded": "what load() returned",
+                "text": "a text",
+                "site": "the name of a site, such as 'final_norm', or None",
+            }
+            raise GeomprobeError(f"inspect_text({name}={value!r:.60}): expected {wanted[name]}")
+    if tokens is not None and (isinstance(tokens, str) or not all(isinstance(token, str) for token in tokens)):
+        raise GeomprobeError(f"inspect_text(tokens={tokens!r}): expected a list of tokens as text, such as ['China', '-1']")
     ids = tokenize(loaded, text)
     return _inspect(loaded, ids, site=site, all_sites=all_sites, tokens=tokens, progress=progress)
 

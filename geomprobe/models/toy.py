@@ -9,10 +9,12 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+from tqdm import tqdm
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     PreTrainedTokenizerFast,
+    PrinterCallback,
     ProgressCallback,
     Trainer,
     TrainerCallback,
@@ -122,6 +124,7 @@ def toy_trainer(
         eval_dataset=held_out,
         callbacks=list(callbacks),
     )
+    trainer.pop_callback(PrinterCallback)  # prints every log if there is no bar
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(_Bar)
     return trainer
@@ -129,6 +132,10 @@ def toy_trainer(
 
 class _Bar(ProgressCallback):  # type: ignore[misc]
     """The progress bar of the Trainer, which shows the loss instead of printing a line for every log."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.training_bar = tqdm(total=state.max_steps, dynamic_ncols=True, disable=None)  # only in a terminal
+        self.current_step = 0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if self.training_bar is not None and logs and "loss" in logs:

@@ -3,11 +3,11 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from threading import Thread
 
 from geomprobe.errors import GeomprobeError
 from geomprobe.models.source import printable
@@ -66,13 +66,10 @@ def read_ahead(checkpoints: Sequence[Checkpoint]) -> Iterator[None]:
     The thread only reads files and does not load models, because loading sets PyTorch's default dtype for the whole process.
     Errors are ignored here: they occur again, and are reported, when the checkpoint is loaded.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="geomprobe-read-ahead") as pool:
-        waiting: list[Future[None]] = [pool.submit(_read, checkpoint) for checkpoint in checkpoints]
-        try:
-            yield
-        finally:
-            for future in waiting:
-                future.cancel()
+    reader = Thread(target=_read_all, args=(checkpoints,), name="geomprobe-read-ahead", daemon=True)
+    reader.start()
+    yield
+    reader.join()  # not after an error or Ctrl-C, which must not wait for a download
 
 
 def weights_hash(model: str) -> str | None:
@@ -137,6 +134,12 @@ def _step(name: str) -> int | None:
     """
     found = re.search(r"(?:step|checkpoint|iter|ckpt)[-_]?0*(\d+)", name)
     return int(found.group(1)) if found else None
+
+
+def _read_all(checkpoints: Sequence[Checkpoint]) -> None:
+    for checkpoint in checkpoints:
+        with suppress(Exception):  # of many kinds, from a hub or a disk
+            _read(checkpoint)
 
 
 def _read(checkpoint: Checkpoint) -> None:

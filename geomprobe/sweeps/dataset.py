@@ -4,26 +4,37 @@ import gzip
 import json
 import random
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from torch import Tensor
 
 from geomprobe.errors import GeomprobeError
+from geomprobe.files import read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Batch", "TokenizedTexts", "read_documents", "text_length", "tokenize_documents"]
+__all__ = ["Batch", "Document", "Documents", "Message", "TokenizedTexts", "read_documents", "text_length", "tokenize_documents"]
 
 _LENGTH = 256
 """Default length of texts. The metrics of the sample cost up to the cube of the length, and many texts are more informative
 than a few long ones."""
+
+Message = Mapping[str, Any]
+"""A message of a conversation, with a ``role`` and a ``content``."""
+
+Document = str | tuple[Message, ...]
+"""A text, or the messages of a conversation."""
+
+_Found = tuple[str, Any]
+"""Where a document was found, and what its field contains."""
 
 _MOST_DOCUMENTS = 10_000
 _MOST_CHARACTERS = 1 << 26
@@ -87,15 +98,39 @@ class TokenizedTexts:
         return [*batches, _padded(held)] if held else batches
 
 
-def read_documents(data: str, *, field: str = "text", split: str = "train", seed: int = 0) -> list[str]:
+@dataclass(frozen=True)
+class Documents:
+    """The documents of a file or dataset, in shuffled order.
+
+    Attributes:
+        texts: the documents. One that is a list of messages becomes a text by the chat template of a tokenizer.
+        skipped: number of documents without text, which are left out: null, empty or blank.
+    """
+
+    texts: tuple[Document, ...]
+    skipped: int = 0
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 hash of the documents in their order."""
+        hashed = sha256()
+        for document in self.texts:
+            text = document if isinstance(document, str) else json.dumps(document, ensure_ascii=False, sort_keys=True)
+            hashed.update(f"{len(text)}:".encode() + text.encode())
+        return hashed.hexdigest()
+
+
+def read_documents(data: str, *, field: str = "text", split: str = "train", seed: int = 0) -> Documents:
     """Return the documents of a file or dataset in shuffled order.
 
-    At most the first 10,000 documents and about 64 million characters are read.
+    At most the first 10,000 documents and about 64 million characters are read. Documents without text (null, empty, or only
+    white space) and blank lines are left out and counted.
 
     Args:
         data: a ``.txt`` (one document), ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file, or the id of a dataset on the hub, with
             its configuration after a colon (``wikitext:wikitext-2-raw-v1``).
-        field: name of the field that contains the text of a document; not used for ``.txt``.
+        field: name of the field that contains the text of a document, or its list of messages, each with a ``role`` and a
+            ``content``; not used for ``.txt``.
         split: split of a dataset on the hub.
         seed: seed of the order.
 
@@ -103,24 +138,29 @@ def read_documents(data: str, *, field: str = "text", split: str = "train", seed
         GeomprobeError: if the data cannot be read, or contain no text in ``field``.
     """
     path = Path(data)
+    name = path.name.lower()
     try:
-        if path.suffix == ".txt":
-            found: Iterable[Any] = [_text(path)]
-        elif path.suffix == ".parquet":
+        if name.endswith(".txt"):
+            found: Iterable[_Found] = [(data, read_text(path, most=_MOST_CHARACTERS))]
+        elif name.endswith(".parquet"):
             found = _parquet(path, field)
-        elif path.name.endswith((".jsonl", ".jsonl.gz", ".json.gz")):
+        elif name.endswith((".jsonl", ".jsonl.gz", ".json.gz")):
             found = _json_lines(path, field)
         elif path.exists():
             raise GeomprobeError(f"{data}: expected a .txt, .jsonl, .jsonl.gz or .parquet file, or the id of a dataset")
         else:
             found = _data_set(data, field, split)
-        documents = _some(data, field, found)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        documents = _some(field, found)
+        if name.endswith(".gz"):
+            _check_sum(path)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise GeomprobeError(f"cannot read {data}: {error}") from error
-    if not documents:
-        raise GeomprobeError(f"{data} contains no text: expected documents that are not empty")
-    random.Random(seed).shuffle(documents)
-    return documents
+    if not documents.texts:
+        read = f": all {documents.skipped:,} documents that were read are empty" if documents.skipped else ""
+        raise GeomprobeError(f"{data} contains no text{read}; expected documents that are not empty")
+    order = list(documents.texts)
+    random.Random(seed).shuffle(order)
+    return replace(documents, texts=tuple(order))
 
 
 def text_length(model: "PreTrainedModel", length: int | None = None) -> int:
@@ -140,20 +180,25 @@ def text_length(model: "PreTrainedModel", length: int | None = None) -> int:
 
 
 def tokenize_documents(
-    tokenizer: "PreTrainedTokenizerBase", documents: Sequence[str], *, tokens: int, length: int
+    tokenizer: "PreTrainedTokenizerBase", documents: Iterable[Document], *, tokens: int, length: int
 ) -> TokenizedTexts:
     """Return the first ``tokens`` tokens of ``documents``, in texts of at most ``length`` tokens. Long documents are divided.
 
-    Texts of a single token are left out, because their token has no earlier tokens.
+    Texts of a single token are left out, because their token has no earlier tokens. Lists of messages are rendered by the chat
+    template of the tokenizer.
 
     Raises:
-        GeomprobeError: if no text of two tokens or more is left.
+        GeomprobeError: if no text of two tokens or more is left, or if there are messages and the tokenizer has no chat
+            template or its template refuses them.
     """
     texts: list[tuple[int, ...]] = []
     left = tokens
     for document in documents:
         # A document may be very long, and a token rarely has more than eight characters: tokenize no more than can be used.
-        ids = tokenizer(document[: 16 * left + 64], verbose=False).input_ids[:left]
+        plain = isinstance(document, str)
+        text = document if isinstance(document, str) else _rendered(tokenizer, document)
+        # A chat template writes the special tokens itself.
+        ids = tokenizer(text[: 16 * left + 64], add_special_tokens=plain, verbose=False).input_ids[:left]
         cut = [tuple(ids[i : i + length]) for i in range(0, len(ids), length)]
         kept = [text for text in cut if len(text) > 1]
         texts += kept
@@ -175,55 +220,130 @@ def _padded(texts: Sequence[tuple[int, ...]]) -> Batch:
     return Batch(ids, mask)
 
 
-def _some(data: str, field: str, found: Iterable[Any]) -> list[str]:
-    documents: list[str] = []
-    characters = 0
-    for number, document in enumerate(islice(found, _MOST_DOCUMENTS), 1):
-        if not isinstance(document, str):
-            raise GeomprobeError(
-                f"{data}, document {number}: field {field!r} is of type {type(document).__name__}, expected text: name another "
-                "field (--field)"
-            )
-        if document.strip():
-            documents.append(document)
-            characters += len(document)
+def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
+    """A conversation as the text that the chat template of the tokenizer writes."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise GeomprobeError(
+            "the documents are lists of messages, and this tokenizer has no chat template: name the tokenizer of a chat model "
+            "(--tokenizer), or write the conversations as texts into a field of their own (--field)"
+        )
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False))
+    except Exception as error:  # a template is a program that came with the tokenizer, and can raise errors of many kinds
+        raise GeomprobeError(
+            f"the chat template of this tokenizer refuses a conversation: {type(error).__name__}: {error}. The conversation "
+            f"begins with {json.dumps(messages[0], ensure_ascii=False)[:80]}: name another tokenizer (--tokenizer), or write "
+            "the conversations as texts into a field of their own (--field)"
+        ) from error
+
+
+def _some(field: str, found: Iterable[_Found]) -> Documents:
+    """The first documents of ``found``, without those that are empty."""
+    documents: list[Document] = []
+    skipped = characters = 0
+    for place, value in islice(found, _MOST_DOCUMENTS):
+        document = _document(place, field, value)
+        if document is None:
+            skipped += 1
+            continue
+        documents.append(document)
+        characters += len(document) if isinstance(document, str) else len(json.dumps(document))
         if characters > _MOST_CHARACTERS:
             break
-    return documents
+    return Documents(tuple(documents), skipped)
 
 
-def _text(path: Path) -> str:
-    with path.open(encoding="utf-8") as file:
-        return file.read(_MOST_CHARACTERS)
-
-
-def _json_lines(path: Path, field: str) -> Iterator[Any]:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise GeomprobeError(f"{path}, line {number}: not JSON ({error})") from error
-            yield _field(f"{path}, line {number}", record, field)
-
-
-def _parquet(path: Path, field: str) -> Iterator[Any]:
+def _document(place: str, field: str, value: Any) -> Document | None:
+    """A document as text or messages, or ``None`` if it is empty."""
+    if value is None or value == []:
+        return None
+    conversation = isinstance(value, list)
+    if not isinstance(value, str) and not (conversation and all(map(_is_message, value))):
+        kind = "a list of other things than messages" if conversation else f"of type {type(value).__name__}"
+        raise GeomprobeError(
+            f"{place}: field {field!r} is {kind}, expected text, or a list of messages that have a role and a content: name "
+            "another field (--field)"
+        )
     try:
-        from pyarrow.lib import ArrowInvalid
+        text = json.dumps(value, ensure_ascii=False) if conversation else value
+        text.encode()
+    except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError
+        raise GeomprobeError(f"{place}: field {field!r} is not valid Unicode text ({error}): mend or remove it") from error
+    if conversation:
+        return tuple(value)
+    return value if value.strip() else None
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and "content" in value
+
+
+def _json_lines(path: Path, field: str) -> Iterator[_Found]:
+    """The value of ``field`` of every line. Bytes that are not UTF-8 are read as surrogates, so that their line is known."""
+    number = 0
+    try:
+        with _opened(path) as lines:
+            while line := lines.readline(_MOST_CHARACTERS + 1):
+                number += 1
+                place = f"{path}, line {number}"
+                if len(line) > _MOST_CHARACTERS:
+                    raise GeomprobeError(
+                        f"{place}: longer than {_MOST_CHARACTERS:,} characters; expected one document per line"
+                    )
+                if not line.strip():
+                    yield place, None
+                    continue
+                try:
+                    line.encode()
+                    record = json.loads(line)
+                except UnicodeEncodeError as error:
+                    raise GeomprobeError(f"{place}: not UTF-8; expected a text file in UTF-8") from error
+                except (ValueError, RecursionError) as error:
+                    raise GeomprobeError(f"{place}: not JSON ({error}); expected one JSON object per line") from error
+                yield place, _field(place, record, field)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise GeomprobeError(
+            f"cannot read {path} after line {number}: the compressed file is damaged or not complete ({error})"
+        ) from error
+
+
+def _check_sum(path: Path) -> None:
+    """Read a compressed file to its end, where its check sum stands: a changed byte can leave a text that looks whole."""
+    try:
+        with gzip.open(path) as file:
+            while file.read(1 << 24):
+                pass
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise GeomprobeError(f"cannot read {path}: the compressed file is damaged or not complete ({error})") from error
+
+
+def _opened(path: Path) -> TextIO:
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", errors="surrogateescape")
+    return path.open(encoding="utf-8-sig", errors="surrogateescape")
+
+
+def _parquet(path: Path, field: str) -> Iterator[_Found]:
+    try:
+        from pyarrow.lib import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise GeomprobeError("reading .parquet needs pyarrow: pip install 'geomprobe[data]'") from error
+    number = 0
     try:
-        file = ParquetFile(path)
-    except ArrowInvalid as error:
-        raise GeomprobeError(f"cannot read {path}: {error}") from error
-    if field not in file.schema_arrow.names:
-        raise GeomprobeError(f"{path} has no field {field!r}: expected one of {', '.join(file.schema_arrow.names)}")
-    for batch in file.iter_batches(columns=[field], batch_size=256):
-        yield from batch.column(0).to_pylist()
+        with ParquetFile(path) as file:
+            if field not in file.schema_arrow.names:
+                raise GeomprobeError(f"{path} has no field {field!r}: expected one of {', '.join(file.schema_arrow.names)}")
+            for batch in file.iter_batches(columns=[field], batch_size=256):
+                for value in batch.column(0):
+                    number += 1
+                    yield f"{path}, row {number}", value.as_py()
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
+        where = f" near row {number + 1}" if number else ""
+        raise GeomprobeError(f"cannot read {path}{where}: {error}; expected a Parquet file that is complete") from error
 
 
-def _data_set(data: str, field: str, split: str) -> Iterator[Any]:
+def _data_set(data: str, field: str, split: str) -> Iterator[_Found]:
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -233,16 +353,29 @@ def _data_set(data: str, field: str, split: str) -> Iterator[Any]:
     name, _, configuration = data.partition(":")
     try:
         rows = iter(load_dataset(name, configuration or None, split=split, streaming=True))
-        first = next(rows, None)
+        row = next(rows, None)
     except Exception as error:  # a hub and its formats can raise errors of many kinds
-        reason = str(error).strip().split("\n")[0]
         raise GeomprobeError(
-            f"cannot read {data!r}: {type(error).__name__}: {reason}. Expected a .txt, .jsonl, .jsonl.gz or .parquet file that "
-            "exists, or the id of a dataset on the hub that has this split (--split)"
+            f"cannot read {data!r}: {_reason(error)}. Expected a .txt, .jsonl, .jsonl.gz or .parquet file that exists, or the "
+            "id of a dataset on the hub that has this split (--split)"
         ) from error
-    if first is not None:
-        yield _field(data, first, field)
-        yield from (row[field] for row in rows)
+    number = 1
+    while row is not None:
+        place = f"{data}, document {number}"
+        yield place, _field(place, row, field)
+        try:
+            row = next(rows, None)
+        except Exception as error:
+            raise GeomprobeError(
+                f"cannot read {data!r} after document {number}: {_reason(error)}. Nothing was measured on a part of it; run "
+                "the same command again, or save the dataset to a file and give that"
+            ) from error
+        number += 1
+
+
+def _reason(error: Exception) -> str:
+    """The kind of an error and the first line of its message."""
+    return f"{type(error).__name__}: {str(error).strip().split(chr(10))[0].rstrip('.')}"
 
 
 def _field(place: str, record: Any, field: str) -> Any:

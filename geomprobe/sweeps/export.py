@@ -18,19 +18,23 @@ checkpoint and is repeated in each of its rows."""
 Row = tuple[str | int | float | None, ...]
 
 
-def export(run: Run, path: Path) -> None:
+def export(run: Run, path: Path) -> int:
     """Write every number of a run to a ``.csv`` or ``.parquet`` file, with one row per position of a curve. NaN is an empty
     cell.
+
+    Returns:
+        The number of rows.
 
     Raises:
         GeomprobeError: if the name has another ending, if pyarrow is missing for ``.parquet``, or if the file cannot be
             written.
     """
+    rows = list(_rows(run))
     if path.suffix == ".csv":
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
-        writer.writerows(_rows(run))
+        writer.writerows(rows)
         write_whole(path, text.getvalue())
     elif path.suffix == ".parquet":
         try:
@@ -40,7 +44,7 @@ def export(run: Run, path: Path) -> None:
             raise GeomprobeError("writing .parquet needs pyarrow: pip install 'geomprobe[data]'") from error
         kinds = {"step": pyarrow.int64(), "parameters": pyarrow.int64(), "position": pyarrow.int64(), "count": pyarrow.int64()}
         kinds |= {"loss": pyarrow.float64(), "value": pyarrow.float64()}
-        columns = list(zip(*_rows(run), strict=True)) or [()] * len(COLUMNS)
+        columns = list(zip(*rows, strict=True)) or [()] * len(COLUMNS)
         arrays = [
             pyarrow.array(column, kinds.get(name, pyarrow.string())) for name, column in zip(COLUMNS, columns, strict=True)
         ]
@@ -49,6 +53,7 @@ def export(run: Run, path: Path) -> None:
         write_whole(path, buffer.getvalue().to_pybytes())
     else:
         raise GeomprobeError(f"{path}: expected a name that ends in .csv or .parquet")
+    return len(rows)
 
 
 def _rows(run: Run) -> Iterator[Row]:

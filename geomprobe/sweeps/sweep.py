@@ -25,7 +25,7 @@ from geomprobe.files import append_line, mend_lines, write_whole
 from geomprobe.models.loading import Loaded, load, untrained
 from geomprobe.reading import Reading
 from geomprobe.sweeps.checkpoints import Checkpoint, find_checkpoints, read_ahead, weights_hash
-from geomprobe.sweeps.dataset import Batch, TokenizedTexts, read_documents, text_length, tokenize_documents
+from geomprobe.sweeps.dataset import Batch, Documents, TokenizedTexts, read_documents, text_length, tokenize_documents
 from geomprobe.sweeps.measure import Measured, anchor_grams, gaussian, measure, sample_metrics, token_metrics
 from geomprobe.sweeps.processes import Team
 from geomprobe.sweeps.records import FORMAT, MANIFEST, READINGS, Place, Record, Run, place
@@ -65,15 +65,42 @@ class _Plan:
     trust_remote_code: bool
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "length", "sample", "batch_tokens"):
-            if (value := getattr(self, name)) is not None and value < 2:
-                raise GeomprobeError(f"sweep({name}={value}): expected 2 or more")
+        for name, least in (("tokens", 2), ("sample", 2), ("batch_tokens", 2), ("length", 2), ("sketch", 1), ("seed", None)):
+            value = getattr(self, name)
+            if value is None and name in ("length", "sketch"):
+                continue
+            whole = isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
+            _expect(name, value, whole, "a whole number" if least is None else f"a whole number, {least} or more")
+        for name in ("data", "field", "split"):
+            value = getattr(self, name)
+            _expect(name, value, isinstance(value, str) and value != "", "a text that is not empty")
+        for name in ("device_map", "tokenizer"):
+            _expect(name, getattr(self, name), isinstance(getattr(self, name), str | None), "a text or None")
+        for name in ("baselines", "trust_remote_code"):
+            _expect(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
+        known = ("float32", "bfloat16", "float16", "auto")
+        _expect("dtype", self.dtype, self.dtype in known, f"one of {', '.join(known)}")
+
+
+def _expect(name: str, value: object, holds: bool, expected: str) -> None:
+    """Check an argument of :func:`sweep`."""
+    if not holds:
+        raise GeomprobeError(f"sweep({name}={value!r}): expected {expected}")
+
+
+def _texts(name: str, value: object) -> tuple[str, ...]:
+    """An argument that is a sequence of names or paths."""
+    expected = "a sequence of names" + (" or paths" if name == "models" else ", such as ['step1', 'step512']")
+    _expect(name, value, isinstance(value, Sequence) and not isinstance(value, str | bytes), expected)
+    parts = tuple(os.fspath(part) if isinstance(part, os.PathLike) else part for part in value)  # type: ignore[attr-defined]
+    _expect(name, value, all(isinstance(part, str) and part for part in parts), expected)
+    return parts
 
 
 def sweep(
-    models: Sequence[str] | str,
+    models: Sequence[str | Path] | str | Path,
     *,
-    data: str,
+    data: str | Path,
     out: str | Path,
     revisions: Sequence[str] = (),
     field: str = "text",
@@ -124,7 +151,7 @@ def sweep(
         device_map: ``auto`` for models that do not fit on one device.
         tokenizer: hub id or directory of the tokenizer, for checkpoints that were saved without one.
         trust_remote_code: whether to run Python code that comes with the models. Use it only if you trust the authors.
-        progress: whether to show a progress bar on stderr.
+        progress: whether to show a progress bar on stderr, if that is a terminal.
         on_record: a function that is called in the main process with every record, including those of an earlier session.
 
     Returns:
@@ -134,10 +161,13 @@ def sweep(
         GeomprobeError: if there is no checkpoint or no text; or if the folder contains a run with other arguments, is being
             written by another process, or cannot be written. Records that were written before are kept.
     """
+    _expect("out", out, isinstance(out, str | os.PathLike) and str(out) != "", "the path of a folder")
+    _expect("on_record", on_record, on_record is None or callable(on_record), "a function or None")
+    _expect("device", device, _is_device(device), "the name of a device, such as 'cpu' or 'cuda:0', or None")
     plan = _Plan(
-        models=(models,) if isinstance(models, str) else tuple(models),
-        revisions=tuple(revisions),
-        data=data,
+        models=_texts("models", [models] if isinstance(models, str | os.PathLike) else models),
+        revisions=_texts("revisions", revisions),
+        data=os.fspath(data) if isinstance(data, os.PathLike) else data,
         field=field,
         split=split,
         tokens=tokens,
@@ -154,7 +184,7 @@ def sweep(
     )
     team = Team()
     checkpoints = team.all_do(lambda: find_checkpoints(plan.models, plan.revisions))
-    documents = team.all_do(lambda: read_documents(data, field=field, split=split, seed=seed))
+    documents = team.all_do(lambda: read_documents(plan.data, field=field, split=split, seed=seed))
     with ExitStack() as stack:
         folder = Path(out)
         run = team.all_do(lambda: stack.enter_context(_opened(folder, plan, documents)) if team.main else None)
@@ -166,6 +196,13 @@ def sweep(
     return Run.open(folder)
 
 
+def _is_device(name: object) -> bool:
+    try:
+        return name is None or (isinstance(name, str) and torch.device(name) is not None)
+    except RuntimeError:  # not the name of a device
+        return False
+
+
 class _Sweep:
     """The loop over checkpoints, with the records and settings that it needs."""
 
@@ -174,7 +211,7 @@ class _Sweep:
         plan: _Plan,
         team: Team,
         folder: Path,
-        documents: Sequence[str],
+        documents: Documents,
         device: str | None,
         records: dict[Any, Record],
         on_record: Callable[[Record], object] | None,
@@ -268,7 +305,7 @@ class _Sweep:
 
     def _cut(self, loaded: Loaded) -> TokenizedTexts:
         length = text_length(loaded.model, self.plan.length)
-        return tokenize_documents(loaded.tokenizer, self.documents, tokens=self.plan.tokens, length=length)
+        return tokenize_documents(loaded.tokenizer, self.documents.texts, tokens=self.plan.tokens, length=length)
 
     def _batches(self, texts: TokenizedTexts) -> tuple[list[Batch], list[Batch]]:
         """The batches of the sample, of which the first contains the tokens that CKA compares, and the batches of the rest."""
@@ -432,7 +469,7 @@ class _Sweep:
 
 
 @contextmanager
-def _opened(folder: Path, plan: _Plan, documents: Sequence[str]) -> Iterator[Run]:
+def _opened(folder: Path, plan: _Plan, documents: Documents) -> Iterator[Run]:
     """A context manager for the run in ``folder``, new or existing, which is locked while it is written."""
     from filelock import FileLock, Timeout
 
@@ -465,19 +502,22 @@ def _opened(folder: Path, plan: _Plan, documents: Sequence[str]) -> Iterator[Run
         lock.release()
 
 
-def _manifest(plan: _Plan, documents: Sequence[str]) -> dict[str, Any]:
+def _manifest(plan: _Plan, documents: Documents) -> dict[str, Any]:
     import transformers
 
-    hashed = sha256()
-    for document in documents:
-        hashed.update(f"{len(document)}:".encode() + document.encode("utf-8", "surrogatepass"))
     versions = {"geomprobe": version("geomprobe"), "torch": torch.__version__, "transformers": transformers.__version__}
     arguments = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(plan).items()}
     return {
         "format": FORMAT,
         "arguments": arguments,
-        "data": {"name": plan.data, "hash": hashed.hexdigest(), "documents": len(documents), "tokens": plan.tokens}
-        | {"sample_tokens": min(plan.sample, plan.tokens)},
+        "data": {
+            "name": plan.data,
+            "hash": documents.digest,
+            "documents": len(documents.texts),
+            "skipped": documents.skipped,
+            "tokens": plan.tokens,
+            "sample_tokens": min(plan.sample, plan.tokens),
+        },
         "versions": versions | {"python": platform.python_version()},
     }
 
@@ -577,7 +617,9 @@ def _bar(tokens: int, *, shown: bool) -> Iterator[_Bar]:
     enabled = is_progress_bar_enabled()
     disable_progress_bar()  # the bars of Transformers for loading shards, which would appear for every checkpoint
     try:
-        with tqdm(total=0, unit="tok", unit_scale=True, disable=not shown, leave=False, dynamic_ncols=True) as bar:
+        with tqdm(
+            total=0, unit="tok", unit_scale=True, disable=None if shown else True, leave=False, dynamic_ncols=True
+        ) as bar:
             yield _Bar(tokens, bar)
     finally:
         if enabled:

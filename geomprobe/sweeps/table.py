@@ -18,14 +18,16 @@ _COLUMNS = {
 
 
 def table(run: Run) -> str:
-    """Return a table for 80 columns, with one line per checkpoint: the loss and numbers of ``final_norm``. The null baselines
-    and the errors of failed checkpoints follow."""
+    """Return a table for 80 columns, with one line per checkpoint: the loss and numbers of ``final_norm``. The null baselines,
+    the number of documents that were left out, and the errors of failed checkpoints follow."""
     shown = [name for name in _COLUMNS if any(_value(record, name) is not None for record in run.records)]
     head = f"{'checkpoint':<20}  {'loss':>6}" + "".join(f"  {_COLUMNS[name][0]:>8}" for name in shown[:5])
     lines = [f"{run.name}: {len(run.checkpoints)} checkpoints, final_norm", "", head]
     lines += [_line(record.name, record, shown[:5]) for record in run.checkpoints]
     nulls = [record for record in run.records if record.kind != "checkpoint" and record.reading is not None]
     lines += ["─" * len(head)] * bool(nulls) + [_line(record.kind, record, shown[:5]) for record in nulls]
+    if skipped := run.manifest.get("data", {}).get("skipped"):
+        lines += ["", f"{skipped:,} documents without text (null, empty or blank) were left out"]
     for record in run.failed:
         said = record.name if record.kind == "checkpoint" else f"{record.kind} {record.name}"
         lines += ["", *textwrap.wrap(f"! {said}: {record.error}", 80, subsequent_indent="  ")]

@@ -88,7 +88,7 @@ def test_inspect_writes_a_page_and_shows_chosen_tokens(stories_model: Path, tmp_
         (["inspect", "{model}", "a dog " * 600], "this model accepts at most 512: give a shorter text"),
         (["inspect", "{tmp}", "text"], "this directory has no config.json"),
         (["inspect", "{broken}", "text"], "cannot load"),
-        (["inspect", "{model}", "text", "--dtype", "int8"], "expected float32, bfloat16, float16 or auto"),
+        (["inspect", "{model}", "--file", "{tmp}"], "cannot read"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, stories_model: Path, tmp_path: Path) -> None:

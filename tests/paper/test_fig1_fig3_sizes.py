@@ -74,7 +74,7 @@ def test_the_users_models_are_measured_as_wei_et_al_have_it(request_: Request, e
     own = entropy.numbers["own"]
     assert own["widths"] == list(WIDTHS)
     loaded = load(request_.models[1])
-    documents = read_documents(str(request_.data))
+    documents = read_documents(str(request_.data)).texts
     experiments = tokenize_documents(loaded.tokenizer, documents, tokens=1000, length=256)
     with torch.no_grad(), Probe(loaded.model, [RepresentationEntropy(center=True, text_spectrum=True)]) as probe:
         for ids in experiments.ids:
@@ -146,7 +146,7 @@ def test_models_stand_by_size_whatever_their_names_say(request_: Request, tmp_pa
 def test_figure_3_is_the_gain_of_texts(request_: Request, gain: Outcome) -> None:
     assert [model["width"] for model in gain.numbers["models"]] == list(WIDTHS)
     loaded = load(request_.models[0])
-    experiments = tokenize_documents(loaded.tokenizer, read_documents(str(request_.data)), tokens=1000, length=256)
+    experiments = tokenize_documents(loaded.tokenizer, read_documents(str(request_.data)).texts, tokens=1000, length=256)
     with torch.no_grad(), Probe(loaded.model, [InformationGain()]) as probe:
         for ids in experiments.ids:
             loaded.model(input_ids=torch.tensor([ids]))

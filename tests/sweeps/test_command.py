@@ -123,6 +123,7 @@ def test_the_manifest_says_what_was_read(run: Run, texts: Path) -> None:
         "name": str(texts),
         "hash": "",
         "documents": 20,
+        "skipped": 0,
         "tokens": OPTIONS["tokens"],
         "sample_tokens": OPTIONS["sample"],
     }

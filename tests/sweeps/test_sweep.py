@@ -35,7 +35,7 @@ def run(training: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def texts_of(texts: Path, training: Path) -> TokenizedTexts:
     tokenizer = load(str(training / "checkpoint-1")).tokenizer
-    return tokenize_documents(tokenizer, read_documents(str(texts), field="prose"), tokens=700, length=50)
+    return tokenize_documents(tokenizer, read_documents(str(texts), field="prose").texts, tokens=700, length=50)
 
 
 def test_every_checkpoint_and_the_baselines_once(run: Run) -> None:
@@ -282,7 +282,7 @@ def test_two_sweeps_do_not_write_one_folder(begin: Callable[..., Run], tmp_path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tokens": 1}, r"tokens=1\): expected 2 or more"),
+        ({"tokens": 1}, r"tokens=1\): expected a whole number, 2 or more"),
         ({"models": []}, "no model"),
         ({"data": "missing.txt"}, "missing.txt"),
         ({"out": "/dev/null/run"}, "cannot write"),
