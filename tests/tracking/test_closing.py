@@ -50,6 +50,7 @@ def test_the_page_shows_the_tokens_that_were_read(
     monkeypatch.setattr(module, "_inspect", watched)
     assert "<!DOCTYPE html>" in closing_page(run)["tokens"]
     tokenizer = load(str(tmp_path / "checkpoint-1")).tokenizer
-    texts = tokenize_documents.texts(tokenizer, read_documents(str(tmp_path / "texts.txt")), tokens=300, length=length or 40)
+    documents = read_documents(str(tmp_path / "texts.txt")).texts
+    texts = tokenize_documents(tokenizer, documents, tokens=300, length=length or 40)
     assert seen == [list(texts.ids[0])]
     assert len(seen[0]) == (length or 40)
