@@ -118,7 +118,7 @@ def failing(out: str, rank: str) -> None:
             failures.append(str(caught.value))
             assert isinstance(caught.value.__cause__, RuntimeError)
             assert snapshot(model) == before
-            assert float(probe.state_dict()["eval/embed/TokenCount()/tokens"]) == 24
+            assert float(probe.state_dict()["eval/embed/token_count.1/tokens"]) == 24
             Path(out, "has failed").touch()
         dist.destroy_process_group()
     report = {"failures": failures, "seconds": seconds, "reading": probe.read().to_dict()}
