@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import accelerate
 import pytest
@@ -76,6 +77,7 @@ HIDDEN, WANTS, SKETCHED = Capture.hidden, Recorder.wants, sketched_eigenvalues
 ONCE = Guard(Capture, "hidden", every_pass)
 PAST = Guard(Call, "past", property(lambda self: 0))
 STARTS = Guard(Call, "starts", lambda self: None)
+REARRANGED = Guard(CachedSequence, "rearranged", property(lambda self: False))
 
 
 # -- which rows are tokens ---------------------------------------------------------------------------------------------------
@@ -119,6 +121,17 @@ def test_padding_without_a_mask() -> None:
         reading = measured(tiny(), {"input_ids": padded(TEXTS, side)["input_ids"]})
         assert reading["tokens/embed"] == 27
         assert [f"use Probe(model, pad_token_id={0})" in note for note in reading.notes] == [True]
+
+
+@guarantee(
+    "rows of one repeated token, which harnesses run to find a batch size",
+    "Approximate: they are counted, and a note says so.",
+    Guard(PaddingCheck, "look", lambda self, call: None),
+)
+def test_rows_of_one_token() -> None:
+    reading = measured(tiny(), {"input_ids": IDS}, {"input_ids": torch.ones(4, 16, dtype=torch.long)})
+    assert reading["tokens/embed"] == 19 + 64
+    assert [note.startswith("rows that consist of one repeated token (id 1) were counted") for note in reading.notes] == [True]
 
 
 @guarantee(
@@ -218,8 +231,10 @@ def stays_open(self: Capture, completed: bool = True) -> None:
 
 @guarantee(
     "activation checkpointing",
-    "Exact. Layers that run again during backward are not counted again.",
+    "Exact. Layers, or a whole decoder, that run again during backward are not counted again.",
     Guard(Capture, "end", stays_open),
+    Guard(hooks, "_in_backward", lambda: False),
+    Guard(hooks, "_is_checkpointed", lambda: False),
 )
 def test_activation_checkpointing() -> None:
     for reentrant in (True, False):
@@ -236,6 +251,7 @@ def test_activation_checkpointing() -> None:
         with Probe(model, METRICS, on_error="raise") as probe:
             model(IDS, labels=IDS, use_cache=False).loss.backward()
         assert probe.read() == plain.read()
+        test_guards.test_a_decoder_that_is_checkpointed_as_a_whole_counts_once_in_training(reentrant)
 
 
 @guarantee(
@@ -311,7 +327,7 @@ def test_generate_without_a_cache() -> None:
 @guarantee(
     "growing prefixes of a text in calls of their own",
     "Exact. They are texts of their own.",
-    Guard(GenerateCall, "current", classmethod(lambda cls: cls("one call", IDS, None, False))),
+    Guard(GenerateCall, "current", classmethod(lambda cls: cls("one call", IDS, None, moves=False))),
 )
 def test_growing_prefixes() -> None:
     test_generation.test_growing_prefixes_in_calls_of_their_own_are_texts_of_their_own(tiny())
@@ -396,12 +412,26 @@ def test_recurrent_states() -> None:
 @guarantee(
     "beam search, assisted decoding",
     "Left out with a note, because rows move and drafts are removed. `on_gain` refuses.",
-    Guard(CachedSequence, "rearranged", property(lambda self: False)),
+    REARRANGED,
+    Guard(GenerateCall, "current", classmethod(lambda cls: None)),
 )
 def test_beam_search_and_assisted_decoding() -> None:
     for how in ({"num_beams": 3}, {"prompt_lookup_num_tokens": 3}):
         test_generation.test_texts_whose_cache_is_rearranged_are_left_out(tiny(), how)
         test_generation.test_live_gains_refuse_a_cache_that_is_rearranged(tiny(), how)
+    for cached in (True, False):
+        test_generation.test_beams_of_an_encoder_decoder_and_without_a_cache_are_left_out(cached)
+
+
+@guarantee(
+    "rows of a cache that are moved or repeated between forwards (`reorder_cache`, `batch_repeat_interleave`)",
+    "Left out with a note. Repeated rows are counted up to there.",
+    REARRANGED,
+    Guard(CachedSequence, "batch", property(lambda self: ANY)),
+)
+def test_rows_moved_on_a_cache() -> None:
+    test_generation.test_rows_that_were_moved_between_the_turns_of_a_chat_are_left_out(tiny())
+    test_generation.test_rows_that_were_repeated_on_a_cache_are_left_out_from_then_on(tiny())
 
 
 @guarantee(
@@ -465,14 +495,23 @@ def test_a_decoder_that_returns_logits() -> None:
 )
 def test_a_forward_that_raises() -> None:
     model = tiny()
-    for error in (RuntimeError("out of memory"), KeyboardInterrupt()):
+    told = {RuntimeError: "a forward raised an exception", KeyboardInterrupt: "a forward had not ended when the next one began"}
+    for error, why in told.items():
         with torch.no_grad(), Probe(model, METRICS) as probe:
-            with failing(model.model.norm, error), pytest.raises(type(error)):
+            with failing(model.model.norm, error()), pytest.raises(error):
                 model(IDS)
             model(IDS)
         assert probe.read().values == measured(model, {"input_ids": IDS}).values
-        (note,) = probe.read().notes
-        assert ("raised an exception" if isinstance(error, Exception) else "was interrupted") in note
+        assert [why in note for note in probe.read().notes] == [True]
+
+
+@guarantee(
+    "a forward that runs the model again (a hook that calls it)",
+    "Left out with a note. The inner forward is counted.",
+    Guard(Capture, "_abandon", lambda self, context: None),
+)
+def test_a_forward_inside_another() -> None:
+    test_guards.test_a_forward_inside_another_one_is_told()
 
 
 @guarantee(
@@ -639,6 +678,24 @@ def test_adapters_and_quantised_weights(tmp_path: Path) -> None:
     test_loading.test_a_gguf_file_reads_as_the_same_weights_do_in_an_ordinary_model("Q8_0", tmp_path)
     prompted = peft.get_peft_model(tiny(), peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")).eval()
     assert measured(prompted, {"input_ids": IDS})["tokens/embed"] == 3 + 19
+
+
+@guarantee(
+    "forwards with different adapters, or with and without them, in one mode (the policy and the reference when DPO evaluates)",
+    "Approximate: both are in the numbers, and a note says so.",
+    Guard(Capture, "notes", lambda self, mode: []),
+)
+def test_adapters_on_and_off() -> None:
+    import peft
+
+    model = peft.get_peft_model(tiny(), peft.LoraConfig(target_modules=["q_proj"])).eval()
+    with torch.no_grad(), Probe(model, METRICS, on_error="raise") as probe:
+        model(IDS)
+        assert probe.read().notes == []
+        with model.disable_adapter():
+            model(IDS)
+    assert probe.read()["tokens/embed"] == 2 * 19
+    assert ["with and without them" in note for note in probe.read().notes] == [True]
 
 
 @pytest.mark.slow
@@ -878,8 +935,8 @@ def trusting(self: Capture, place: int, hidden: Tensor) -> None:
 
 
 @guarantee(
-    "sequence parallelism",
-    "Left out with a note, because each rank holds a part of the texts.",
+    "sequence parallelism, and other hidden states that are not `(batch, length, width)`",
+    "Left out with a note, because a probe needs whole texts.",
     Guard(Capture, "hidden", trusting),
 )
 def test_sequence_parallelism() -> None:
@@ -891,6 +948,7 @@ def test_sequence_parallelism() -> None:
         model.halve = False
 
     left_out(model, halved, "run without sequence parallelism")
+    test_guards.test_hidden_states_of_more_dimensions_are_left_out()
 
 
 @guarantee(
