@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -436,7 +436,8 @@ class _Sweep:
             raise GeomprobeError(
                 f"the file {path.name} is missing or damaged, and {record.name} cannot be measured again ({error})"
             ) from error
-        _write_anchor(path, _anchor_file(record, grams))
+        with suppress(GeomprobeError):  # a full disk is reported when the record is written
+            _write_anchor(path, _anchor_file(record, grams))
         return grams
 
     def _remove_anchors(self, keep: Collection[Path] = ()) -> None:
