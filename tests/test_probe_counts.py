@@ -248,7 +248,10 @@ def test_a_state_of_another_probe_is_refused(saved: list[Metric], loading: list[
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("eval/layer_09/token_count.1/tokens", "this state contains .* make the probe with the arguments of the probe that saved"),
+        (
+            "eval/layer_09/token_count.1/tokens",
+            "this state contains .* make the probe with the arguments of the probe that saved",
+        ),
         ("test/embed/token_count.1/tokens", "this state contains .* make the probe with the arguments of the probe that saved"),
         ("embed/token_count.1/tokens", "is not the name of a sum of a probe: expected mode/site/accumulator/sum"),
         ("x", "is not the name of a sum of a probe"),
