@@ -18,15 +18,15 @@ from geomprobe.cli.main import app
 from geomprobe.cli.paper import EXPERIMENTS
 from geomprobe.paper.concordance import to_html, to_markdown, to_text
 from geomprobe.paper.items import ITEMS, Item
+from tests.readme_block import ROOT, ReadmeBlock
 
-ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "geomprobe" / "paper" / "README.md"
 _PAPER = ROOT.parent / "shared" / "paper.txt"
 
 _STATEMENT = re.compile(r"^\W*(Definition|Assumption|Lemma|Theorem) (\d+\.\d+|[A-Z]\.\d+)\W", re.MULTILINE)
 _EQUATION = re.compile(r"\\quad \((\d+)\)")
 _FIGURE = re.compile(r"^Figure (\d+):", re.MULTILINE)
-_BLOCK = re.compile(r"<!-- concordance -->.*<!-- /concordance -->", re.DOTALL)
+_BLOCK = ReadmeBlock(README, "concordance")
 _TABLE = re.compile(r"^Table (\d+):", re.MULTILINE)
 
 
@@ -102,11 +102,7 @@ def test_names_are_told_apart() -> None:
 
 
 def test_the_readme_has_the_concordance() -> None:
-    assert _BLOCK.findall(README.read_text("utf-8")) == [_block()], "write it anew: python -m tests.paper.test_concordance"
-
-
-def _block() -> str:
-    return f"<!-- concordance -->\n{to_markdown()}<!-- /concordance -->"
+    assert _BLOCK.told() == to_markdown(), "write it anew: python -m tests.paper.test_concordance"
 
 
 def test_its_links_lead_to_files() -> None:
@@ -135,4 +131,4 @@ def test_on_a_page_it_links_to_what_is_there() -> None:
 
 
 if __name__ == "__main__":
-    README.write_text(_BLOCK.sub(lambda _: _block(), README.read_text("utf-8")), "utf-8")
+    _BLOCK.write(to_markdown())
