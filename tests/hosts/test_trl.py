@@ -175,7 +175,7 @@ def test_an_evaluation_in_which_a_reference_runs_says_so(tmp_path: Path, adapted
     assert len(evaluations) == 2
     for reading in evaluations:
         assert reading["texts/final_norm"] == (24 if adapted else 12)
-        assert len(reading.notes) == adapted
+        assert bool(reading.notes) is adapted
         assert all("forwards" in note for note in reading.notes)
 
 
@@ -305,3 +305,36 @@ def test_a_probe_around_a_whole_training(tmp_path: Path) -> None:
     assert_same(probe.read("train"), alone(trained.model, [text for step in seen.steps for text in step.texts]))
     with pytest.raises(GeomprobeError, match="no_grad"):
         probe.read()
+
+
+def test_proximal_policy_optimization(tmp_path: Path) -> None:
+    """The trainer of older versions of TRL wraps the policy and a value model, so the probe is put on the policy."""
+    ppo = pytest.importorskip("trl.experimental.ppo", reason="this version of TRL has no PPO")
+    config, tokens = model().config, tokenizer()
+    config.num_labels = 1
+    scores = [transformers.AutoModelForSequenceClassification.from_config(config) for _ in range(2)]
+    chosen = {"per_device_train_batch_size": 2, "total_episodes": 24, "num_mini_batches": 1, "num_ppo_epochs": 2}
+    options = settings(tmp_path, learning_rate=0.0, bf16=False, response_length=8, num_sample_generations=0, **chosen)
+    del options["max_steps"]
+    policy, seen = model(), LossForwards()
+    tokens.padding_side = "left"
+    trained = ppo.PPOTrainer(
+        args=ppo.PPOConfig(**options),
+        processing_class=tokens,
+        model=policy,
+        ref_model=model(),
+        reward_model=scores[0],
+        value_model=scores[1],
+        train_dataset=datasets.Dataset.from_dict({"input_ids": tokens(letters(24, 2, 8))["input_ids"]}),
+        eval_dataset=datasets.Dataset.from_dict({"input_ids": tokens(letters(4, 2, 8))["input_ids"]}),
+    )
+    seen.on_step_begin(None, None, None)
+    seen.on_train_begin(None, None, None, model=policy)
+    with Probe(policy, on_error="raise") as probe:
+        trained.train()
+    seen.on_train_end(None, None, None)
+    (step,) = seen.steps
+    assert step.padded
+    assert seen.without_gradients
+    assert len(step.texts) == 2 * 24
+    assert_same(probe.read("train"), alone(policy, step.texts))
