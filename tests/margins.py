@@ -97,7 +97,10 @@ class Margins:
         def equal(approx: Any, actual: Any) -> bool:
             expected = approx.expected
             if all(isinstance(x, numbers.Complex) and not isinstance(x, bool | np.bool_) for x in (actual, expected)):
-                error = 0.0 if actual == expected else abs(complex(actual) - complex(expected))
+                try:
+                    error = 0.0 if actual == expected else abs(complex(actual) - complex(expected))
+                except OverflowError:
+                    error = math.inf
                 if math.isfinite(error):  # else no bound is used: the comparison itself decides
                     self._keep(np.asarray(error), np.asarray(float(approx.tolerance)))
             return bool(plain(approx, actual))

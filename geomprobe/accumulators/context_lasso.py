@@ -40,8 +40,8 @@ class ContextLassoSum:
         penalty: α or λ of the convention below.
         convention: ``"sklearn"`` for ``1/(2d)‖z − Zβ‖² + α‖β‖₁``; ``"literal"`` for ``‖z − Zβ‖² + λ‖β‖₁``.
         threshold: weight above which a row counts as picked.
-        rate: share of targets that are solved. The choice depends on the content of a row only, so it is the same in every
-            batch and on every rank.
+        rate: share of targets that are solved. The choice depends on the position of a token and on the length of its text
+            only, so it is the same in every batch, on every rank and on every machine.
         tol: duality gap to which each target is solved.
         compare: whether to compare the Lasso weights with attention weights.
     """
@@ -130,12 +130,14 @@ class ContextLassoSum:
         return (rows.width,) if self.convention == "sklearn" else ()
 
     def _sampled(self, rows: Rows) -> Tensor:
-        """A pseudo-random share of the rows, chosen by a hash of the row's norm."""
+        """A share of the positions, spread evenly: steps of the golden ratio, with another beginning for every text length.
+
+        They are computed in whole numbers only. A choice by the content of rows would differ with the rounding of a machine.
+        """
         if self.rate >= 1:
             return torch.ones_like(rows.valid)
-        bits = torch.where(rows.valid, rows.norms, 0).float().view(torch.int32).long()
-        mixed = (bits * 2654435761) % 2**32
-        return ((mixed >> 8) % 2**16).double() < self.rate * 2**16
+        length = rows.counts.long()[..., rows.text]
+        return (rows.position * 2654435769 + length * 2246822519) % 2**32 < self.rate * 2**32
 
     @staticmethod
     def _distances(rows: Rows, places: Tensor) -> tuple[Tensor, Tensor]:
