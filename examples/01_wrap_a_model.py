@@ -15,8 +15,8 @@ from geomprobe import Probe
 TEXTS = ["The capital of France is Paris, and that of Italy is Rome.", "A stitch in time saves nine."]
 
 if len(sys.argv) > 1:
-    model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
-    tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=False).eval()
+    tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=False)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     batch = tokenizer(TEXTS, return_tensors="pt", padding=True)
 else:

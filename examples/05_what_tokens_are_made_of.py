@@ -16,8 +16,8 @@ from geomprobe import AttentionProfile, ContextLasso, Probe
 TEXT = "Is Paris the capital of France? Yes. Is Beijing the capital of China? Yes. Is Rome the capital of Italy?"
 
 if len(sys.argv) > 1:
-    model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
-    ids = AutoTokenizer.from_pretrained(sys.argv[1])(TEXT, return_tensors="pt")["input_ids"]
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=False).eval()
+    ids = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=False)(TEXT, return_tensors="pt")["input_ids"]
 else:
     torch.manual_seed(0)
     config = LlamaConfig(

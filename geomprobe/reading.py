@@ -4,12 +4,14 @@ import html
 import json
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from geomprobe.accumulators.state import Accumulator, State, TokenCount
 from geomprobe.errors import GeomprobeError
+from geomprobe.files import Format, check_shape, parse_json
 from geomprobe.metrics.base import Curve, Metric
 
 if TYPE_CHECKING:
@@ -18,6 +20,20 @@ if TYPE_CHECKING:
 __all__ = ["Reading"]
 
 T = TypeVar("T")
+
+FORMAT = 1
+"""Number of the format of :meth:`Reading.to_dict`."""
+
+_ADVICE = "give what Reading.to_dict() or to_json() returned"
+_CURVE = {"mean": [float | None], "std": (NoneType, [float | None]), "count": [int]}
+_SHAPE = {
+    "format": Format(FORMAT),
+    "mode": str,
+    "sites": {str: {str: float | None}},
+    "curves": {str: {str: _CURVE}},
+    "notes": [str],
+    str: object,  # a step, or the tokens of an inspected text
+}
 
 # The columns of the printed table, in order. All other numbers are listed by name under it.
 _COLUMNS = {
@@ -157,11 +173,17 @@ class Reading:
             _curves=other._curves | self._curves,
         )
 
+    def without(self, metrics: Collection[str]) -> "Reading":
+        """Return this reading without the scalars of ``metrics`` and the notes that begin with their names."""
+        values = {key: value for key, value in self.values.items() if key.split("/")[0] not in metrics}
+        notes = [note for note in self.notes if note.split(" ")[0] not in metrics]
+        return Reading(mode=self.mode, sites=self.sites, values=values, notes=notes, _curves=dict(self._curves))
+
     # -- save and load ------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict that can be written as JSON, with NaN as ``None``:
-        ``{"mode": …, "sites": {site: {metric: value}}, "curves": {site: {metric: …}}, "notes": […]}``."""
+        ``{"format": 1, "mode": …, "sites": {site: {metric: value}}, "curves": {site: {metric: …}}, "notes": […]}``."""
         curves: dict[str, dict[str, Any]] = {}
         for key, curve in self._curves.items():
             metric, site = key.split("/")
@@ -169,28 +191,34 @@ class Reading:
             entry = {"mean": [_finite(x) for x in curve.mean], "std": std, "count": list(curve.count)}
             curves.setdefault(site, {})[metric] = entry
         sites = {site: {name: _finite(value) for name, value in self.site(site).items()} for site in self.sites}
-        return {"mode": self.mode, "sites": sites, "curves": curves, "notes": list(self.notes)}
+        return {"format": FORMAT, "mode": self.mode, "sites": sites, "curves": curves, "notes": list(self.notes)}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
+    def from_dict(cls, data: dict[str, Any], *, what: str = "this is not a reading", advice: str = _ADVICE) -> Self:
         """Return the reading from the dict that :meth:`to_dict` returned.
+
+        Args:
+            data: the dict, in which other names than those of :meth:`to_dict` are ignored.
+            what: where it comes from, with which the message of an error begins.
+            advice: what to do, with which it ends.
 
         Raises:
             GeomprobeError: if ``data`` is not such a dict.
         """
-        try:
-            reading = cls(mode=data["mode"], sites=tuple(data["sites"]), notes=list(data["notes"]))
-            for site, scalars in data["sites"].items():
-                for metric, value in scalars.items():
-                    reading.add(site, metric, _number(value))
-            for site, curves in data["curves"].items():
-                for metric, c in curves.items():
-                    std = None if c["std"] is None else tuple(map(_number, c["std"]))
-                    reading.add_curve(site, metric, Curve(tuple(map(_number, c["mean"])), std, tuple(c["count"])))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise GeomprobeError(
-                f"this is not a reading: {type(error).__name__}: {error}; expected a dict that Reading.to_dict() returned"
-            ) from error
+        check_shape(data, _SHAPE, what, advice=advice)
+        reading = cls(mode=data["mode"], sites=tuple(data["sites"]), notes=list(data["notes"]))
+        for site, scalars in data["sites"].items():
+            for metric, value in scalars.items():
+                reading.add(site, metric, _number(value))
+        for site, curves in data["curves"].items():
+            for metric, c in curves.items():
+                std = None if c["std"] is None else tuple(map(_number, c["std"]))
+                curve = Curve(tuple(map(_number, c["mean"])), std, tuple(c["count"]))
+                if len({len(part) for part in (curve.mean, curve.count, curve.std or curve.mean)}) > 1:
+                    raise GeomprobeError(f"{what}: the lists of curves.{site}.{metric} have different lengths; {advice}")
+                reading.add_curve(site, metric, curve)
+        if slashed := [name for key in (*reading.values, *reading._curves) if len(name := key.split("/")) != 2]:
+            raise GeomprobeError(f"{what}: {'/'.join(slashed[0])!r} has a slash in the name of a metric or a site; {advice}")
         return reading
 
     def to_json(self) -> str:
@@ -204,11 +232,7 @@ class Reading:
         Raises:
             GeomprobeError: if ``text`` is not such a text.
         """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise GeomprobeError(f"this is not a reading: not JSON ({error})") from error
-        return cls.from_dict(data)
+        return cls.from_dict(parse_json(text, "this is not a reading", advice=_ADVICE))
 
     def to_pandas(self) -> "pandas.DataFrame":
         """Return a pandas ``DataFrame`` with one row per site and one column per metric.

@@ -201,7 +201,11 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self.probe = probe
         self._ran, self._selected, self._said = 0, 0, set()
         self._schedule = self._logged_steps(args, state, train_dataloader) if self.when is None else self.when
-        self._rewind(state.global_step)
+        try:
+            self._rewind(state.global_step)
+        except (GeomprobeError, OSError):  # the file is not ours, or cannot be written: training does not begin
+            self.close()
+            raise
         if state.global_step and not self.history:  # the earlier steps were measured by another process
             self.history = self._earlier(_saved(args, state))
 

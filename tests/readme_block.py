@@ -1,28 +1,51 @@
-"""Blocks of README files that tests generate: a table between two comments."""
+"""Blocks of README files that tests write, and hold to what they measured: between ``<!-- name -->`` and ``<!-- /name -->``."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["block", "table", "write_block"]
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
+@dataclass(frozen=True)
+class ReadmeBlock:
+    """A block of a README.
+
+    Attributes:
+        readme: the file.
+        name: the name in the comments around the block.
+    """
+
+    readme: Path
+    name: str
+
+    def told(self) -> str:
+        """Return what stands in the block."""
+        return self._parts()[1]
+
+    def write(self, text: str) -> None:
+        """Replace what stands in the block."""
+        before, _, after = self._parts()
+        self.readme.write_text(before + text + after, "utf-8")
+
+    def _parts(self) -> tuple[str, str, str]:
+        """The file before the block, the block, and the file after it."""
+        start, end = f"<!-- {self.name} -->\n", f"<!-- /{self.name} -->\n"
+        before, found, rest = self.readme.read_text("utf-8").partition(start)
+        block, ended, after = rest.partition(end)
+        assert found, f"no {start.strip()} in {self.readme}"
+        assert ended, f"no {end.strip()} in {self.readme}"
+        return before + start, block, end + after
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown.
+
+    >>> print(markdown_table(("a", "b"), [("1", "2")]), end="")
+    | a | b |
+    |---|---|
+    | 1 | 2 |
+    """
     cells = [[cell.replace("|", r"\|") for cell in row] for row in (columns, *rows)]
     lines = [f"| {' | '.join(row)} |\n" for row in cells]
-    return "".join([lines[0], "|" + "---|" * len(columns) + "\n", *lines[1:]])
-
-
-def block(readme: Path, name: str) -> str:
-    """What a README contains between ``<!-- name -->`` and ``<!-- /name -->``."""
-    return readme.read_text("utf-8").partition(f"<!-- {name} -->\n")[2].partition(f"<!-- /{name} -->\n")[0]
-
-
-def write_block(readme: Path, name: str, content: str) -> None:
-    """Replace the content of a block."""
-    start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
-    before, found, rest = readme.read_text("utf-8").partition(start)
-    _, closed, after = rest.partition(end)
-    assert found, f"{readme} has no line {start!r}"
-    assert closed, f"{readme} has no line {end!r}"
-    readme.write_text(before + start + content + end + after, "utf-8")
+    return lines[0] + "|---" * len(columns) + "|\n" + "".join(lines[1:])

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -22,6 +22,9 @@ from tests.tiny_models import tiny, token_batch
 @dataclass(frozen=True)
 class NormSum:
     """A third party's accumulator: the sum of row norms."""
+
+    name: ClassVar[str] = "norm"
+    version: ClassVar[int] = 1
 
     def new_state(self, width: int, device: torch.device) -> State:
         return {"norm": torch.zeros((), dtype=torch.float64, device=device)}
@@ -139,6 +142,9 @@ def test_no_setting_of_the_user_changes_the_numbers(context: Callable[[], Any]) 
 @dataclass(frozen=True)
 class Surroundings(NormSum):
     """Sees under what settings accumulators compute."""
+
+    name: ClassVar[str] = "surroundings"
+    version: ClassVar[int] = 1
 
     def contribution(self, rows: Rows) -> State:
         assert matmul_settings()[1:] == ["ieee", "ieee"]

@@ -53,7 +53,7 @@ SLOW = ("tests/capture", "tests/integrations", "tests/tracking", "tests/models")
 """Where slow tests run as well: those of W&B's processes, of Trainer, of compiled graphs, and of quantised models."""
 
 TOOLS = ("test", "hosts")
-"""Extras that only tests need: their floors are not tested."""
+"""Extras that only tests need. Every set uses those that are installed, whatever else they ask for."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,9 @@ def build(name: str, folder: Path) -> Path:
     constraints.write_text("".join(f"{package}=={version}\n" for package, version in wanted.items()), "utf-8")
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "-c", str(constraints)]
     command += ["--upgrade", "--upgrade-strategy", "eager"] if name == "latest" else []
+    extras = ",".join(name for name in project()["optional-dependencies"] if name not in TOOLS)
     # setuptools stands behind on the path: an isolated build would fetch one of its own.
-    subprocess.run([*command, "--no-build-isolation", "-e", f"{ROOT}[test]"], check=True)
+    subprocess.run([*command, "--no-build-isolation", "-e", f"{ROOT}[{extras}]"], check=True)
     mark.write_text(made_of, "utf-8")
     return python
 

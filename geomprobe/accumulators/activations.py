@@ -1,6 +1,7 @@
 """Sums over texts of the largest and the median activation of each text."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ class ActivationSum:
     Each text has its own median, so the texts are processed one by one: one selection among n·d numbers for each text and site,
     each of which waits for the device.
     """
+
+    name: ClassVar[str] = "activations"
+    version: ClassVar[int] = 1
 
     def new_state(self, width: int, device: torch.device) -> State:
         return zeros(dict.fromkeys(("texts", "max", "median", "massive", "ratio", "ratio_texts"), ()), device)

@@ -1,7 +1,7 @@
 """Sums over tokens of summaries of their attention weights."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ class AttentionSum:
     ``head_first``, ``head_distance`` and ``head_count``; by position in the text ``entropy_at`` and ``count``; ``octaves``, the
     weight averaged over heads by distance: 0, 1, 2–3, 4–7, …
     """
+
+    name: ClassVar[str] = "attention"
+    version: ClassVar[int] = 1
 
     @property
     def attention(self) -> Literal["rows"]:

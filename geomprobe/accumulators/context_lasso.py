@@ -1,7 +1,7 @@
 """Sums over the Lasso regressions of rows on the earlier rows of their text."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +45,9 @@ class ContextLassoSum:
         tol: duality gap to which each target is solved.
         compare: whether to compare the Lasso weights with attention weights.
     """
+
+    name: ClassVar[str] = "context_lasso"
+    version: ClassVar[int] = 1
 
     penalty: float = 1e-4
     convention: Literal["sklearn", "literal"] = "sklearn"

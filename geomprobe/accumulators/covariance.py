@@ -1,6 +1,7 @@
 """The running covariance of unit rows, and the quantities computed from it."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,9 @@ class Covariance:
         exact: whether to compute products in float64 too, at twice the cost. Needed for a noise or distortion much smaller than
             the paper's.
     """
+
+    name: ClassVar[str] = "covariance"
+    version: ClassVar[int] = 1
 
     center: bool = False
     exact: bool = False

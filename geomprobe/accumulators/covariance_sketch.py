@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ class CovarianceSketch:
             accumulators.
         exact: whether to compute products in float64, for distortions much smaller than the paper's.
     """
+
+    name: ClassVar[str] = "covariance_sketch"
+    version: ClassVar[int] = 1
 
     rank: int
     center: bool = False

@@ -1,6 +1,7 @@
 """Sums of the angles between successive steps of the hidden states of a text."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ class CurvatureSum:
     is no longer than the rounding errors of its rows (8 eps of the longer one), as between two equal tokens at the start of a
     text. These have no angle and are not part of the other sums.
     """
+
+    name: ClassVar[str] = "curvature"
+    version: ClassVar[int] = 1
 
     def new_state(self, width: int, device: torch.device) -> State:
         return zeros(dict.fromkeys(("angle", "angle_sq", "count"), (0,)) | {"still": ()}, device)

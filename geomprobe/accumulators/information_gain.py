@@ -1,6 +1,7 @@
 """Sums of the information gain of every token on the earlier tokens of its text."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ class InformationGainSum:
     Args:
         sigma: noise σ, 0.01 in the paper.
     """
+
+    name: ClassVar[str] = "information_gain"
+    version: ClassVar[int] = 1
 
     sigma: float = 0.01
 

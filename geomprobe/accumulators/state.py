@@ -6,23 +6,34 @@ float64 tensors. Two states are merged by adding them, after their curves have b
 one rule, micro-batches, gradient accumulation, several ranks (one all-reduce), saving and resuming need no further code.
 """
 
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from geomprobe.core.rows import Rows
+from geomprobe.errors import GeomprobeError
 
-__all__ = ["Accumulator", "ReadsAttention", "State", "TokenCount", "add", "copy_state", "merge", "pad_to", "zeros"]
+__all__ = ["Accumulator", "Key", "ReadsAttention", "State", "TokenCount", "add", "copy_state", "identity", "merge", "pad_to"]
+__all__ += ["zeros"]
 
 State = dict[str, Tensor]
 
 
 @runtime_checkable
 class Accumulator(Protocol):
-    """A hashable description of sums over rows of hidden states. Implementations are frozen dataclasses."""
+    """A hashable description of sums over rows of hidden states. Implementations are frozen dataclasses.
+
+    Attributes:
+        name: the name under which the sums are saved, which stays the same when the class is renamed.
+        version: number of the definition of the sums. It is raised when they change, so that old and new sums are never added.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
 
     def new_state(self, width: int, device: torch.device) -> State:
         """Return the initial state of one site, in which all sums are zero, for rows of ``width`` numbers."""
@@ -55,12 +66,73 @@ class TokenCount:
     that the model generated, token by token), ``nonfinite`` (rows that were left out because they contained NaN or Inf).
     """
 
+    name: ClassVar[str] = "token_count"
+    version: ClassVar[int] = 1
+
     def new_state(self, width: int, device: torch.device) -> State:
         return zeros({"tokens": (), "texts": (), "generated": (), "nonfinite": ()}, device)
 
     def contribution(self, rows: Rows) -> State:
         counts = {"tokens": rows.used, "texts": rows.seen, "generated": rows.seen * rows.generated}
         return counts | {"nonfinite": rows.mask.sum() - rows.used}
+
+
+class Key(NamedTuple):
+    """The name of one sum of a probe: ``str(key)`` is ``mode/site/accumulator/sum``.
+
+    >>> Key.parse("eval/layer_00/covariance.1(center=true)/outer").accumulator
+    'covariance.1(center=true)'
+    """
+
+    mode: str
+    site: str
+    accumulator: str
+    sum: str
+
+    def __str__(self) -> str:
+        return "/".join(self)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the key of a name.
+
+        Raises:
+            GeomprobeError: if ``text`` is not such a name.
+        """
+        start, _, name = text.rpartition("/")
+        parts = start.split("/", 2)
+        if len(parts) < 3:
+            raise GeomprobeError(f"{text!r} is not the name of a sum of a probe: expected mode/site/accumulator/sum")
+        mode, site, accumulator = parts
+        return cls(mode, site, accumulator, name)
+
+
+def identity(accumulator: Accumulator) -> str:
+    """Return the name, the version, and the options that differ from their defaults. It is the same in every process and in
+    files, and stays the same when an option is added.
+
+    >>> identity(TokenCount())
+    'token_count.1'
+
+    Raises:
+        GeomprobeError: if the accumulator has no name or version, or an option that is neither text, number, truth value nor
+            ``None``, or a sequence of these.
+    """
+    try:
+        start = f"{accumulator.name}.{accumulator.version}"
+        changed = [f"{name}={json.dumps(value)}" for name, value in _changed_options(accumulator).items()]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise GeomprobeError(
+            f"{type(accumulator).__name__} cannot be an accumulator ({error}): expected a frozen dataclass with a name, a "
+            "version and options that are text, numbers or truth values"
+        ) from error
+    return start + f"({','.join(changed)})" * bool(changed)
+
+
+def _changed_options(accumulator: Accumulator) -> dict[str, Any]:
+    options = {field: getattr(accumulator, field.name) for field in fields(accumulator) if field.compare}  # type: ignore[arg-type]
+    floats = {f: float(value) if isinstance(f.default, float) else value for f, value in options.items()}  # 1 is 1.0
+    return {f.name: value for f, value in floats.items() if f.default is MISSING or value != f.default}
 
 
 def zeros(shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> State:

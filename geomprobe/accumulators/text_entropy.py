@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,9 @@ class TextEntropySum:
         spectrum: whether to compute the quantities that need eigenvalues too. They are computed text by text, which costs about
             ten times as much and waits for the device.
     """
+
+    name: ClassVar[str] = "text_entropy"
+    version: ClassVar[int] = 1
 
     epsilon: float = 0.1
     center: bool = False

@@ -9,7 +9,8 @@ import torch
 
 from geomprobe.bench.timing import Ratio, timed
 from geomprobe.errors import GeomprobeError
-from geomprobe.models.loading import load
+from geomprobe.models.loading import load, reason
+from geomprobe.models.source import find_source
 from geomprobe.models.toy import prose
 from geomprobe.sweeps.dataset import read_documents, tokenize_documents
 from geomprobe.sweeps.sweep import sweep
@@ -41,6 +42,7 @@ def bench_sweep(
     """
     if model is None:
         raise GeomprobeError("bench sweep loads a checkpoint from the disk: give a hub id or a directory with --model")
+    local = find_source(model).local
     sample, batch_tokens = max(2, tokens // 64), 2048
     number, page = count(), prose()
     with tempfile.TemporaryDirectory() as scratch:
@@ -48,7 +50,7 @@ def bench_sweep(
         text.write_text((page * (1 + _TEXT // len(page)))[:_TEXT], encoding="utf-8")
         checkpoints = []
         for name in ("checkpoint-1", "checkpoint-2"):  # two names of one model, because a sweep reads each name once
-            (folder / name).symlink_to(Path(model).resolve() if Path(model).exists() else _fetched(model))
+            (folder / name).symlink_to(Path(model).resolve() if local else _fetched(model))
             checkpoints.append(str(folder / name))
 
         def swept() -> None:
@@ -76,7 +78,7 @@ def bench_sweep(
                     _forward(loaded.model, batch.ids, batch.mask)
 
         text_of_ones = torch.ones((1, length), dtype=torch.long)
-        _forward(load(checkpoints[0], device=device).model, text_of_ones, text_of_ones)  # so that both find files in memory
+        _forward(load(model, device=device).model, text_of_ones, text_of_ones)  # so that both find files in memory
         times = timed({"bare": bare, "sweep": swept}, rounds, torch.device(device or "cpu"))
     ratios = {name: vars(Ratio.of(mine, times["bare"])) for name, mine in times.items()}
     shape = {"tokens": tokens, "length": length, "sample": sample, "batch_tokens": batch_tokens}
@@ -94,4 +96,4 @@ def _fetched(model: str) -> Path:
     try:
         return Path(snapshot_download(model))
     except Exception as error:  # a hub can raise errors of many kinds
-        raise GeomprobeError(f"cannot load {model!r}: {type(error).__name__}: {error}") from error
+        raise GeomprobeError(f"cannot load {model!r}: {reason(error)}") from error

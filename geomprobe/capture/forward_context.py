@@ -51,7 +51,9 @@ class Call:
         if self.cache is None:
             return 0
         try:
-            return int(self.cache.get_seq_length())
+            layers = getattr(self.cache, "layers", None) or ()
+            # The first layer may have no keys, as in models that mix attention with recurrent states.
+            return int(self.cache.get_seq_length()) or max(map(_columns, layers), default=0)
         except ValueError:  # only recurrent states (Mamba), which record no more than whether any token came before
             return self.seen if self.cache.has_previous_state() else 0
 
@@ -87,6 +89,11 @@ class Call:
         if starts is not None and starts.device.type == "cpu" and not starts[:, 1:].any():
             return None  # each row is one text; on a GPU this check would wait for the device
         return starts
+
+
+def _columns(layer: Any) -> int:
+    """The number of columns in a layer of a cache; 0 for one with recurrent states only."""
+    return int(layer.get_seq_length()) if hasattr(layer, "get_seq_length") else 0
 
 
 @dataclass(frozen=True)
@@ -246,6 +253,8 @@ def text_starts(arguments: dict[str, Any], batch: int, length: int, *, tokens: T
     """
     positions, cuts, mask = (arguments.get(name) for name in ("position_ids", "cu_seq_lens_q", "attention_mask"))
     mask = one_mask(mask)
+    if isinstance(positions, Tensor) and positions.dim() == 3 and positions.shape[0] == 4:
+        positions = positions[0]  # those in the text, before those in time, height and width of images
     starts: Tensor | None = None
     if isinstance(cuts, Tensor) and batch == 1:
         starts = torch.zeros((1, length + 1), dtype=torch.bool, device=cuts.device)
@@ -253,7 +262,9 @@ def text_starts(arguments: dict[str, Any], batch: int, length: int, *, tokens: T
         starts = starts[:, :length]
     elif isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[1] == length > 1:
         starts = torch.ones_like(positions, dtype=torch.bool)
-        starts[:, 1:] = positions.diff(dim=1) != 1
+        steps = positions.diff(dim=1)
+        # Without a mask Transformers separates documents wherever positions do not go on; with one, positions may skip ahead.
+        starts[:, 1:] = steps != 1 if mask is None else steps < 1
         starts = starts.expand(batch, length)
         if tokens is not None:
             seen = torch.where(tokens, torch.arange(length, device=tokens.device), -1).cummax(1).values

@@ -41,11 +41,13 @@ class GenerateCall:
 
     Attributes:
         key: an object that belongs to this call alone. Two forwards belong to one call if their keys are the same object.
+        ids: the token ids so far ``(batch, length)``; without those of a prompt that was given as embeddings.
         running: which rows have not ended, ``(batch,)``; ``None`` if the decoding loop does not tell, as in beam search.
         moves: whether rows may be moved, or tokens removed again, as in beam search and assisted decoding.
     """
 
     key: object
+    ids: Tensor
     running: Tensor | None
     moves: bool
 
@@ -58,24 +60,27 @@ class GenerateCall:
         the user's own.
         """
         frame: FrameType | None = sys._getframe(1)
+        inner = ""  # the module of the function that this frame called
         call: GenerateCall | None = None
         while frame is not None:
-            loop = frame.f_code.co_name
-            if frame.f_globals.get("__name__") == _GENERATION and loop != "generate":
+            name, loop = str(frame.f_globals.get("__name__")), frame.f_code.co_name
+            if name == _GENERATION and loop != "generate":
                 found = frame.f_locals
-                if (key := found.get(_KEY)) is not None:
+                if (key := found.get(_KEY)) is not None and isinstance(ids := found.get(_IDS), Tensor):
+                    if call is None and not inner.startswith(("torch.", _GENERATION)):
+                        return None  # a stopping criterion or a streamer runs the model for a purpose of its own
                     if call is None:
                         rows = found.get(_RUNNING)
-                        call = cls(key, rows.bool() if isinstance(rows, Tensor) else None, moves=loop != _SAMPLE)
+                        call = cls(key, ids, rows.bool() if isinstance(rows, Tensor) else None, moves=loop != _SAMPLE)
                     elif loop != _SAMPLE:  # the assistant of an assisted decoding calls generate too
                         call = replace(call, moves=True)
-            frame = frame.f_back
+            inner, frame = name, frame.f_back
         return call
 
 
 # Names in Transformers' decoding loops, of which `GenerationMixin._sample` does greedy search and sampling.
 _GENERATION, _SAMPLE = "transformers.generation.utils", "_sample"
-_RUNNING, _KEY = "unfinished_sequences", "stopping_criteria"
+_RUNNING, _KEY, _IDS = "unfinished_sequences", "stopping_criteria", "input_ids"
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,8 @@ class _Previous:
 
     Attributes:
         key: the call of ``generate``.
-        ids: the token ids.
-        mask: which of them are tokens of texts that had not ended.
+        ids: the token ids that ``generate`` has.
+        mask: which columns are tokens of texts that had not ended.
         measured: whether the forward was measured.
         generated: whether it was a later step than the first.
     """
@@ -326,7 +326,6 @@ class Capture:
                 )
             self.end_dead_sequences()
             if mode not in self._modes:
-                self._previous = None
                 return
             call = Call(arguments, mode, pad=self._pad_token_id, eos=self._stop_tokens.eos)
             self._attended = {}
@@ -397,13 +396,14 @@ class Capture:
 
     def _without_cache(self, call: Call) -> ForwardContext | None:
         """A context of whole texts. Inside ``generate`` they are the texts of the forward before with one more token."""
-        ids, previous, self._previous = call.ids, self._previous, None
-        generate = None if ids is None or call.mode == "train" else GenerateCall.current()
-        if ids is None or generate is None:
+        previous, generate = self._previous, None if call.mode == "train" else GenerateCall.current()
+        if generate is None:
             return ForwardContext(call.mode, call.mask, call.starts()) if self._listener.wants(continues=False) else None
+        self._previous = None
         if generate.moves:
             self._listener.noted(REARRANGED)
             return None
+        ids = generate.ids  # the decoder may be given embeddings
         if previous is None or previous.key is not generate.key:
             wanted = self._listener.wants(continues=False)
             mask = self._token_mask(call, ids) if wanted else torch.zeros(0)
@@ -412,7 +412,7 @@ class Capture:
         if ids.shape == previous.ids.shape and torch.equal(ids, previous.ids):
             self._previous = previous  # a process that has ended keeps step with the others
             return None
-        if not _grew(previous.ids, ids):
+        if not _grew(previous.ids, ids) or (previous.measured and call.shape[1] != previous.mask.shape[1] + 1):
             raise GeomprobeError(
                 "generate() ran the model without a cache on other tokens than those before and one more, so it is not known "
                 "which are new: generate with use_cache=True"
@@ -430,7 +430,7 @@ class Capture:
 
     @staticmethod
     def _token_mask(call: Call, ids: Tensor) -> Tensor:
-        return call.mask if call.mask is not None else torch.ones_like(ids, dtype=torch.bool)
+        return call.mask if call.mask is not None else torch.ones(call.shape, dtype=torch.bool, device=ids.device)
 
     def _before_layer(self, place: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         named = kwargs.get("hidden_states")

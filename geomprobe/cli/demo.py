@@ -113,7 +113,7 @@ def sweep_and_report(out: Path, steps: Sequence[int]) -> Path:
             progress=True,
             on_record=tracker.record,
         )
-        tracker.finish(closing_figures(run), closing_page(run, device="cpu"))
+        tracker.finish(lambda: closing_figures(run), lambda: closing_page(run, device="cpu"))
         place = _run_folder()
     write_whole(out / REPORT, report_page([run]))
     return place

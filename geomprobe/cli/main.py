@@ -197,7 +197,9 @@ def sweep(
             on_record=None if tracker is None else tracker.record,
         )
         if tracker is not None:
-            tracker.finish(closing_figures(run), closing_page(run, device=device, trust_remote_code=trust_remote_code))
+            tracker.finish(
+                lambda: closing_figures(run), lambda: closing_page(run, device=device, trust_remote_code=trust_remote_code)
+            )
     if not main:
         return
     show(table(run))

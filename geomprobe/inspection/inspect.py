@@ -18,7 +18,7 @@ from geomprobe.probe import Probe
 from geomprobe.reading import Reading
 from geomprobe.report.token_page import TokenPage
 
-__all__ = ["Inspection", "inspect_text", "visible"]
+__all__ = ["Inspection", "inspect_text", "inspect_tokens", "visible"]
 
 _ON_PAGE = 12
 """Largest number of picks of each kind that the page shows for a token."""
@@ -169,6 +169,23 @@ def inspect_text(
     if tokens is not None and (isinstance(tokens, str) or not all(isinstance(token, str) for token in tokens)):
         raise GeomprobeError(f"inspect_text(tokens={tokens!r}): expected a list of tokens as text, such as ['China', '-1']")
     ids = tokenize(loaded, text)
+    return _inspect(loaded, ids, site=site, all_sites=all_sites, tokens=tokens, progress=progress)
+
+
+def inspect_tokens(loaded: Loaded, ids: Sequence[int], *, all_sites: bool = False) -> Inspection:
+    """Run the tokens of one text through the model, exactly these: see :func:`inspect_text`."""
+    return _inspect(loaded, torch.tensor([list(ids)], device=loaded.model.device), all_sites=all_sites)
+
+
+def _inspect(
+    loaded: Loaded,
+    ids: torch.Tensor,
+    *,
+    site: str | None = None,
+    all_sites: bool = False,
+    tokens: Sequence[str] | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Inspection:
     decoder = find_decoder(loaded.model)
     written = tuple(_written(loaded.tokenizer, token) for token in ids[0].tolist())
     chosen = None if tokens is None else tuple(dict.fromkeys(t for token in tokens for t in _find(token, written)))
@@ -180,14 +197,14 @@ def inspect_text(
     with torch.inference_mode(), Probe(loaded.model, decoder=decoder, on_error="raise") as probe:
         decoder.base(input_ids=ids, use_cache=False)
     reading = probe.read()
-    reading.notes += [f"attention was not measured: {why}"] if why else []
+    reading.notes += [*loaded.notes, *([f"attention was not measured: {why}"] if why else [])]
     return Inspection(reading, written, picks, site, chosen, _name(loaded))
 
 
 def _name(loaded: Loaded) -> str:
     """The name of the model: its id on the hub, or the name of its folder."""
     name = str(getattr(loaded.model.config, "name_or_path", "")) or type(loaded.model).__name__
-    return Path(name).name if Path(name).exists() else name
+    return Path(name).absolute().name or name if Path(name).exists() else name
 
 
 def _written(tokenizer: Any, token: int) -> str:

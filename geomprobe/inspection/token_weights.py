@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from geomprobe.accumulators.state import Accumulator, State, zeros
+from geomprobe.accumulators.state import Accumulator, Key, State, zeros
 from geomprobe.capture.decoder import Decoder
 from geomprobe.core.cholesky import ridge_coefficients, scaled_factor
 from geomprobe.core.lasso import explained, sklearn_penalty, solve_lasso
@@ -103,15 +103,18 @@ def pick_tokens(
         probe.close()
     found: dict[str, State] = {}
     for name, value in probe.state_dict().items():
-        _, site, accumulator, what = name.split("/")
-        if accumulator.startswith("_Solve"):
-            found.setdefault(site, {})[what] = value
+        key = Key.parse(name)
+        if key.accumulator.startswith(_Solve.name):
+            found.setdefault(key.site, {})[key.sum] = value
     return tuple(_read(site, found[site]) for site in probe.sites), why
 
 
 @dataclass(frozen=True)
 class _Solve(Metric):
     """The picks of a single text as tensors: the numbers of tokens and their weights."""
+
+    name: ClassVar[str] = "token_weights"
+    version: ClassVar[int] = 1
 
     compare: bool
     progress: Callable[[int], object] = field(compare=False, repr=False)

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from geomprobe.errors import GeomprobeError
-from geomprobe.files import write_whole
+from geomprobe.files import Format, check_shape, read_json, write_whole
 from geomprobe.paper.experiment import Experiment, Numbers, Outcome, Request, plain
 from geomprobe.paper.models import default_models
 from geomprobe.paper.page import page
 from geomprobe.paper.style import to_png
 
 __all__ = ["run_experiment"]
+
+_FORMAT = 1
 
 
 def run_experiment(experiment: Experiment, request: Request) -> Outcome:
@@ -38,7 +40,8 @@ def run_experiment(experiment: Experiment, request: Request) -> Outcome:
         numbers = plain(experiment.measure(request))
     outcome = Outcome(experiment, numbers, kept)
     verdicts = [vars(verdict) for verdict in outcome.verdicts]
-    content = {"experiment": experiment.name, "title": experiment.title, "of": key, "verdicts": verdicts, "numbers": numbers}
+    content = {"format": _FORMAT, "experiment": experiment.name}
+    content |= {"title": experiment.title, "of": key, "verdicts": verdicts, "numbers": numbers}
     write_whole(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False))
     write_whole(path.with_suffix(".png"), to_png(outcome.figure))
     write_whole(path.with_suffix(".html"), page(experiment.title, [outcome]))
@@ -46,13 +49,22 @@ def run_experiment(experiment: Experiment, request: Request) -> Outcome:
 
 
 def _kept(path: Path, key: Mapping[str, Any], experiment: Experiment) -> Numbers | None:
-    """The numbers in ``path``, if they are those of ``key`` and lack none; whatever else lies there is measured anew."""
+    """The numbers in ``path``, if they are those of ``key`` and lack none; what is damaged or other is measured anew.
+
+    Raises:
+        GeomprobeError: if a newer version wrote them, which would be overwritten.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
+    except (FileNotFoundError, GeomprobeError):
+        return None
+    if isinstance(content, dict) and "format" in content:
+        check_shape(content, {"format": Format(_FORMAT), str: object}, str(path))
+    try:
         numbers = content["numbers"]
         if content["of"] != plain(key) or numbers.get("failed"):
             return None
         str(Outcome(experiment, numbers, True))  # another version's may lack what this one shows
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
     return dict(numbers)

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from geomprobe.accumulators.state import Accumulator, State, TokenCount, add, copy_state, merge
+from geomprobe.accumulators.state import Accumulator, Key, State, TokenCount, add, copy_state, identity, merge
 from geomprobe.capture.generation import MODES, CachedSequence, Mode
 from geomprobe.core.rows import Rows, full_precision
 from geomprobe.errors import GeomprobeError
@@ -36,6 +36,9 @@ class StateStore:
 
     def __init__(self, accumulators: Sequence[Accumulator], sites: Sequence[str]) -> None:
         self._accumulators = tuple(accumulators)
+        self._named_accumulators = {identity(accumulator): accumulator for accumulator in self._accumulators}
+        if len(self._named_accumulators) < len(self._accumulators):
+            raise GeomprobeError("two accumulators of this probe have the same name and options: rename yours")
         self._sites = tuple(sites)
         self._stacks: dict[_Stack, dict[Accumulator, State]] = {}
         self._seen: dict[_Stack, set[int]] = {}
@@ -110,13 +113,12 @@ class StateStore:
     @property
     def banks(self) -> dict[Mode, Bank]:
         """The states of each mode by site. A site is missing until rows of it were added."""
-        accumulators = {repr(accumulator): accumulator for accumulator in self._accumulators}
         banks: dict[Mode, Bank] = {mode: {} for mode in MODES}
         named = self._named()
         for mode, bank in banks.items():
             for site in self._sites:
-                if f"{mode}/{site}/{TokenCount()!r}" in named:
-                    bank[site] = {a: named[f"{mode}/{site}/{name}"] for name, a in accumulators.items()}
+                if _place(mode, site, identity(TokenCount())) in named:
+                    bank[site] = {a: named[_place(mode, site, name)] for name, a in self._named_accumulators.items()}
         return banks
 
     def over_ranks(self, replicas: int) -> Self:
@@ -137,7 +139,7 @@ class StateStore:
         self._rest = {place: state for place, state in self._rest.items() if mode not in (None, place.split("/")[0])}
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Return all states as tensors on the CPU, named ``mode/site/accumulator/sum``."""
+        """Return all states as tensors on the CPU, by the text of their :class:`Key`."""
         return {
             f"{place}/{name}": value
             for place, state in self._named().items()
@@ -152,8 +154,10 @@ class StateStore:
         """
         named: dict[str, State] = {}
         for key, value in tensors.items():
-            place, _, name = key.rpartition("/")
-            named.setdefault(place, {})[name] = value.clone()
+            mode, site, accumulator, name = Key.parse(key)
+            if not isinstance(value, Tensor) or value.dtype != torch.float64:
+                raise GeomprobeError(f"{key!r} of this state is {_described(value)}: expected a tensor of float64")
+            named.setdefault(_place(mode, site, accumulator), {})[name] = value.clone()
         self._check(named)
         self.reset(None)
         self._rest = named
@@ -164,9 +168,9 @@ class StateStore:
         parts: dict[str, list[State]] = {place: [state] for place, state in self._rest.items()}
         for stack, states in self._stacks.items():
             for i in sorted(self._seen[stack]):
-                for accumulator, state in states.items():
-                    place = f"{stack[0]}/{self._sites[i]}/{accumulator!r}"
-                    parts.setdefault(place, []).append({name: value[i % GROUP] for name, value in state.items()})
+                for name, accumulator in self._named_accumulators.items():
+                    state, place = states[accumulator], _place(stack[0], self._sites[i], name)
+                    parts.setdefault(place, []).append({what: value[i % GROUP] for what, value in state.items()})
         for place, several in parts.items():
             if len({_width(state) for state in several}) > 1:
                 raise GeomprobeError(
@@ -185,17 +189,33 @@ class StateStore:
 
     def _check(self, named: Mapping[str, State]) -> None:
         """Check that states from a file or another process belong to a store like this one."""
-        places = {f"{mode}/{site}/{a!r}": a for mode in MODES for site in self._sites for a in self._accumulators}
+        ours = self._named_accumulators.items()
+        places = {_place(mode, site, name): a for mode in MODES for site in self._sites for name, a in ours}
         advice = "make the probe with the arguments of the probe that saved the state"
+        for place in named:
+            self._check_version(place.split("/", 2)[2])
         if unknown := set(named) - set(places):
             raise GeomprobeError(f"this state contains {min(unknown)!r}, which this probe does not have: {advice}")
         seen = {place.rsplit("/", 1)[0] for place in named}
         if missing := {place for place in places if place.rsplit("/", 1)[0] in seen} - set(named):
             raise GeomprobeError(f"this state does not contain {min(missing)!r}, which this probe needs: {advice}")
         for place, state in named.items():
-            kept = set(places[place].new_state(_width(state), torch.device("meta")))
-            if missing := kept.symmetric_difference(state):
+            kept = places[place].new_state(_width(state), torch.device("meta"))
+            if missing := kept.keys() ^ state.keys():
                 raise GeomprobeError(f"{place!r} of this state and of this probe differ by {min(missing)!r}: {advice}")
+            if wrong := [name for name, value in state.items() if value.dim() != kept[name].dim()]:
+                raise GeomprobeError(f"{place!r} of this state has a sum {wrong[0]!r} of another shape: {advice}")
+
+    def _check_version(self, accumulator: str) -> None:
+        """Check that sums with the name of an accumulator of this store have its version."""
+        name, _, version = accumulator.partition("(")[0].rpartition(".")
+        for ours in self._accumulators:
+            if ours.name == name and version.isdecimal() and int(version) != ours.version:
+                when = "a newer" if int(version) > ours.version else "an older"
+                raise GeomprobeError(
+                    f"this state was written by {when} geomprobe: {name} has version {version}, this one reads {ours.version}; "
+                    "use that version of geomprobe"
+                )
 
     def _empty(self) -> Self:
         return type(self)(self._accumulators, self._sites)
@@ -211,6 +231,15 @@ def _check_shapes(accumulator: Accumulator, more: State, state: State, sites: in
             f"{accumulator!r}.contribution() returned {shapes}: expected the names and shapes of new_state(), with a leading "
             f"dimension of {sites} sites as in rows.hidden (sum over the last dimensions only)"
         )
+
+
+def _place(mode: str, site: str, accumulator: str) -> str:
+    """The part of a :class:`Key` that the sums of one state share."""
+    return f"{mode}/{site}/{accumulator}"
+
+
+def _described(value: object) -> str:
+    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _width(state: State) -> int:

@@ -467,24 +467,24 @@ def _called(record: Record) -> str:
 
 
 def _facts(runs: Sequence[Run]) -> str:
-    """A list of what was measured. Every part of a manifest may be missing."""
+    """A list of what was measured."""
     facts: dict[str, dict[str, None]] = {}  # the distinct values of all runs, by name
 
     def say(name: str, *values: str) -> None:
         facts.setdefault(name, {}).update(dict.fromkeys(value for value in values if value))
 
     for run in runs:
-        data = _mapping(run.manifest.get("data"))
+        data = run.manifest["data"]
         counts = {"texts": "texts", "tokens": "tokens", "sample_tokens": "tokens in the sample for expensive metrics"}
         nulls = [
             name
             for name, kind in (("untrained", "untrained"), ("Gaussian", "gaussian"))
             if any(r.kind == kind for r in run.records)
         ]
-        versions = _mapping(run.manifest.get("versions"))
-        say("Data", escape_label(str(data.get("name") or ""), most=80))
+        versions = run.manifest["versions"]
+        say("Data", escape_label(data["name"], most=80))
         say("Tokens", ", ".join(f"{data[key]:,} {name}" for key, name in counts.items() if isinstance(data.get(key), int)))
-        say("Hash", f"<code>{escape_label(str(data.get('hash') or ''), most=80)}</code>" * bool(data.get("hash")))
+        say("Hash", f"<code>{escape_label(data['hash'], most=80)}</code>")
         read = f"{len(run.checkpoints)} measured" + f", {len(run.failed)} failed" * bool(run.failed)
         say("Checkpoints", f"{escape_label(run.name)}: {read}" if len(runs) > 1 else read)
         say("Baselines", ", ".join(nulls))
@@ -528,7 +528,3 @@ def _notes(runs: Sequence[Run]) -> list[str]:
         notes.append("These checkpoints read different numbers of tokens, with which entropies and ranks grow.")
     said = dict.fromkeys(note for record in read if record.reading for note in record.reading.notes)
     return notes + [escape_label(note, most=300) for note in list(said)[:8]]
-
-
-def _mapping(part: Any) -> Mapping[str, Any]:
-    return part if isinstance(part, Mapping) else {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Thread
 
 from geomprobe.errors import GeomprobeError
+from geomprobe.models.source import printable
 
 __all__ = ["Checkpoint", "find_checkpoints", "read_ahead", "weights_hash"]
 
@@ -76,15 +77,16 @@ def weights_hash(model: str) -> str | None:
 
     The files are not read whole, because training changes every weight. ``None`` if the files are not on this disk.
     """
-    hashed, files = sha256(), _weights(Path(model))
+    hashed = sha256()
     try:
+        files = _weights(Path(model))
         for path in files:
             hashed.update(f"{path.name}:{path.stat().st_size}:".encode())
             with path.open("rb") as file:
                 hashed.update(file.read(_END))
                 file.seek(-min(_END, path.stat().st_size), os.SEEK_END)
                 hashed.update(file.read())
-    except OSError:  # removed meanwhile, or not readable: reported when the checkpoint is loaded
+    except OSError:  # removed meanwhile, not readable, or no name of a file: reported when the checkpoint is loaded
         return None
     return hashed.hexdigest() if files else None
 
@@ -96,10 +98,16 @@ def _weights(path: Path) -> list[Path]:
 
 def _of_model(model: str) -> list[Checkpoint]:
     path = Path(model)
-    inside = [folder for folder in path.glob("checkpoint-*") if folder.is_dir()] if path.is_dir() else []
+    try:
+        inside = [folder for folder in path.glob("checkpoint-*") if folder.is_dir()] if path.is_dir() else []
+        there = path.exists()
+    except OSError:  # a name that no file can have: reported when the checkpoint is loaded
+        inside, there = [], False
     if inside:
-        return [Checkpoint(folder.name, str(folder), None, _step(folder.name)) for folder in inside]
-    return [Checkpoint(path.name if path.exists() else model, model, None, _step(path.name) if path.exists() else None)]
+        return [Checkpoint(printable(folder.name), str(folder), None, _step(folder.name)) for folder in inside]
+    # "." and ".." have no name of their own, and a link has that under which it was given.
+    name = os.path.basename(os.path.abspath(path)) if there else ""
+    return [Checkpoint(printable(name or model), model, None, _step(name))]
 
 
 def _sorted(checkpoints: list[Checkpoint]) -> list[Checkpoint]:

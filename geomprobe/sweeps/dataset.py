@@ -19,9 +19,13 @@ from geomprobe.errors import GeomprobeError
 from geomprobe.files import read_text
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Batch", "Document", "Documents", "Message", "TokenizedTexts", "read_documents", "tokenize_documents"]
+__all__ = ["Batch", "Document", "Documents", "Message", "TokenizedTexts", "read_documents", "text_length", "tokenize_documents"]
+
+_LENGTH = 256
+"""Default length of texts. The metrics of the sample cost up to the cube of the length, and many texts are more informative
+than a few long ones."""
 
 Message = Mapping[str, Any]
 """A message of a conversation, with a ``role`` and a ``content``."""
@@ -157,6 +161,22 @@ def read_documents(data: str, *, field: str = "text", split: str = "train", seed
     order = list(documents.texts)
     random.Random(seed).shuffle(order)
     return replace(documents, texts=tuple(order))
+
+
+def text_length(model: "PreTrainedModel", length: int | None = None) -> int:
+    """Return the maximum length of the texts that a model reads: ``length``, or by default 256, or what the model accepts if
+    that is less.
+
+    Raises:
+        GeomprobeError: if the model does not accept texts of ``length`` tokens.
+    """
+    accepted = getattr(model.config, "max_position_embeddings", None)
+    length = length or min(_LENGTH, accepted or _LENGTH)
+    if accepted is not None and length > accepted:
+        raise GeomprobeError(
+            f"texts of {length:,} tokens are longer than this model accepts ({accepted:,}): give a smaller length (--length)"
+        )
+    return length
 
 
 def tokenize_documents(

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from geomprobe.accumulators.state import Accumulator, ReadsAttention, State, TokenCount, zeros
+from geomprobe.accumulators.state import Accumulator, Key, ReadsAttention, State, TokenCount, identity, zeros
 from geomprobe.capture.decoder import Decoder, find_decoder
 from geomprobe.core.rows import Rows, full_precision
 from geomprobe.errors import GeomprobeError
@@ -25,7 +26,7 @@ from geomprobe.recording.state_store import StateStore
 from geomprobe.sweeps.dataset import Batch
 from geomprobe.sweeps.processes import Team
 
-__all__ = ["Measured", "gaussian", "measure", "sample_metrics", "token_metrics"]
+__all__ = ["Measured", "anchor_grams", "gaussian", "measure", "sample_metrics", "token_metrics"]
 
 _ROWS = 64
 """Number of rows of logits whose loss is computed at once."""
@@ -106,7 +107,7 @@ def measure(
 
     near, whole, loss, grams, notes = team.all_do(run)
     reading = _joined(whole.read("eval"), near.read("eval"))
-    reading.notes += notes
+    reading.notes += [*loaded.notes, *notes]
     if silent := [site for site in reading.sites if not reading.values.get(f"tokens/{site}")]:
         raise GeomprobeError(
             f"there is no finite row at {', '.join(silent[:2])}{' …' * (len(silent) > 2)}: the weights contain NaN or Inf, or "
@@ -114,6 +115,12 @@ def measure(
         )
     total, predicted = team.sum(loss).tolist()
     return Measured(reading, total / predicted, grams)
+
+
+def anchor_grams(loaded: Loaded, batch: Batch) -> dict[str, Tensor]:
+    """Return the Gram matrices of :class:`Measured` alone, bit for bit: ``batch`` is the first one of the sample."""
+    probe, _ = _run(loaded, find_decoder(loaded.model), [_Anchor()], [batch], {}, lambda tokens: None)
+    return _grams(probe.state_dict(), [batch])
 
 
 def gaussian(
@@ -155,10 +162,10 @@ def _run(
 
     The probe continues from the sums ``before`` of another probe, of which it takes those that its metrics need.
     """
-    kept = {repr(TokenCount()), *(repr(need) for metric in metrics for need in metric.accumulators)}
+    kept = {identity(TokenCount()), *(identity(need) for metric in metrics for need in metric.accumulators)}
     loss = torch.zeros(2, dtype=torch.float64)
     with Probe(loaded.model, metrics, decoder=decoder, on_error="raise") as probe:
-        probe.load_state_dict({name: value for name, value in before.items() if name.split("/")[2] in kept})
+        probe.load_state_dict({name: value for name, value in before.items() if Key.parse(name).accumulator in kept})
         for batch in batches:
             loss += _forward(loaded, batch)
             advance(batch.tokens)
@@ -185,7 +192,8 @@ def _forward(loaded: Loaded, batch: Batch) -> Tensor:
 
 def _grams(state: Mapping[str, Tensor], batches: Sequence[Batch]) -> dict[str, Tensor]:
     """The Gram matrices that :class:`_Anchor` kept of a batch, without padding."""
-    grams = {name.split("/")[1]: value for name, value in state.items() if name.endswith("/gram")}
+    keys = {name: Key.parse(name) for name in state}
+    grams = {key.site: state[name] for name, key in keys.items() if key.accumulator == identity(_Anchor())}
     tokens = [batch.mask.flatten().bool() for batch in batches]
     return {site: gram[mask][:, mask].float() for mask in tokens for site, gram in grams.items()}
 
@@ -224,6 +232,9 @@ def _reads_attention(metric: Metric) -> bool:
 @dataclass(frozen=True)
 class _Anchor(Metric):
     """The Gram matrix of all rows of one forward. It is not a sum over rows, so it is measured on one batch only."""
+
+    name: ClassVar[str] = "gram_matrix"
+    version: ClassVar[int] = 1
 
     @property
     def accumulators(self) -> tuple[Accumulator, ...]:

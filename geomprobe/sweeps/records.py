@@ -1,23 +1,62 @@
 """The files of a sweep: a manifest, and one record for every checkpoint."""
 
-import json
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, Self
 
 from geomprobe.errors import GeomprobeError
-from geomprobe.files import read_lines
+from geomprobe.files import Format, check_shape, read_json, read_lines
 from geomprobe.reading import Reading
+from geomprobe.sweeps.checkpoints import Checkpoint
 
-__all__ = ["MANIFEST", "READINGS", "Kind", "Record", "Run"]
+__all__ = ["FORMAT", "MANIFEST", "READINGS", "Kind", "Place", "Record", "Run", "place"]
 
 MANIFEST, READINGS = "manifest.json", "readings.jsonl"
 """Names of the two files of a run."""
 
+FORMAT = 1
+"""Number of the format of these files, and of the Gram matrices beside them."""
+
 Kind = Literal["checkpoint", "untrained", "gaussian"]
 """The kind of a record: a checkpoint; a model of the same configuration with random weights; or rows drawn from a Gaussian, in
 texts of the same lengths."""
+
+
+KINDS: tuple[Kind, ...] = ("untrained", "gaussian", "checkpoint")
+"""All kinds, in the order in which they are measured."""
+
+
+_RECORD: dict[Any, Any] = {
+    "format": Format(FORMAT),
+    **dict.fromkeys(("name", "model", "finished"), str),
+    **dict.fromkeys(("revision", "config", "weights", "tokens", "error"), str | None),
+    **dict.fromkeys(("step", "parameters", "width"), int | None),
+    "kind": frozenset(KINDS),
+    "loss": float | None,
+    "seconds": float,
+    "partners": {str: str},
+    "reading": (NoneType, {str: object}),  # which is a Reading
+}
+_MANIFEST: dict[Any, Any] = {
+    "format": Format(FORMAT),
+    "arguments": {
+        "models": [str],
+        "revisions": [str],
+        **dict.fromkeys(("data", "field", "split", "dtype"), str),
+        **dict.fromkeys(("device_map", "tokenizer"), str | None),
+        **dict.fromkeys(("seed", "tokens", "sample"), int),
+        "length": int | None,
+        str: object,
+    },
+    "data": {"name": str, "hash": str, "tokens": int, "sample_tokens": int, str: object},
+    "versions": {"geomprobe": str, str: str},
+}
+_ADVICE = "give what Record.to_dict() returned"
+_LINE = "restore the file, or remove that line, which is then measured again"
+_WAY_OUT = "restore the file, or give another folder to start a new run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +76,8 @@ class Record:
         tokens: hash of the tokens that were read.
         loss: loss of next-token prediction on these tokens, in nats per token; ``None`` if it is not known.
         reading: the numbers; ``None`` if the checkpoint failed. Gaussian rows have the single site ``"gaussian"``.
+        partners: for each comparison (``diff_erank``, ``cka_first``, ``cka_previous``) the name of the record that this one was
+            compared with.
         error: message of the error with which the checkpoint failed; ``None`` if it did not.
         seconds: time that the checkpoint took, including loading.
         finished: when it was finished, as ISO 8601 in UTC.
@@ -54,31 +95,37 @@ class Record:
     tokens: str | None = None
     loss: float | None = None
     reading: Reading | None = None
+    partners: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
     seconds: float = 0.0
     finished: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict that can be written as JSON, with NaN as ``None``."""
-        plain = {name: value for name, value in vars(self).items() if name != "reading"}
+        plain = {name: value for name, value in vars(self).items() if name != "reading"} | {"partners": dict(self.partners)}
         if self.loss is not None and not math.isfinite(self.loss):
             plain["loss"] = None
-        return plain | {"reading": None if self.reading is None else self.reading.to_dict()}
+        return {"format": FORMAT} | plain | {"reading": None if self.reading is None else self.reading.to_dict()}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
+    def from_dict(cls, data: dict[str, Any], *, what: str = "this is not a record of a sweep", advice: str = _ADVICE) -> Self:
         """Return the record from the dict that :meth:`to_dict` returned.
+
+        Args:
+            data: the dict.
+            what: where it comes from, with which the message of an error begins.
+            advice: what to do, with which it ends.
 
         Raises:
             GeomprobeError: if ``data`` is not such a dict.
         """
-        try:
-            reading = None if data["reading"] is None else Reading.from_dict(data["reading"])
-            return cls(**{**data, "reading": reading})
-        except (KeyError, TypeError) as error:
-            raise GeomprobeError(
-                f"this is not a record of a sweep: {type(error).__name__}: {error}; expected a line that geomprobe sweep wrote"
-            ) from error
+        check_shape(data, _RECORD, what, advice=advice)
+        if (data["reading"] is None) == (data["error"] is None):
+            raise GeomprobeError(f"{what}: expected either a reading or an error; {advice}")
+        plain = {name: value for name, value in data.items() if name not in ("format", "reading")}
+        if data["reading"] is None:
+            return cls(**plain)
+        return cls(**plain, reading=Reading.from_dict(data["reading"], what=f"{what}, reading", advice=advice))
 
 
 class Run:
@@ -87,7 +134,8 @@ class Run:
     Attributes:
         path: the folder.
         manifest: ``{"arguments": …, "versions": …, "data": …}``.
-        records: the latest record of every checkpoint and baseline, in the order in which they were first written.
+        records: the latest record of every checkpoint and baseline. :meth:`open` returns them in the order of the run's list,
+            with the baselines of a configuration before its first checkpoint, whenever they were measured.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any], records: list[Record]) -> None:
@@ -104,12 +152,14 @@ class Run:
         """
         path = Path(path)
         try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
+            manifest = read_json(path / MANIFEST, advice=_WAY_OUT)
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise GeomprobeError(f"{path} is not a run of a sweep: expected a folder that contains {MANIFEST}") from error
-        except (OSError, ValueError) as error:
-            raise GeomprobeError(f"cannot read {path / MANIFEST}: {error}") from error
-        return cls(path, manifest, [Record.from_dict(line) for line in read_lines(path / READINGS)])
+        check_shape(manifest, _MANIFEST, str(path / MANIFEST), advice=_WAY_OUT)
+        lines = enumerate(read_lines(path / READINGS, advice=_LINE), 1)
+        records = [Record.from_dict(line, what=f"{path / READINGS}, line {n}", advice=_LINE) for n, line in lines]
+        latest = {(record.kind, record.name): record for record in records}.values()
+        return cls(path, manifest, _in_order(manifest["arguments"], latest))
 
     @property
     def name(self) -> str:
@@ -137,3 +187,30 @@ class Run:
         """Return the null baseline of ``record``, or ``None`` if it was not measured: its model with random weights, or
         Gaussian rows of the same number and width."""
         return next((r for r in self.records if r.kind == kind and r.config == record.config and r.reading is not None), None)
+
+
+Place = tuple[int, bool, int, int, str]
+
+
+def place(of: Record | Checkpoint, models: Sequence[str], revisions: Sequence[str]) -> Place:
+    """Return what the checkpoints of a run are sorted by: the model as it was given, and the step; those without a step come
+    last, as their revisions were given (``main`` is usually the end of training)."""
+    path = Path(of.model)
+    given = [i for i, model in enumerate(models) if Path(model) in (path, path.parent)]
+    revision = revisions.index(of.revision) if of.revision in revisions else len(revisions)
+    return (given[0] if given else len(models), of.step is None, of.step or 0, revision, of.name)
+
+
+def _in_order(arguments: Mapping[str, Any], records: Iterable[Record]) -> list[Record]:
+    """The records in the order of the run's list, with the baselines of a configuration before its first checkpoint."""
+
+    def at(record: Record) -> Place:
+        return place(record, arguments["models"], arguments["revisions"])
+
+    checkpoints = sorted((r for r in records if r.kind == "checkpoint"), key=at)
+    first: dict[str | None, Place] = {}
+    for record in checkpoints:
+        first.setdefault(record.config, at(record))
+    nulls = sorted((r for r in records if r.kind != "checkpoint"), key=lambda r: KINDS.index(r.kind))
+    told = [(first.get(r.config, ()), r) for r in nulls] + [(at(r), r) for r in checkpoints]
+    return [record for _, record in sorted(told, key=lambda pair: pair[0])]

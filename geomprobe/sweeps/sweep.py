@@ -6,12 +6,13 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from geomprobe.core.similarity import debiased_cka, effective_rank_difference
 from geomprobe.errors import GeomprobeError
 from geomprobe.files import append_line, mend_lines, write_whole
 from geomprobe.models.loading import Loaded, load, untrained
+from geomprobe.reading import Reading
 from geomprobe.sweeps.checkpoints import Checkpoint, find_checkpoints, read_ahead, weights_hash
-from geomprobe.sweeps.dataset import Batch, Documents, TokenizedTexts, read_documents, tokenize_documents
-from geomprobe.sweeps.measure import Measured, gaussian, measure, sample_metrics, token_metrics
+from geomprobe.sweeps.dataset import Batch, Documents, TokenizedTexts, read_documents, text_length, tokenize_documents
+from geomprobe.sweeps.measure import Measured, anchor_grams, gaussian, measure, sample_metrics, token_metrics
 from geomprobe.sweeps.processes import Team
-from geomprobe.sweeps.records import MANIFEST, READINGS, Record, Run
+from geomprobe.sweeps.records import FORMAT, MANIFEST, READINGS, Place, Record, Run, place
 
 __all__ = ["COMPARISONS", "sweep"]
 
@@ -34,12 +36,11 @@ COMPARISONS = ("diff_erank", "cka_first", "cka_previous")
 """Numbers that compare a checkpoint with another one: with the untrained model, with the first checkpoint, and with the
 previous checkpoint."""
 
-_LENGTH = 256
-"""Default length of texts. The metrics of the sample cost up to the cube of the length, and many texts are more informative
-than a few long ones."""
-
 _ANCHOR = 512
 """Number of tokens of the sample whose Gram matrices are kept for CKA: one megabyte per site."""
+
+_ANCHORS = "anchor-*.safetensors"
+"""The files of these Gram matrices, by a hash of the name of the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,21 +219,39 @@ class _Sweep:
     ) -> None:
         self.plan, self.team, self.folder = plan, team, folder
         self.documents, self.device, self.records, self.on_record, self.bar = documents, device, records, on_record, bar
-        self.wanted: set[Path] = set()
 
     def run(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Measure the checkpoints that have no record yet."""
+        """Measure the checkpoints that have no record yet, and mend the comparisons of those that have one."""
         self.team.all_do(lambda: self._check_weights(checkpoints))
         for record in self.records.values():
             if record.error is None:
                 self._tell(record)
-        todo = [c for c in checkpoints if not self._done("checkpoint", c.name)]
+        todo = self._todo(checkpoints)
         self.bar.start(len(todo))
+        earlier = set(self.folder.glob(_ANCHORS))  # they are needed to mend comparisons
         for number, checkpoint in enumerate(todo, 1):
             self.bar.say(f"checkpoint {number} of {len(todo)} · {checkpoint.name}")
             with read_ahead(todo[number : number + 1]):
-                self._read(checkpoint, [c.name for c in checkpoints])
+                self._read(checkpoint)
+            self.team.all_do(lambda: self._remove_anchors(keep=earlier) if self.team.main else None)
             gc.collect()
+        self._mend_comparisons()
+        self.team.all_do(lambda: self._remove_anchors() if self.team.main else None)
+
+    def _todo(self, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+        """The checkpoints that have no record, and one of each configuration whose baselines failed."""
+        todo, retried = [], set[str]()
+        for checkpoint in sorted(checkpoints, key=self._place):
+            record = self.records.get(("checkpoint", checkpoint.name))
+            if record is None or record.error is not None or record.config is None:
+                todo.append(checkpoint)
+            elif self.plan.baselines and record.config not in retried and not self._has_baselines(record.config):
+                retried.add(record.config)
+                todo.append(checkpoint)
+        return todo
+
+    def _has_baselines(self, config: str) -> bool:
+        return self._done("untrained", config) and self._done("gaussian", config)
 
     def _check_weights(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Check that recorded checkpoints still have the same weights. Those that are not on this disk are not checked."""
@@ -244,26 +263,33 @@ class _Sweep:
                 "measure the new ones"
             )
 
-    def _read(self, checkpoint: Checkpoint, order: Sequence[str]) -> None:
+    def _read(self, checkpoint: Checkpoint) -> None:
+        """Measure a checkpoint, or record its error. What concerns the folder, such as a full disk, ends the sweep."""
         began = time.monotonic()
         record = Record(name=checkpoint.name, model=checkpoint.model, revision=checkpoint.revision, step=checkpoint.step)
+        done = self._done("checkpoint", checkpoint.name)
         try:
             loaded = self.team.all_do(lambda: self._load(checkpoint))
             texts = self.team.all_do(lambda: self._cut(loaded))
             record = replace(record, **_facts(loaded, texts), weights=_weights(checkpoint, loaded))
-            if self.plan.baselines:
-                apart = time.monotonic()
-                self._read_baselines(loaded, texts, record)
-                began += time.monotonic() - apart
+        except GeomprobeError as error:
+            if not done:
+                self._add(replace(record, error=str(error), seconds=time.monotonic() - began))
+            return
+        if self.plan.baselines:
+            apart = time.monotonic()
+            self._read_baselines(loaded, texts, record)
+            began += time.monotonic() - apart
+        if done:  # it was loaded for its baselines
+            return
+        try:
             measured = self._measured(loaded, texts)
             record = replace(record, reading=measured.reading, loss=measured.loss)
-            self.team.all_do(lambda: self._compare(measured.grams, record, order) if self.team.main else None)
         except GeomprobeError as error:
-            record = replace(record, error=str(error), reading=None, loss=None)
+            self._add(replace(record, error=str(error), seconds=time.monotonic() - began))
+            return
+        record = self.team.told(self.team.all_do(lambda: self._keep(record, measured) if self.team.main else record))
         self._add(replace(record, seconds=time.monotonic() - began))
-        if record.error is None and self.team.main:
-            for path in set(self.folder.glob("anchor-*.safetensors")) - self.wanted:
-                path.unlink(missing_ok=True)
 
     def _load(self, checkpoint: Checkpoint) -> Loaded:
         plan = self.plan
@@ -278,13 +304,8 @@ class _Sweep:
         )
 
     def _cut(self, loaded: Loaded) -> TokenizedTexts:
-        plan, reads = self.plan, getattr(loaded.model.config, "max_position_embeddings", None)
-        length = plan.length or min(_LENGTH, reads or _LENGTH)
-        if reads is not None and length > reads:
-            raise GeomprobeError(
-                f"texts of {length:,} tokens are longer than this model accepts ({reads:,}): give a smaller length (--length)"
-            )
-        return tokenize_documents(loaded.tokenizer, self.documents.texts, tokens=plan.tokens, length=length)
+        length = text_length(loaded.model, self.plan.length)
+        return tokenize_documents(loaded.tokenizer, self.documents.texts, tokens=self.plan.tokens, length=length)
 
     def _batches(self, texts: TokenizedTexts) -> tuple[list[Batch], list[Batch]]:
         """The batches of the sample, of which the first contains the tokens that CKA compares, and the batches of the rest."""
@@ -307,67 +328,129 @@ class _Sweep:
 
     def _read_baselines(self, loaded: Loaded, texts: TokenizedTexts, of: Record) -> None:
         """Measure the null baselines of a configuration, once, before the first of its checkpoints."""
-        sketch, name = self.plan.sketch, str(of.config)
-        of = replace(of, step=None, revision=None, weights=None)
+        name = str(of.config)
+        of = replace(of, name=name, model="", step=None, revision=None, weights=None)
         if not self._done("untrained", name):
-            self.bar.say(f"{of.name} untrained", tokens=self.plan.tokens)
-            began, record = time.monotonic(), replace(of, name=name, kind="untrained")
-            try:
-                null = self._measured(self.team.all_do(lambda: untrained(loaded, seed=self.plan.seed)), texts)
-                record = replace(record, reading=null.reading, loss=null.loss)
-            except GeomprobeError as error:
-                record = replace(record, error=str(error))
-            self._add(replace(record, seconds=time.monotonic() - began))
-        if not self._done("gaussian", name) and of.width is not None:
-            width, began = of.width, time.monotonic()
-            sample, rest = self._batches(texts)
-            reading = self.team.all_do(
-                lambda: gaussian(
-                    width,
-                    sample,
-                    rest,
-                    sample_metrics=sample_metrics(sketch),
-                    token_metrics=token_metrics(sketch),
-                    seed=self.plan.seed,
-                )
-            )
-            record = replace(of, name=name, kind="gaussian", parameters=None, reading=reading)
-            self._add(replace(record, seconds=time.monotonic() - began))
+            self.bar.say("untrained model", tokens=self.plan.tokens)
+            self._add(self._null(replace(of, kind="untrained"), lambda: self._untrained(loaded, texts)))
+        if not self._done("gaussian", name):
+            of = replace(of, kind="gaussian", parameters=None)
+            self._add(self._null(of, lambda: (self.team.all_do(lambda: self._gaussian(of.width or 1, texts)), None)))
+
+    def _null(self, record: Record, measured: Callable[[], tuple[Reading, float | None]]) -> Record:
+        began = time.monotonic()
+        try:
+            reading, loss = measured()
+            record = replace(record, reading=reading, loss=loss)
+        except GeomprobeError as error:
+            record = replace(record, error=str(error))
+        return replace(record, seconds=time.monotonic() - began)
+
+    def _untrained(self, loaded: Loaded, texts: TokenizedTexts) -> tuple[Reading, float]:
+        null = self._measured(self.team.all_do(lambda: untrained(loaded, seed=self.plan.seed)), texts)
+        return null.reading, null.loss
+
+    def _gaussian(self, width: int, texts: TokenizedTexts) -> Reading:
+        sample, rest = self._batches(texts)
+        kinds = {"sample_metrics": sample_metrics(self.plan.sketch), "token_metrics": token_metrics(self.plan.sketch)}
+        return gaussian(width, sample, rest, **kinds, seed=self.plan.seed)
 
     # -- comparisons ----------------------------------------------------------------------------------------------------------
 
-    def _compare(self, grams: dict[str, Tensor], record: Record, order: Sequence[str]) -> None:
-        """Add the comparisons of this checkpoint with the untrained model, the first checkpoint and the previous checkpoint."""
-        reading = record.reading
-        assert reading is not None
+    def _partners(self, of: Record) -> dict[str, Record]:
+        """What a checkpoint is compared with: the untrained model, and the first and the previous checkpoint of the run's list
+        that were measured. They are the same whenever they were measured, and wherever their files are now."""
+        start = self.records.get(("untrained", str(of.config)))
+        found = {} if start is None or start.reading is None else {"diff_erank": start}
+        same = [r for r in self._measured_records() if (r.config, r.tokens) == (of.config, of.tokens)]
+        before = [r for r in same if self._place(r) < self._place(of)]
+        return found | ({"cka_first": before[0], "cka_previous": before[-1]} if before else {})
+
+    def _measured_records(self) -> list[Record]:
+        """The records of the checkpoints that were measured, in the order of the run's list."""
+        found = [r for r in self.records.values() if r.kind == "checkpoint" and r.reading is not None]
+        return sorted(found, key=self._place)
+
+    def _place(self, of: Record | Checkpoint) -> Place:
+        return place(of, self.plan.models, self.plan.revisions)
+
+    def _keep(self, record: Record, measured: Measured) -> Record:
+        """Keep the Gram matrices of a checkpoint that was just measured, and return its record with its comparisons."""
+        record = self._compared(record, measured.grams)
+        _write_anchor(self._anchor(record.name), _anchor_file(record, measured.grams))
+        return record
+
+    def _compared(self, record: Record, grams: dict[str, Tensor] | None = None) -> Record:
+        """The record with the comparisons that it should have. ``grams`` are its Gram matrices, if they are at hand."""
+        assert record.reading is not None
+        reading, partners = record.reading.without(COMPARISONS), dict[str, str]()
         name = "centered_text_matrix_entropy/final_norm"
-        start = self.records.get(("untrained", record.config))
-        if start is not None and start.reading is not None:
-            reading.add("final_norm", "diff_erank", float(effective_rank_difference(start.reading[name], reading[name])))
-        before = [self.records.get(("checkpoint", name)) for name in order[: order.index(record.name)]]
-        same = (None, record.config, record.tokens)
-        earlier = [r for r in before if r is not None and (r.error, r.config, r.tokens) == same]
-        for what, other in (("cka_first", earlier[:1]), ("cka_previous", earlier[-1:])):
-            kept = self._load_grams(other[0]) if other else {}
-            for site in [site for site in reading.sites if site in kept]:
-                reading.add(site, what, float(debiased_cka(grams[site].double(), kept[site].double())))
-        self._keep_grams(record, grams)
-        # Other files are removed after the record is written, because until then the next attempt may need them.
-        self.wanted = {self._grams(r.name) for r in (*earlier[:1], *earlier[-1:], record)}
+        for what, other in self._partners(record).items():
+            assert other.reading is not None
+            if what == "diff_erank":
+                reading.add("final_norm", what, float(effective_rank_difference(other.reading[name], reading[name])))
+                partners[what] = other.name
+                continue
+            try:
+                grams = self._grams(record) if grams is None else grams
+                theirs = self._grams(other)
+            except GeomprobeError as error:
+                reading.notes.append(f"{what} was not measured: {error}")
+                continue
+            for site in reading.sites:
+                reading.add(site, what, float(debiased_cka(grams[site].double(), theirs[site].double())))
+            partners[what] = other.name
+        return replace(record, reading=reading, partners=partners)
 
-    def _grams(self, name: str) -> Path:
-        return self.folder / f"anchor-{sha256(name.encode()).hexdigest()[:12]}.safetensors"
+    def _mend_comparisons(self) -> None:
+        """Compare again those checkpoints whose partners have changed, because an earlier one was measured later than they
+        were, and append their records anew."""
+        for record in self._measured_records():
+            if record.partners != {what: other.name for what, other in self._partners(record).items()}:
+                self.bar.say(f"comparing {record.name}")
+                mended = self.team.told(self.team.all_do(lambda: self._compared(record) if self.team.main else record))  # noqa: B023
+                if mended.to_dict() != record.to_dict():
+                    self._add(mended)
 
-    def _load_grams(self, record: Record) -> dict[str, Tensor]:
-        from safetensors.torch import load_file
+    def _anchor(self, name: str) -> Path:
+        """The file of the Gram matrices of a checkpoint."""
+        return self.folder / _ANCHORS.replace("*", sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12])
 
-        path = self._grams(record.name)
-        return load_file(path) if path.exists() else {}
+    def _grams(self, record: Record) -> dict[str, Tensor]:
+        """The Gram matrices of a checkpoint: those that were kept, or else measured again.
 
-    def _keep_grams(self, record: Record, grams: dict[str, Tensor]) -> None:
-        from safetensors.torch import save
+        Raises:
+            GeomprobeError: if there are none and the checkpoint cannot be read.
+        """
+        path = self._anchor(record.name)
+        if (kept := _read_anchor(path, record)) is not None:
+            return kept
+        try:
+            checkpoint = Checkpoint(record.name, record.model, record.revision, record.step)
+            loaded = self._load(checkpoint)
+            texts = self._cut(loaded)
+            if texts.digest != record.tokens or _weights(checkpoint, loaded) != record.weights:
+                raise GeomprobeError("its weights or its tokenizer have changed")
+            grams = anchor_grams(loaded, self._batches(texts)[0][0])
+        except Exception as error:  # memory, or code of the model
+            raise GeomprobeError(
+                f"the file {path.name} is missing or damaged, and {record.name} cannot be measured again ({error})"
+            ) from error
+        with suppress(GeomprobeError):  # a full disk is reported when the record is written
+            _write_anchor(path, _anchor_file(record, grams))
+        return grams
 
-        write_whole(self._grams(record.name), save({site: gram.contiguous() for site, gram in grams.items()}))
+    def _remove_anchors(self, keep: Collection[Path] = ()) -> None:
+        """Remove the Gram matrices that no later comparison needs: those of all but the first and the last checkpoint that were
+        measured and the neighbours of those that failed."""
+        measured = self._measured_records()
+        failed = [self._place(r) for r in self.records.values() if r.kind == "checkpoint" and r.reading is None]
+        wanted = [*measured[:1], *measured[-1:]]
+        for before, after in pairwise(measured):
+            if any(self._place(before) < place < self._place(after) for place in failed):
+                wanted += [before, after]
+        for path in set(self.folder.glob(_ANCHORS)) - {self._anchor(record.name) for record in wanted} - set(keep):
+            path.unlink(missing_ok=True)
 
     # -- records --------------------------------------------------------------------------------------------------------------
 
@@ -401,10 +484,17 @@ def _opened(folder: Path, plan: _Plan, documents: Documents) -> Iterator[Run]:
     except OSError as error:
         raise GeomprobeError(f"cannot write {folder}: {error}; give a writable folder with enough free space") from error
     try:
-        if (folder / MANIFEST).exists():
-            mend_lines(folder / READINGS)
+        for path in folder.glob(".*.part"):  # of a process that was killed
+            path.unlink(missing_ok=True)
+        if os.path.lexists(folder / MANIFEST):
             run = Run.open(folder)
             _check_same(folder, run.manifest, manifest)
+            mend_lines(folder / READINGS)
+        elif os.path.lexists(folder / READINGS):
+            raise GeomprobeError(
+                f"{folder} contains {READINGS} but no {MANIFEST}, which names the arguments and the data of these records: "
+                "restore it, or give another folder to start a new run"
+            )
         else:
             write_whole(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
             run = Run(folder, manifest, [])
@@ -419,6 +509,7 @@ def _manifest(plan: _Plan, documents: Documents) -> dict[str, Any]:
     versions = {"geomprobe": version("geomprobe"), "torch": torch.__version__, "transformers": transformers.__version__}
     arguments = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(plan).items()}
     return {
+        "format": FORMAT,
         "arguments": arguments,
         "data": {
             "name": plan.data,
@@ -433,7 +524,13 @@ def _manifest(plan: _Plan, documents: Documents) -> dict[str, Any]:
 
 
 def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Check that an existing run has the same arguments and data."""
+    """Check that an existing run has the same version of geomprobe, arguments and data."""
+    ours, theirs = (manifest["versions"]["geomprobe"] for manifest in (now, before))
+    if ours != theirs:
+        raise GeomprobeError(
+            f"{folder} was written by geomprobe {theirs}, and this is {ours}, whose numbers may differ: finish it with that "
+            f"version (pip install geomprobe=={theirs}), or give another folder to start a new run"
+        )
     parts = [(before.get(part, {}), now[part]) for part in ("arguments", "data")]
     changed = {
         name: f"{name}: {old.get(name)!r} before, {new.get(name)!r} now"
@@ -446,6 +543,35 @@ def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> No
             f"{folder} contains a run with other arguments ({'; '.join(changed.values())}). Give the same arguments to resume "
             "it, or another folder to start a new run"
         )
+
+
+def _anchor_file(record: Record, grams: dict[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    return save({site: gram.contiguous() for site, gram in grams.items()}, _anchor_of(record))
+
+
+def _anchor_of(record: Record) -> dict[str, str]:
+    """What the metadata of the file of Gram matrices says."""
+    return {"format": str(FORMAT), "of": f"{record.config} {record.tokens} {record.weights}"}
+
+
+def _write_anchor(path: Path, content: bytes) -> None:
+    write_whole(path, content)
+
+
+def _read_anchor(path: Path, record: Record) -> dict[str, Tensor] | None:
+    """The Gram matrices in a file, or ``None`` if they are not those of ``record``, or not whole."""
+    from safetensors import SafetensorError, safe_open
+
+    assert record.reading is not None
+    try:
+        with safe_open(path, "pt") as file:
+            grams = {site: file.get_tensor(site) for site in file.keys()}  # noqa: SIM118
+            same = file.metadata() == _anchor_of(record) and grams.keys() == set(record.reading.sites)
+            return grams if same else None
+    except (OSError, SafetensorError):
+        return None
 
 
 def _facts(loaded: Loaded, texts: TokenizedTexts) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from geomprobe.inspection.inspect import inspect_text
+from geomprobe.inspection.inspect import inspect_tokens
 from geomprobe.models.loading import load
 from geomprobe.report.figures import gain_curves, heatmap
-from geomprobe.sweeps.dataset import read_documents, tokenize_documents
+from geomprobe.sweeps.dataset import read_documents, text_length, tokenize_documents
 from geomprobe.sweeps.records import Run
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ def closing_figures(run: Run) -> dict[str, "Figure"]:
 
 
 def closing_page(run: Run, *, device: str | None = None, trust_remote_code: bool = False) -> dict[str, str]:
-    """Return the page of one text under the last checkpoint, with the picks of each token at every layer."""
+    """Return the page of one text under the last checkpoint, with the picks of each token at every layer: the first tokens that
+    the sweep read, as it read them."""
     if not run.checkpoints:
         return {}
     last, arguments = run.checkpoints[-1], run.manifest["arguments"]
@@ -42,5 +43,6 @@ def closing_page(run: Run, *, device: str | None = None, trust_remote_code: bool
     )
     names = ("field", "split", "seed")
     documents = read_documents(arguments["data"], **{name: arguments[name] for name in names})
-    ids = tokenize_documents(loaded.tokenizer, documents.texts, tokens=_PAGE, length=_PAGE).ids[0]
-    return {"tokens": inspect_text(loaded, loaded.tokenizer.decode(ids), all_sites=True).to_html()}
+    length = text_length(loaded.model, arguments["length"])
+    texts = tokenize_documents(loaded.tokenizer, documents.texts, tokens=arguments["tokens"], length=length)
+    return {"tokens": inspect_tokens(loaded, texts.ids[0][:_PAGE], all_sites=True).to_html()}

@@ -3,16 +3,16 @@
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from geomprobe.errors import GeomprobeError
-from geomprobe.files import write_whole
+from geomprobe.files import Format, check_shape, read_json, write_whole
 from geomprobe.integrations import WandbSink
+from geomprobe.integrations.flat import safe_name
 from geomprobe.reading import Reading
 from geomprobe.sweeps.records import Record
 
@@ -25,6 +25,8 @@ __all__ = ["STATE", "SweepTracker"]
 STATE = "wandb.json"
 """Name of the file in a run's folder that contains the id of its W&B run and the names of the records that W&B has received."""
 
+_FORMAT = 1
+
 
 class SweepTracker:
     """Logs the records of a sweep to one W&B run.
@@ -32,17 +34,17 @@ class SweepTracker:
         with SweepTracker(folder, project, config) as tracker:
             for record in records:  # including those of earlier sessions: records that W&B has are skipped
                 tracker.record(record)
-            tracker.finish(figures, html)
+            tracker.finish(lambda: figures, lambda: pages)
 
     A checkpoint is a point of ``geomprobe/<metric>/<site>``, and of ``geomprobe/loss``, over ``checkpoint/step`` or
     ``checkpoint/parameters``. Records that have no position on that axis are logged to the summary of the run: a null baseline
     as ``baseline/<kind>/<name>/<metric>/<site>`` (with the kind once if it is also the name), and a checkpoint whose step is
     not known as ``checkpoint/<name>/<metric>/<site>``.
 
-    The file ``wandb.json`` in the folder contains the id of the run, and the names of the records that were logged by online
-    sessions that ended normally. All other records are logged again by the next session, for two reasons: W&B keeps up to 32 kB
-    in memory, which is lost if the process is killed, and each offline session writes a new file, which must contain all
-    records. So no point is lost; a point may be logged twice, with the same value.
+    The file ``wandb.json`` in the folder contains the id of the run, and the names and times of the records that were logged by
+    online sessions that ended normally. All other records are logged again by the next session, for two reasons: W&B keeps up
+    to 32 kB in memory, which is lost if the process is killed, and each offline session writes a new file, which must contain
+    all records. So no point is lost; a point may be logged twice, with the same value.
 
     Errors of W&B never stop a sweep: the first one is issued as a warning, and the sweep continues without W&B.
 
@@ -82,7 +84,7 @@ class SweepTracker:
 
     def record(self, record: Record) -> None:
         """Log a record, unless the W&B run has it already."""
-        name = f"{record.kind}/{record.name}"
+        name = f"{record.kind}/{record.name} {record.finished}"  # a record whose comparisons were mended is logged again
         if self._sink is None or self._refused or record.reading is None or name in self._logged:
             return
         with self._guarded(f"log {record.name}"):
@@ -93,13 +95,14 @@ class SweepTracker:
                 self._sink.log(replace(record.reading, mode="train"), step=place, loss=record.loss)
             self._logged.append(name)
 
-    def finish(self, figures: Mapping[str, "Figure"], html: Mapping[str, str]) -> None:
-        """Log the figures and pages at the end of a sweep, each as the panel ``geomprobe/<name>``."""
+    def finish(self, figures: Callable[[], Mapping[str, "Figure"]], html: Callable[[], Mapping[str, str]]) -> None:
+        """Log figures and pages at the end of a sweep, each as the panel ``geomprobe/<name>``. They are made here, so that an
+        error in making them does not stop the sweep either."""
         if self._sink is None or self._refused:
             return
-        with self._guarded("log the figures"):
-            self._sink.log_figures(figures)
-            for name, page in html.items():
+        with self._guarded("get the figures and the page of a text"):
+            self._sink.log_figures(figures())
+            for name, page in html().items():
                 self._sink.log_html(name, page)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -132,21 +135,21 @@ class SweepTracker:
         """The state that earlier sessions saved for this project."""
         path = self._folder / STATE
         try:
-            state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return state if state["project"] == self._project else {}
+            state: dict[str, Any] = read_json(path)
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise GeomprobeError(f"cannot read {path}: {type(error).__name__}: {error}") from error
+        check_shape(state, {"format": Format(_FORMAT), "project": str, "id": str, "logged": [str]}, str(path))
+        return state if state["project"] == self._project else {}
 
     def _write(self, run: "wandb.Run", logged: list[str]) -> None:
         if not run.disabled:
-            write_whole(self._folder / STATE, json.dumps({"project": self._project, "id": run.id, "logged": logged}, indent=1))
+            state = {"format": _FORMAT, "project": self._project, "id": run.id, "logged": logged}
+            write_whole(self._folder / STATE, json.dumps(state, indent=1))
 
 
 def _summary_values(record: Record, reading: Reading) -> dict[str, float]:
     """The values in the summary for a record that has no position on the axis."""
     shelf = "checkpoint" if record.kind == "checkpoint" else "baseline"
-    place = "/".join(dict.fromkeys((shelf, record.kind, record.name)))
+    place = "/".join(dict.fromkeys((shelf, record.kind, safe_name(record.name))))
     values = reading.values | ({} if record.loss is None else {"loss": record.loss})
     return {f"{place}/{name}": value for name, value in values.items() if math.isfinite(value)}

@@ -6,7 +6,6 @@ geomprobe/capture/README.md.
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,14 +16,14 @@ from transformers import DynamicCache
 from geomprobe import AttentionProfile, ContextLasso, GeomprobeError, Metric, Probe, Reading
 from geomprobe.capture.decoder import find_decoder
 from geomprobe.core.attention_summary import AttentionRows
-from tests import readme_block, reference
+from tests import reference
 from tests.capture.watching import on_capture
+from tests.readme_block import ROOT, ReadmeBlock, markdown_table
 from tests.tiny_models import padded, tiny, token_batch
 
 pytestmark = pytest.mark.slow  # it runs every architecture
 
-README = Path(__file__).resolve().parents[2] / "geomprobe" / "capture" / "README.md"
-BLOCK = "architectures"
+BLOCK = ReadmeBlock(ROOT / "geomprobe" / "capture" / "README.md", "architectures")
 COLUMNS = ("Architecture", "Sites", "Hidden states", "Padding", "KV cache", "Attention")
 SITES = ("embed", "layer_00", "layer_01", "layer_02", "final_norm")
 LENGTH = 12  # longer than the window of the architectures that have one
@@ -193,7 +192,7 @@ def measured(name: str) -> tuple[str, ...]:
 
 def table() -> str:
     """The table of all architectures in Markdown."""
-    return readme_block.table(COLUMNS, [measured(name) for name in ARCHITECTURES])
+    return markdown_table(COLUMNS, map(measured, ARCHITECTURES))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -202,9 +201,7 @@ def test_an_architecture(name: str) -> None:
 
 
 def test_the_readme_tells_what_was_measured() -> None:
-    assert readme_block.block(README, BLOCK) == table(), (
-        "the README differs: python -m tests.capture.test_architectures writes the table"
-    )
+    assert BLOCK.told() == table(), "the README differs: python -m tests.capture.test_architectures writes the table"
 
 
 @torch.no_grad()
@@ -222,4 +219,4 @@ def test_recurrent_states_that_were_filled_unseen_or_moved() -> None:
 
 
 if __name__ == "__main__":
-    readme_block.write_block(README, BLOCK, table())
+    BLOCK.write(table())

@@ -1,8 +1,9 @@
 """Texts that arrive over several forwards: every way to generate gives the numbers of the finished texts, one by one."""
 
+import itertools
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -417,11 +418,38 @@ def test_the_decoder_alone_is_told_how_rows_end() -> None:
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = stop, PAD
     batch = prompts()
     embeds = {"inputs_embeds": model.get_input_embeddings()(batch["input_ids"]), "attention_mask": batch["attention_mask"]}
-    for arguments in (batch, embeds):
+    for arguments, cache in itertools.product((batch, embeds), (True, False)):
         with Probe(model.get_decoder(), METRICS, on_error="raise") as probe:
-            output = model.generate(**arguments, max_new_tokens=12)
+            output = model.generate(**arguments, max_new_tokens=12, use_cache=cache)
         output = output if arguments is batch else torch.cat([batch["input_ids"], output], 1)
         assert_same(probe.read(), alone(model, fed(output, stop)))
+
+
+class Judging(StoppingCriteria):  # type: ignore[misc]
+    """Runs the model on the text so far, for a purpose of its own."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        self.model(input_ids, use_cache=False)
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+@pytest.mark.parametrize("cache", [True, False], ids=["cache", "no cache"])
+def test_calls_of_the_model_by_a_criterion_of_generate_are_texts_of_their_own(model: Any, cache: bool) -> None:
+    with Probe(model, on_error="raise") as probe:
+        model.generate(
+            token_batch(1, 6), max_new_tokens=5, eos_token_id=None, stopping_criteria=[Judging(model)], use_cache=cache
+        )
+    assert (probe.read()["tokens/embed"], probe.read()["texts/embed"]) == (10 + 7 + 8 + 9 + 10 + 11, 6)
+
+
+def test_positions_that_skip_ahead_are_one_text_with_a_mask(model: Any) -> None:
+    ids, positions = token_batch(1, 9), torch.tensor([[0, 1, 2, 3, 100, 101, 102, 103, 104]])
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+        model(ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False)
+    assert (probe.read()["tokens/embed"], probe.read()["texts/embed"]) == (9, 1)
 
 
 def test_growing_prefixes_in_calls_of_their_own_are_texts_of_their_own(model: Any) -> None:
@@ -461,6 +489,9 @@ class BrokenLater(Metric):
 @dataclass(frozen=True)
 class BreaksAtNine:
     """Sums nothing, and fails on a batch of nine rows."""
+
+    name: ClassVar[str] = "breaks_at_nine"
+    version: ClassVar[int] = 1
 
     def new_state(self, width: int, device: torch.device) -> dict[str, torch.Tensor]:
         return {"n": torch.zeros((), dtype=torch.float64, device=device)}

@@ -21,12 +21,11 @@ from pathlib import Path
 import pytest
 
 from geomprobe.errors import GeomprobeError
-from tests import readme_block
+from tests.readme_block import ROOT, ReadmeBlock, markdown_table
 
-__all__ = ["README", "Fault", "fault", "faults", "refused", "told", "warned"]
+__all__ = ["BLOCK", "Fault", "fault", "faults", "refused", "told", "warned"]
 
-README = Path(__file__).resolve().parents[2] / "geomprobe" / "sweeps" / "README.md"
-BLOCK = "faults"
+BLOCK = ReadmeBlock(ROOT / "geomprobe" / "sweeps" / "README.md", "faults")
 COLUMNS = ("Fault", "What is said", "What is kept")
 
 Run = Callable[[Path, pytest.MonkeyPatch], str]
@@ -38,7 +37,8 @@ class Fault:
 
     Attributes:
         case: what goes wrong.
-        says: the whole error or note, in which ``…`` stands for any text: a path, a number, or words of another library.
+        says: the whole error or note, in which ``…`` stands for any text: a path, a number, or words of another library. It is
+            empty if the fault is repaired without one.
         kept: what is kept, or what happens next.
         run: does it in an empty folder, checks what is kept, and returns the whole error or note.
         slow: whether it takes seconds.
@@ -86,7 +86,7 @@ def faults() -> list[Fault]:
 
 def told() -> str:
     """The table in Markdown."""
-    return readme_block.table(COLUMNS, [(line.case, line.says, line.kept) for line in faults()])
+    return markdown_table(COLUMNS, [(line.case, line.says or "nothing", line.kept) for line in faults()])
 
 
 def refused(action: Callable[[], object]) -> str:
@@ -110,4 +110,4 @@ if __name__ == "__main__":
     # Started as __main__, this file is another module than the one that the faults register with.
     from tests.faults import table
 
-    readme_block.write_block(table.README, table.BLOCK, table.told())
+    table.BLOCK.write(table.told())

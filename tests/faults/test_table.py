@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import readme_block
-from tests.faults.table import BLOCK, README, Fault, faults, told
+from tests.faults.table import BLOCK, Fault, faults, told
 
 FAULTS = faults()
 
@@ -16,7 +15,7 @@ def test_a_fault(fault: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_readme_has_the_table() -> None:
-    assert readme_block.block(README, BLOCK) == told(), "the README differs: python -m tests.faults.table writes the table"
+    assert BLOCK.told() == told(), "the README differs: python -m tests.faults.table writes the table"
 
 
 def test_no_line_stands_twice() -> None:

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import PreTrainedTokenizerFast, TrainerCallback, set_seed
 
 from geomprobe import Probe, Reading, every
 from geomprobe.integrations import ProbeCallback
@@ -182,12 +182,14 @@ def compared_with_bare(make: Callable[[list[TrainerCallback]], Any], **options: 
     """Train without and with a probe; both compute the same, bit for bit, and leave the same on the model.
 
     Args:
-        make: returns a new trainer with these callbacks, always with the same seeds.
+        make: returns a new trainer with these callbacks, after setting the seed.
         options: arguments of :class:`ProbeCallback`.
     """
+    set_seed(0)  # adapters are drawn when the trainer is made
     bare = make([])
     bare.train()
     seen, callback = LossForwards(), ProbeCallback(**({"when": every(1), "on_error": "raise"} | options))
+    set_seed(0)
     probed = make([seen, callback])
     probed.train()
     assert _log(probed) == _log(bare)

@@ -347,3 +347,23 @@ class _Some:
         self.__dict__.update(values)
 
     global_step: int
+
+
+def test_a_jsonl_of_the_users_own_is_refused_and_kept(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("my notes\n")
+    trained = trainer(tmp_path, ProbeCallback(jsonl=notes))
+    with pytest.raises(GeomprobeError, match=r"notes.txt, line 1: not JSON.*give another one"):
+        trained.train()
+    assert notes.read_text() == "my notes\n"
+    assert Probe.on(trained.model) is None
+
+
+def test_the_name_of_an_evaluation_set_is_one_level(tmp_path: Path) -> None:
+    blocks = token_batch(4, LENGTH)
+    texts = [{"input_ids": block, "labels": block} for block in blocks]
+    trainer(tmp_path, ProbeCallback(), evaluated={"my set/ä": texts}, report_to="wandb", **EVALUATION).train()
+    wandb.finish()
+    names = read_run(tmp_path).names("geomprobe/eval")
+    assert "geomprobe/eval_my_set___08b7/entropy/layer_00" in names
+    assert {name.count("/") for name in names} == {3}

@@ -84,14 +84,14 @@ def test_two_ranks_give_the_numbers_of_one(spread: str, spread_out: Path) -> Non
 # -- a rank that fails ------------------------------------------------------------------------------------------------------
 
 
-def meet(out: str, name: str, rank: int) -> None:
-    """Join the two ranks, at one time: the timeout is for collectives."""
+def meet(out: str, name: str, rank: int, seconds: float = 3) -> None:
+    """Join the two ranks, at one time: the timeout of ``seconds`` is for collectives."""
     store = dist.FileStore(str(Path(out, f"{name}.store")), RANKS)  # type: ignore[attr-defined]
     for step in ("came", "met"):
         store.set(f"{step} {rank}", "")
         store.wait([f"{step} {other}" for other in range(RANKS)], timedelta(seconds=120))
         if step == "came":
-            dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=3))
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=seconds))
 
 
 def failing(out: str, rank: str) -> None:
@@ -118,7 +118,7 @@ def failing(out: str, rank: str) -> None:
             failures.append(str(caught.value))
             assert isinstance(caught.value.__cause__, RuntimeError)
             assert snapshot(model) == before
-            assert float(probe.state_dict()["eval/embed/TokenCount()/tokens"]) == 24
+            assert float(probe.state_dict()["eval/embed/token_count.1/tokens"]) == 24
             Path(out, "has failed").touch()
         dist.destroy_process_group()
     report = {"failures": failures, "seconds": seconds, "reading": probe.read().to_dict()}

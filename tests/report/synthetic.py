@@ -14,6 +14,9 @@ from geomprobe.sweeps.records import MANIFEST, READINGS, Kind, Record
 
 STEPS = (0, *(2**i for i in range(10)), 1000, 2000, 4000, 8000, 16000, 32000, 64000, 100_000, 143_000)
 """Twenty checkpoints, as Pythia's are spaced."""
+ARGUMENTS: dict[str, Any] = {"models": ["training"], "revisions": [], "data": "texts.jsonl", "field": "text", "split": "train"}
+ARGUMENTS |= {"dtype": "float32", "device_map": None, "tokenizer": None, "seed": 0, "tokens": 409_600, "sample": 16_384}
+ARGUMENTS |= {"length": 512}
 VERSIONS = {"geomprobe": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"}
 DATA = {"name": "hh-rlhf/harmless-base", "hash": "9f2c41d07be8", "texts": 2048, "tokens": 409_600, "sample_tokens": 16_384}
 
@@ -140,7 +143,7 @@ def suite(*, sizes: Sequence[float] = tuple(SIZES), length: int = 256) -> list[R
 def write_run(path: Path, records: Sequence[Record], **manifest: Any) -> Path:
     """The two files of a run."""
     path.mkdir(parents=True)
-    plain = {"arguments": {"center": False}, "versions": VERSIONS, "data": DATA} | manifest
+    plain = {"format": 1, "arguments": ARGUMENTS, "versions": VERSIONS, "data": DATA} | manifest
     (path / MANIFEST).write_text(json.dumps(plain), "utf-8")
     lines = [json.dumps(record.to_dict(), allow_nan=False) for record in records]
     (path / READINGS).write_text("".join(line + "\n" for line in lines), "utf-8")

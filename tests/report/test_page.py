@@ -1,7 +1,6 @@
 """The report of a sweep: its figures hold the readings' numbers, and its page is drawn wherever it is opened."""
 
 import html
-import json
 import math
 import re
 import sys
@@ -293,18 +292,6 @@ def test_what_was_measured_and_what_failed(document: Callable[[str], str]) -> No
     labels = re.findall(r'class="plot" role="img" aria-label="(.*?)"', body)
     assert len(labels) > 50
     assert all(re.search(r"values from −?[\d.e+−]+ to −?[\d.e+−]+\.$", label) for label in labels)
-
-
-def test_a_manifest_may_lack_everything(tmp_path: Path) -> None:
-    path = write_run(tmp_path / "run", training(layers=2, steps=[0, 8], length=8))
-    manifests: tuple[dict[str, Any], ...] = (
-        {},
-        {"data": None, "versions": [], "arguments": 3},
-        {"data": {"texts": "many", "tokens": None}},
-    )
-    for manifest in manifests:
-        (path / "manifest.json").write_text(json.dumps(manifest))
-        assert "<dt>Checkpoints</dt><dd>2 measured, 2 failed</dd>" in report_page([Run.open(path)])
 
 
 def test_other_tokens_are_pointed_out(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_disabled_leaves_nothing_behind(wandb_directory: Path, monkeypatch: pyte
 def test_figures_and_pages(wandb_directory: Path) -> None:
     figures = {"heatmap/entropy": go.Figure(go.Heatmap(z=[[1, 2], [3, 4]])), "gain": go.Figure(go.Scatter(y=[1, 2]))}
     with SweepTracker(wandb_directory, "p", {}) as tracker:
-        tracker.finish(figures, {"tokens": "<!DOCTYPE html><p>tokens"})
+        tracker.finish(lambda: figures, lambda: {"tokens": "<!DOCTYPE html><p>tokens"})
     media = wandb_directory / "wandb/latest-run/files/media"
     (heatmap,) = media.glob("plotly/geomprobe/heatmap/entropy_*.plotly.json")
     assert json.loads(heatmap.read_text("utf-8"))["data"][0]["z"] == [[1, 2], [3, 4]]
@@ -212,7 +212,7 @@ def test_without_a_run_the_sweep_goes_on_and_is_logged_later(wandb_directory: Pa
         broken.setattr(wandb, "init", refuse)
         with SweepTracker(wandb_directory, "p", {}) as tracker:
             tracker.record(STEPS[0])
-            tracker.finish({}, {"tokens": ""})
+            tracker.finish(dict, lambda: {"tokens": ""})
     assert ours(said) == [__file__]
     sweep(wandb_directory, *STEPS)
     assert steps(read_run(wandb_directory)) == [0, 1, 512]
