@@ -99,7 +99,10 @@ def toy_trainer(
             eos_token_id=None,
         )
     )
-    training, held_out = ([{"input_ids": block, "labels": block} for block in blocks] for blocks in byte_blocks(length))
+    whole = torch.ones(length, dtype=torch.long)  # says that repeated bytes at the end of a block are no padding
+    training, held_out = (
+        [{"input_ids": block, "labels": block, "attention_mask": whole} for block in blocks] for blocks in byte_blocks(length)
+    )
     trainer = Trainer(
         model,
         TrainingArguments(

@@ -153,7 +153,7 @@ def stopped(arguments: list[str], ready: Callable[[], object], **variables: str)
         _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, said
     assert "Traceback" not in said
-    (line,) = [line for line in said.splitlines() if line.startswith("geomprobe: ")]
+    (line,) = [line for line in said.splitlines() if line.startswith("geomprobe: ")]  # nor any warning of its own
     assert said.endswith(line + "\n")
     return line
 
