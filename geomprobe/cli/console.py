@@ -141,14 +141,18 @@ def _show_ours(message: Warning | str, *_: object, **__: object) -> None:
 def without_loading_bars() -> Iterator[None]:
     """A context without progress bars for reading and writing weights, unless ``VERBOSE`` is set. Those of downloads remain."""
     from huggingface_hub.utils.tqdm import enable_progress_bars
-    from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+    from transformers import modeling_gguf_pytorch_utils as gguf
+    from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled, tqdm
 
     if os.environ.get(VERBOSE) or not is_progress_bar_enabled():
         yield
         return
     disable_progress_bar()
     enable_progress_bars()
+    bar = getattr(gguf, "tqdm", None)
+    gguf.tqdm = tqdm  # the bar of reading GGUF is not among those that Transformers can disable
     try:
         yield
     finally:
         enable_progress_bar()
+        gguf.tqdm = bar

@@ -1,12 +1,13 @@
 """Hostile and broken checkpoints. Each function makes one of them in an empty folder, and returns what a user would load.
 
 ``HOSTILE`` are checkpoints that try to run code: whatever of theirs runs creates the file :func:`ran_in`. ``BROKEN`` are
-checkpoints that cannot be read, each with a part of the one-line error that loading it gives.
+checkpoints that cannot be read. Each has the one-line error that loading it gives.
 """
 
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +31,15 @@ class Fault:
 
     Attributes:
         make: makes it in an empty folder, and returns the hub id, directory or file to load.
-        error: a part of the error.
+        error: the error, in which ``…`` stands for any text: a path, or words of another library.
     """
 
     make: Callable[[Path], str]
     error: str
+
+    def tells(self, error: str) -> bool:
+        """Whether ``error`` is, or contains, the one of this fault."""
+        return re.search(".*".join(map(re.escape, self.error.split("…"))), error) is not None
 
 
 def good(folder: Path, **options: Any) -> str:
@@ -183,17 +188,59 @@ def pickled_adapter_beside_weights(folder: Path) -> str:
 
 
 HOSTILE = {
-    "code for the config": Fault(code_for_config, "Python code"),
-    "code for the model": Fault(code_for_model, "Python code"),
-    "code elsewhere": Fault(code_elsewhere, "Python code"),
-    "code for the tokenizer": Fault(code_for_tokenizer, "Python code"),
-    "code for attention": Fault(code_for_attention, "evil/attention"),
-    "pickled weights": Fault(pickled_weights, "safetensors"),
-    "pickled shards": Fault(pickled_shards, "safetensors"),
-    "pickles in the index": Fault(pickles_in_the_index, "pytorch_model.bin"),
-    "pickle in the config": Fault(pickle_in_the_config, "adapter_model.bin"),
-    "pickled adapter": Fault(pickled_adapter, "adapter"),
-    "pickled adapter beside weights": Fault(pickled_adapter_beside_weights, "adapter"),
+    "code for the config": Fault(
+        code_for_config,
+        "cannot load '…': it needs Python code that comes with it, which is not run without your word: "
+        "trust_remote_code=True, or --trust-remote-code where the command has it",
+    ),
+    "code for the model": Fault(
+        code_for_model,
+        "cannot load '…': it needs Python code that comes with it, which is not run without your word: "
+        "trust_remote_code=True, or --trust-remote-code where the command has it",
+    ),
+    "code elsewhere": Fault(
+        code_elsewhere,
+        "cannot load '…': it needs Python code that comes with it, which is not run without your word: "
+        "trust_remote_code=True, or --trust-remote-code where the command has it",
+    ),
+    "code for the tokenizer": Fault(
+        code_for_tokenizer,
+        "cannot load the tokenizer of '…': it needs Python code that comes with it, which is not run without "
+        "your word: trust_remote_code=True, or --trust-remote-code where the command has it",
+    ),
+    "code for attention": Fault(
+        code_for_attention, "…: config.json asks for code of evil/attention on the hub, which is not run"
+    ),
+    "pickled weights": Fault(
+        pickled_weights,
+        "cannot load '…': its weights are in pytorch_model.bin, which is not safetensors, and is not opened "
+        "because a pickle could run code; save the model as safetensors (save_pretrained())",
+    ),
+    "pickled shards": Fault(
+        pickled_shards,
+        "cannot load '…': its weights are in pytorch_model-00001-of-00001.bin, which is not safetensors, and "
+        "is not opened because a pickle could run code; save the model as safetensors (save_pretrained())",
+    ),
+    "pickles in the index": Fault(
+        pickles_in_the_index,
+        "cannot load '…': its weights are in pytorch_model.bin, which is not safetensors, and is not opened "
+        "because a pickle could run code; save the model as safetensors (save_pretrained())",
+    ),
+    "pickle in the config": Fault(
+        pickle_in_the_config,
+        "cannot load '…': its weights are in adapter_model.bin, which is not safetensors, and is not opened "
+        "because a pickle could run code; save the model as safetensors (save_pretrained())",
+    ),
+    "pickled adapter": Fault(
+        pickled_adapter,
+        "…/adapter has a PEFT adapter, and geomprobe reads whole models: merge the adapter into its model "
+        "(merge_and_unload(), then save_pretrained())",
+    ),
+    "pickled adapter beside weights": Fault(
+        pickled_adapter_beside_weights,
+        "… has a PEFT adapter, and geomprobe reads whole models: merge the adapter into its model "
+        "(merge_and_unload(), then save_pretrained())",
+    ),
 }
 """Checkpoints that need what is not done without the user's word."""
 
@@ -427,60 +474,243 @@ def adapter_beside_gguf(folder: Path) -> str:
 DEEP = b"[" * 200_000
 
 BROKEN = {
-    "a tensor is missing": Fault(_weights(_without("layers.1.mlp.up_proj")), "1 of 21 tensors is missing"),
-    "many tensors are missing": Fault(_weights(_without("layers.1.")), "9 of 21 tensors are missing"),
-    "no tensor": Fault(_weights(_without("")), "21 of 21 tensors are missing"),
-    "no head": Fault(_weights(_without("lm_head")), "lm_head.weight"),
-    "tied, and neither is there": Fault(
-        _weights(_without("lm_head", "embed_tokens"), tie_word_embeddings=True), "model.embed_tokens.weight"
+    "a tensor is missing": Fault(
+        _weights(_without("layers.1.mlp.up_proj")),
+        "cannot load '…': 1 of 21 tensors is missing from the files: model.layers.1.mlp.up_proj.weight. "
+        "Random numbers would take their place: expected the files of a whole LlamaForCausalLM with its own "
+        "config.json",
     ),
-    "more layers than weights": Fault(_configured(num_hidden_layers=3), "9 of 30 tensors are missing"),
-    "another width": Fault(_configured(intermediate_size=96), "6 of 21 tensors are of another shape"),
-    "another vocabulary": Fault(_configured(vocab_size=300), "model.embed_tokens.weight: (256, 32) instead of (300, 32)"),
-    "no weights": Fault(_file(WEIGHTS, None), WEIGHTS),
-    "empty weights": Fault(_file(WEIGHTS, b""), "header"),
-    "weights are text": Fault(_file(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "header"),
-    "half of the weights": Fault(_cut(WEIGHTS, 0.5), "incomplete"),
-    "weights are a folder": Fault(folder_for_weights, WEIGHTS),
-    "a shard is missing": Fault(missing_shard, "model-00002-of-"),
-    "a shard lacks a tensor": Fault(short_shard, "1 of 21 tensors is missing"),
-    "the index is not JSON": Fault(_index(b"{"), INDEX),
-    "the index is a list": Fault(_index(b"[]"), INDEX),
-    "the index maps nothing": Fault(_index(b'{"weight_map": 5}'), INDEX),
-    "the index is deep": Fault(_index(DEEP), INDEX),
-    "the index is empty": Fault(_index(b'{"metadata": {}, "weight_map": {}}'), INDEX),
-    "the index leads outside": Fault(outside_index, "../other/model.safetensors"),
-    "no config": Fault(_file("config.json", None), "config.json"),
-    "empty config": Fault(_file("config.json", b""), "config.json"),
-    "the config is a list": Fault(_file("config.json", b"[]"), "cannot load"),
-    "the config is deep": Fault(_file("config.json", DEEP), "cannot load"),
-    "the config is binary": Fault(_file("config.json", b"\xff\xfe\x00"), "config.json"),
-    "no type of model": Fault(_configured(model_type=None), "model_type"),
-    "an unknown type of model": Fault(_configured(model_type="evil"), "model type `evil`"),
-    "not a language model": Fault(_configured(model_type="vit"), "cannot load"),
-    "a width of text": Fault(_configured(hidden_size="wide"), "cannot load"),
-    "no heads": Fault(_configured(num_attention_heads=0), "cannot load"),
-    "no tokenizer": Fault(_file("tokenizer.json", None), "tokenizer"),
-    "empty tokenizer": Fault(_file("tokenizer.json", b""), "tokenizer"),
-    "half of the tokenizer": Fault(_cut("tokenizer.json", 0.5), "tokenizer"),
-    "the tokenizer is a list": Fault(_file("tokenizer.json", b"[]"), "tokenizer"),
-    "the tokenizer has no model": Fault(_file("tokenizer.json", b"{}"), "tokenizer"),
-    "the tokenizer's config is not JSON": Fault(_file("tokenizer_config.json", b"{"), "tokenizer"),
-    "no such folder": Fault(_named("nothing"), "nothing: no such directory"),
-    "an empty folder": Fault(lambda folder: str(folder), "config.json"),
-    "a file": Fault(lambda folder: str(Path(good(folder)) / "config.json"), "config.json"),
-    "a long name": Fault(_named("é" * 300), "File name too long"),
-    "a name that is not UTF-8": Fault(_named("caf\udce9", made=True), "caf\\udce9"),
-    "a missing name that is not UTF-8": Fault(_named("nothing\udce9"), "nothing\\udce9"),
-    "a name with NUL": Fault(_named("a\0b"), "a\\x00b"),
-    "a long id": Fault(lambda folder: "é" * 300, "cannot load"),
-    "an id that is not UTF-8": Fault(lambda folder: "caf\udce9", "caf\\udce9"),
-    "no name": Fault(lambda folder: "", "expected a hub id"),
-    "no GGUF file": Fault(_gguf_file(None), "tiny.gguf: no such file"),
-    "an empty GGUF file": Fault(_gguf_file(b""), "tiny.gguf"),
-    "GGUF of text": Fault(_gguf_file(b"not a GGUF file, but long enough to have a header"), "tiny.gguf"),
-    "half of a GGUF file": Fault(cut_gguf, "tiny.gguf"),
-    "a tensor is missing in GGUF": Fault(gguf_without_tensors, "3 of 21 tensors are missing"),
-    "a pickled adapter beside GGUF": Fault(adapter_beside_gguf, "adapter"),
+    "many tensors are missing": Fault(
+        _weights(_without("layers.1.")),
+        "cannot load '…': 9 of 21 tensors are missing from the files: model.layers.1.input_layernorm.weight, "
+        "model.layers.1.mlp.down_proj.weight, model.layers.1.mlp.gate_proj.weight and 6 more. Random numbers "
+        "would take their place: expected the files of a whole LlamaForCausalLM with its own config.json",
+    ),
+    "no tensor": Fault(
+        _weights(_without("")),
+        "cannot load '…': 21 of 21 tensors are missing from the files: lm_head.weight, "
+        "model.embed_tokens.weight, model.layers.0.input_layernorm.weight and 18 more. Random numbers would "
+        "take their place: expected the files of a whole LlamaForCausalLM with its own config.json",
+    ),
+    "no head": Fault(
+        _weights(_without("lm_head")),
+        "cannot load '…': 1 of 21 tensors is missing from the files: lm_head.weight. Random numbers would "
+        "take their place: expected the files of a whole LlamaForCausalLM with its own config.json",
+    ),
+    "tied, and neither is there": Fault(
+        _weights(_without("lm_head", "embed_tokens"), tie_word_embeddings=True),
+        "cannot load '…': 2 of 21 tensors are missing from the files: lm_head.weight, "
+        "model.embed_tokens.weight. Random numbers would take their place: expected the files of a whole "
+        "LlamaForCausalLM with its own config.json",
+    ),
+    "more layers than weights": Fault(
+        _configured(num_hidden_layers=3),
+        "cannot load '…': 9 of 30 tensors are missing from the files: model.layers.2.input_layernorm.weight, "
+        "model.layers.2.mlp.down_proj.weight, model.layers.2.mlp.gate_proj.weight and 6 more. Random numbers "
+        "would take their place: expected the files of a whole LlamaForCausalLM with its own config.json",
+    ),
+    "another width": Fault(
+        _configured(intermediate_size=96),
+        "cannot load '…': 6 of 21 tensors are of another shape than the configuration says: "
+        "model.layers.0.mlp.down_proj.weight: (32, 64) instead of (32, 96), "
+        "model.layers.0.mlp.gate_proj.weight: (64, 32) instead of (96, 32), "
+        "model.layers.0.mlp.up_proj.weight: (64, 32) instead of (96, 32) and 3 more. Random numbers would "
+        "take their place: expected the files of a whole LlamaForCausalLM with its own config.json",
+    ),
+    "another vocabulary": Fault(
+        _configured(vocab_size=300),
+        "cannot load '…': 2 of 21 tensors are of another shape than the configuration says: lm_head.weight: "
+        "(256, 32) instead of (300, 32), model.embed_tokens.weight: (256, 32) instead of (300, 32). Random "
+        "numbers would take their place: expected the files of a whole LlamaForCausalLM with its own "
+        "config.json",
+    ),
+    "no weights": Fault(
+        _file(WEIGHTS, None),
+        "cannot load '…': …. Expected a hub id, a directory with config.json, tokenizer and safetensors "
+        "weights, or a GGUF file",
+    ),
+    "empty weights": Fault(
+        _file(WEIGHTS, b""),
+        "cannot load '…': …. Expected a hub id, a directory with config.json, tokenizer and safetensors "
+        "weights, or a GGUF file",
+    ),
+    "weights are text": Fault(
+        _file(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "cannot load '…': …. Expected a hub id, a directory with config.json, tokenizer and safetensors "
+        "weights, or a GGUF file",
+    ),
+    "half of the weights": Fault(
+        _cut(WEIGHTS, 0.5),
+        "cannot load '…': …. Expected a hub id, a directory with config.json, tokenizer and safetensors "
+        "weights, or a GGUF file",
+    ),
+    "weights are a folder": Fault(
+        folder_for_weights,
+        "cannot load '…': …. Expected a hub id, a directory with config.json, tokenizer and safetensors "
+        "weights, or a GGUF file",
+    ),
+    "a shard is missing": Fault(
+        missing_shard,
+        "cannot load '…': model.safetensors.index.json names 7 files, of which "
+        "model-00002-of-00007.safetensors is missing; copy or save the model again",
+    ),
+    "a shard lacks a tensor": Fault(
+        short_shard,
+        "cannot load '…': 1 of 21 tensors is missing from the files: model.layers.0.self_attn.v_proj.weight. "
+        "Random numbers would take their place: expected the files of a whole LlamaForCausalLM with its own "
+        "config.json",
+    ),
+    "the index is not JSON": Fault(
+        _index(b"{"),
+        "cannot load '…': model.safetensors.index.json is no index of weights (JSONDecodeError); save the model again",
+    ),
+    "the index is a list": Fault(
+        _index(b"[]"), "cannot load '…': model.safetensors.index.json is no index of weights (TypeError); save the model again"
+    ),
+    "the index maps nothing": Fault(
+        _index(b'{"weight_map": 5}'),
+        "cannot load '…': model.safetensors.index.json is no index of weights (AttributeError); save the model again",
+    ),
+    "the index is deep": Fault(
+        _index(DEEP),
+        "cannot load '…': model.safetensors.index.json is no index of weights (RecursionError); save the model again",
+    ),
+    "the index is empty": Fault(
+        _index(b'{"metadata": {}, "weight_map": {}}'),
+        "cannot load '…': model.safetensors.index.json names no file of weights; save the model again",
+    ),
+    "the index leads outside": Fault(
+        outside_index,
+        "cannot load '…/model': model.safetensors.index.json names a file outside the model: ../other/model.safetensors",
+    ),
+    "no config": Fault(
+        _file("config.json", None), "…: this directory has no config.json; expected one that save_pretrained() wrote"
+    ),
+    "empty config": Fault(
+        _file("config.json", b""),
+        "cannot load '…': …/config.json' is not a valid JSON file. Expected a hub id, a directory with config.json, "
+        "tokenizer and safetensors weights, or a GGUF file",
+    ),
+    "the config is a list": Fault(
+        _file("config.json", b"[]"),
+        "cannot load '…': …. Expected a hub id, a directory with config.json, tokenizer and safetensors "
+        "weights, or a GGUF file",
+    ),
+    "the config is deep": Fault(
+        _file("config.json", DEEP),
+        "cannot load '…': …. Expected a hub id, a directory with config.json, tokenizer and safetensors "
+        "weights, or a GGUF file",
+    ),
+    "the config is binary": Fault(
+        _file("config.json", b"\xff\xfe\x00"),
+        "cannot load '…': …/config.json' is not a valid JSON file. Expected a hub id, a directory with config.json, "
+        "tokenizer and safetensors weights, or a GGUF file",
+    ),
+    "no type of model": Fault(
+        _configured(model_type=None),
+        "cannot load '…': …. Expected a hub id, a directory with config.json, tokenizer and safetensors "
+        "weights, or a GGUF file",
+    ),
+    "an unknown type of model": Fault(
+        _configured(model_type="evil"),
+        "cannot load '…': …. Expected a hub id, a directory with config.json, tokenizer and safetensors "
+        "weights, or a GGUF file",
+    ),
+    "not a language model": Fault(
+        _configured(model_type="vit"),
+        "cannot load '…': …. Expected a hub id, a directory with config.json, tokenizer and safetensors "
+        "weights, or a GGUF file",
+    ),
+    "a width of text": Fault(
+        _configured(hidden_size="wide"),
+        "cannot load '…': …. Expected a hub id, a directory with config.json, tokenizer and safetensors "
+        "weights, or a GGUF file",
+    ),
+    "no heads": Fault(
+        _configured(num_attention_heads=0),
+        "cannot load '…': …. Expected a hub id, a directory with config.json, tokenizer and safetensors "
+        "weights, or a GGUF file",
+    ),
+    "no tokenizer": Fault(
+        _file("tokenizer.json", None),
+        "cannot load the tokenizer of '…': …. Expected a hub id, a directory with config.json, tokenizer and "
+        "safetensors weights, or a GGUF file",
+    ),
+    "empty tokenizer": Fault(
+        _file("tokenizer.json", b""),
+        "cannot load the tokenizer of '…': …. Expected a hub id, a directory with config.json, tokenizer and "
+        "safetensors weights, or a GGUF file",
+    ),
+    "half of the tokenizer": Fault(
+        _cut("tokenizer.json", 0.5),
+        "cannot load the tokenizer of '…': …. Expected a hub id, a directory with config.json, tokenizer and "
+        "safetensors weights, or a GGUF file",
+    ),
+    "the tokenizer is a list": Fault(
+        _file("tokenizer.json", b"[]"),
+        "cannot load the tokenizer of '…': …. Expected a hub id, a directory with config.json, tokenizer and "
+        "safetensors weights, or a GGUF file",
+    ),
+    "the tokenizer has no model": Fault(
+        _file("tokenizer.json", b"{}"),
+        "cannot load the tokenizer of '…': …. Expected a hub id, a directory with config.json, tokenizer and "
+        "safetensors weights, or a GGUF file",
+    ),
+    "the tokenizer's config is not JSON": Fault(
+        _file("tokenizer_config.json", b"{"),
+        "cannot load the tokenizer of '…': …. Expected a hub id, a directory with config.json, tokenizer and "
+        "safetensors weights, or a GGUF file",
+    ),
+    "no such folder": Fault(
+        _named("nothing"), "…/nothing: no such directory; expected one that save_pretrained() wrote, or a hub id"
+    ),
+    "an empty folder": Fault(
+        lambda folder: str(folder), "…: this directory has no config.json; expected one that save_pretrained() wrote"
+    ),
+    "a file": Fault(
+        lambda folder: str(Path(good(folder)) / "config.json"),
+        "…/config.json is a file: expected a directory with config.json and weights, or a .gguf file",
+    ),
+    "a long name": Fault(_named("é" * 300), "cannot load '…': File name too long; expected a hub id or a directory"),
+    "a name that is not UTF-8": Fault(
+        _named("caf\udce9", made=True), "cannot load '…/caf\\udce9': its name is not UTF-8; rename it"
+    ),
+    "a missing name that is not UTF-8": Fault(
+        _named("nothing\udce9"), "cannot load '…/nothing\\udce9': its name is not UTF-8; rename it"
+    ),
+    "a name with NUL": Fault(
+        _named("a\0b"), "cannot load '…/a\\x00b': a name cannot contain NUL; expected a hub id or a directory"
+    ),
+    "a long id": Fault(lambda folder: "é" * 300, "cannot load 'é…': File name too long; expected a hub id or a directory"),
+    "an id that is not UTF-8": Fault(lambda folder: "caf\udce9", "cannot load 'caf\\udce9': its name is not UTF-8; rename it"),
+    "no name": Fault(lambda folder: "", "model='': expected a hub id, a directory or a .gguf file"),
+    "no GGUF file": Fault(_gguf_file(None), "…/tiny.gguf: no such file; expected a GGUF file, a directory or a hub id"),
+    "an empty GGUF file": Fault(
+        _gguf_file(b""),
+        "cannot load '…/tiny.gguf': …. Expected a hub id, a directory with config.json, tokenizer and "
+        "safetensors weights, or a GGUF file",
+    ),
+    "GGUF of text": Fault(
+        _gguf_file(b"not a GGUF file, but long enough to have a header"),
+        "cannot load '…/tiny.gguf': …. Expected a hub id, a directory with config.json, tokenizer and "
+        "safetensors weights, or a GGUF file",
+    ),
+    "half of a GGUF file": Fault(
+        cut_gguf,
+        "cannot load '…/tiny.gguf': …. Expected a hub id, a directory with config.json, tokenizer and "
+        "safetensors weights, or a GGUF file",
+    ),
+    "a tensor is missing in GGUF": Fault(
+        gguf_without_tensors,
+        "cannot load '…/tiny.gguf': 3 of 21 tensors are missing from the files: "
+        "model.layers.1.mlp.down_proj.weight, model.layers.1.mlp.gate_proj.weight, "
+        "model.layers.1.mlp.up_proj.weight. Random numbers would take their place: expected the files of a "
+        "whole LlamaForCausalLM with its own config.json",
+    ),
+    "a pickled adapter beside GGUF": Fault(
+        adapter_beside_gguf,
+        "…/tiny.gguf has a PEFT adapter, and geomprobe reads whole models: merge the adapter into its model "
+        "(merge_and_unload(), then save_pretrained())",
+    ),
 }
 """Checkpoints that cannot be read, or whose numbers would be those of random weights."""
