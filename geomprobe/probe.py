@@ -85,6 +85,8 @@ class Probe:
         self.modes = MODES if modes is None else tuple(modes)
         if isinstance(modes, str) or not self.modes or not set(self.modes) <= set(MODES):
             raise GeomprobeError(f"Probe(modes={modes!r}): expected a list of some of {', '.join(map(repr, MODES))}")
+        if pad_token_id is not None and (not isinstance(pad_token_id, int) or isinstance(pad_token_id, bool)):
+            raise GeomprobeError(f"Probe(pad_token_id={pad_token_id!r}): expected the id of a token, such as 0")
         decoder = decoder or find_decoder(model)
         self.sites = decoder.select(sites)
         self._model = model

@@ -61,6 +61,8 @@ def test_modes_that_were_not_asked_for_are_not_looked_at() -> None:
     for modes in ([], ["test"], "train"):
         with pytest.raises(GeomprobeError, match=r"Probe\(modes=.*: expected a list of some of 'train', 'eval', 'no_grad'"):
             Probe(model, modes=modes)  # type: ignore[arg-type]
+    with pytest.raises(GeomprobeError, match=r"Probe\(pad_token_id='x'\): expected the id of a token"):
+        Probe(model, pad_token_id="x")  # type: ignore[arg-type]
 
 
 def test_training_and_evaluation_are_kept_apart() -> None:
