@@ -26,7 +26,7 @@ from geomprobe import AttentionProfile, Decoder, GeomprobeError, InformationGain
 from geomprobe.accumulators import information_gain
 from geomprobe.accumulators.covariance_sketch import sketched_eigenvalues
 from geomprobe.capture import attention_mask, attention_tap, decoder, dynamo_ops, forward_context, generation, hooks
-from geomprobe.capture.forward_context import Call, ForwardContext
+from geomprobe.capture.forward_context import Call, ForwardContext, text_starts
 from geomprobe.capture.generation import CachedSequence, GenerateCall
 from geomprobe.capture.hooks import Capture
 from geomprobe.capture.padding_check import PaddingCheck
@@ -146,6 +146,22 @@ def test_packed_documents() -> None:
     cuts = {"cu_seq_lens_q": torch.tensor([0, 9, 13, 19], dtype=torch.int32)}
     for packed in ({}, {"attention_mask": block}, cuts):
         assert_same(measured(model, {"input_ids": IDS, "position_ids": POSITIONS, "use_cache": False} | packed), expected)
+    starts = Call({"input_ids": IDS, "position_ids": POSITIONS.expand(4, 1, 19)}, "eval").starts()  # as Qwen2-VL is given
+    assert starts is not None
+    assert starts.nonzero()[:, 1].tolist() == [0, 9, 13]
+
+
+@guarantee(
+    "position ids that skip ahead, with a mask",
+    "Exact. They go on with one text, as the model does.",
+    Guard(
+        forward_context,
+        "text_starts",
+        lambda arguments, *shape, **tokens: text_starts({**arguments, "attention_mask": None}, *shape, **tokens),
+    ),
+)
+def test_positions_that_skip_ahead() -> None:
+    test_generation.test_positions_that_skip_ahead_are_one_text_with_a_mask(tiny())
 
 
 @guarantee(
@@ -312,15 +328,27 @@ def test_rows_that_end_apart_in_a_loop() -> None:
 
 
 @guarantee(
-    "`generate` without a cache (`use_cache=False`)",
+    "`generate` without a cache (`use_cache=False`), from token ids or embeddings (vision-language models)",
     "Exact. Each position is counted once.",
     Guard(ForwardContext, "refed_rows", lambda *_: None),
 )
 def test_generate_without_a_cache() -> None:
-    model = tiny()
-    with Probe(model, METRICS, on_error="raise") as probe:
-        output = model.generate(**prompts(), max_new_tokens=6, pad_token_id=0, eos_token_id=None, use_cache=False)
-    assert_same(probe.read(), alone(model, fed(output, None)))
+    model, batch = tiny(), prompts()
+    how = {"max_new_tokens": 6, "pad_token_id": 0, "eos_token_id": None, "do_sample": False, "use_cache": False}
+    embedded = {"inputs_embeds": model.get_input_embeddings()(batch["input_ids"]), "attention_mask": batch["attention_mask"]}
+    expected = alone(model, fed(model.generate(**batch, **how), None))
+    for given in (batch, embedded):
+        with Probe(model, METRICS, on_error="raise") as probe:
+            model.generate(**given, **how)
+        assert_same(probe.read(), expected)
+
+
+def one_call(cls: type[GenerateCall]) -> GenerateCall:
+    """As if all forwards ran inside one call of ``generate``."""
+    frame: Any = sys._getframe()
+    while "call" not in frame.f_locals:
+        frame = frame.f_back
+    return cls("one call", frame.f_locals["call"].ids, None, moves=False)
 
 
 @guarantee(
@@ -330,6 +358,24 @@ def test_generate_without_a_cache() -> None:
 )
 def test_growing_prefixes() -> None:
     test_generation.test_growing_prefixes_in_calls_of_their_own_are_texts_of_their_own(tiny())
+
+
+def nearest_loop(cls: type[GenerateCall]) -> GenerateCall | None:
+    """The call of ``generate`` around a forward, whoever calls the model inside it."""
+    frame: Any = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "_sample":
+        frame = frame.f_back
+    found = {} if frame is None else frame.f_locals
+    return None if not found else cls(found["stopping_criteria"], found["input_ids"], None, moves=False)
+
+
+@guarantee(
+    "calls of the model inside `generate`, by a stopping criterion, a logits processor or a streamer",
+    "Exact. They are texts of their own.",
+    Guard(GenerateCall, "current", classmethod(nearest_loop)),
+)
+def test_calls_inside_generate() -> None:
+    test_generation.test_calls_of_the_model_by_a_criterion_of_generate_are_texts_of_their_own(tiny(), cache=False)
 
 
 @guarantee(
