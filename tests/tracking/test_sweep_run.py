@@ -261,15 +261,14 @@ def test_a_full_disk_and_a_damaged_file(wandb_directory: Path, monkeypatch: pyte
         sweep(wandb_directory, *STEPS)
     (wandb_directory / STATE).rmdir()
     (wandb_directory / STATE).write_text("[1]")
-    with pytest.warns(
-        UserWarning, match=r"cannot read .*wandb\.json: TypeError.* delete .*wandb\.json first to log them to a new"
-    ):
+    said = r"wandb\.json: it is a list, expected an object.* delete .*wandb\.json first to log them to a new"
+    with pytest.warns(UserWarning, match=said):
         sweep(wandb_directory, *STEPS)
     (wandb_directory / STATE).unlink()
-    with monkeypatch.context() as full, pytest.warns(UserWarning, match="cannot write") as said:
+    with monkeypatch.context() as full, pytest.warns(UserWarning, match="cannot write") as warned:
         full.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         sweep(wandb_directory, *STEPS)
-    assert len(ours(said)) == 1
+    assert len(ours(warned)) == 1
     assert wandb.run is None
     sweep(wandb_directory, *STEPS)
     assert steps(sessions(wandb_directory)[-1]) == [0, 1, 512]
