@@ -172,7 +172,7 @@ def run(name: str, folder: Path, options: list[str]) -> Outcome:
         report = folder / f"tests-{number}.xml"
         report.unlink(missing_ok=True)
         command = [str(python), "-m", "pytest", "-q", "--disable-warnings", "-n", str(PROCESSES), "--dist", "loadfile"]
-        command += ["-p", "no:cacheprovider", f"--junitxml={report}", *selected]
+        command += ["-p", "no:cacheprovider", "--continue-on-collection-errors", f"--junitxml={report}", *selected]
         done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
         failed += done.returncode != 0
         if report.exists():
