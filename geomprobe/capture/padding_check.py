@@ -8,15 +8,19 @@ from geomprobe.capture.generation import StopTokens
 
 __all__ = ["PaddingCheck"]
 
-_LONG = 8
-"""A run of any one token at an end of a row that is as long as this looks like padding."""
+_LONG = 32
+"""A run of any one token at an end of a row that is as long as this looks like padding. Texts have shorter ones, such as lines
+of asterisks."""
+
+_UNIFORM = 8
+"""A whole row of one token is no text if it is as long as this."""
 
 
 class PaddingCheck:
     """Looks at the token ids of calls without a mask. Nothing waits for the device until :meth:`notes` is called.
 
     A suspect is a padding or end token of the model, or the token 0, with which evaluation harnesses pad. A row looks padded if
-    it begins or ends with two suspects, or with one while another row of the batch does not, or with eight equal tokens.
+    it begins or ends with two suspects, or with one while another row of the batch does not, or with 32 equal tokens.
     """
 
     def __init__(self, stop_tokens: StopTokens, pad: int | None) -> None:
@@ -37,7 +41,7 @@ class PaddingCheck:
         elif self._ambiguous:
             padding = torch.where(ids[:, -1] == self._pad, self._pad, -1).max()
         uniform = (ids == ids[:, :1]).all(1) & (ids[:, 0] != (-1 if self._pad is None else self._pad))
-        whole = torch.where(uniform, ids[:, 0], -1).max() if ids.shape[1] >= _LONG else none
+        whole = torch.where(uniform, ids[:, 0], -1).max() if ids.shape[1] >= _UNIFORM else none
         found = torch.stack([padding, whole])
         self._found = found if self._found is None else torch.maximum(self._found.to(found.device), found)
 

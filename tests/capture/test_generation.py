@@ -605,11 +605,12 @@ def test_a_padding_token_that_also_ends_texts_counts_once_at_the_end() -> None:
         ([8, 9, 10, 0, 0], 0),
         ([0, 0, 8, 9, 10], 0),
         ([8, 5, 5, 5], None),
-        ([9, *[6] * 8], 6),
+        ([9, *[6] * 32], 6),
+        ([9, *[6] * 20], None),
         ([8, 9, 3, 3], 3),
         ([8, 9, 0], None),
     ],
-    ids=["zeros", "leading zeros", "a word thrice", "eight equal", "the end token", "one zero, and no other row"],
+    ids=["zeros", "leading zeros", "a word thrice", "32 equal", "20 equal", "the end token", "one zero, and no other row"],
 )
 def test_rows_that_look_padded_and_have_no_mask_are_told(row: list[int], told: int | None) -> None:
     model = tiny()

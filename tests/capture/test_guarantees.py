@@ -111,7 +111,7 @@ def test_a_padding_token_that_is_named() -> None:
 
 @guarantee(
     "padding without a mask",
-    "Approximate: padding is counted, and a note says so, because rows begin or end with padding tokens, or with eight equal "
+    "Approximate: padding is counted, and a note says so, because rows begin or end with padding tokens, or with 32 equal "
     "ones.",
     Guard(PaddingCheck, "look", lambda self, call: None),
 )
