@@ -263,7 +263,7 @@ def test_a_fault_in_reading_stops_the_probe_not_the_training(tmp_path: Path) -> 
     assert run.series("geomprobe/stopped") == {3: 1}
     assert run.series("geomprobe/fine/embed") == {1: 1, 2: 1}
     last = json.loads((tmp_path / "geometry.jsonl").read_text().splitlines()[-1])
-    assert last == {"step": 3, "stopped": "ArithmeticError: no more"}
+    assert last == {"step": 3, "format": 1, "stopped": "ArithmeticError: no more"}
     assert not hooks(probed.model)
 
 

@@ -206,7 +206,8 @@ def test_a_checkpoint_that_fails_is_recorded_and_tried_again(
     mended = begin()
     assert mended.failed == []
     assert [r.step for r in mended.checkpoints] == [*STEPS]
-    assert len(lines(tmp_path / "run")) == 4  # the failure stays written, and nothing was read twice
+    # The failure stays written, and the checkpoint after it, which was compared with another one meanwhile, is written again.
+    assert [line["name"] for line in lines(tmp_path / "run")] == [f"checkpoint-{step}" for step in (1, 4, 16, 4, 16)]
 
 
 def test_a_revision_that_cannot_be_had(begin: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,5 +338,5 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(GeomprobeError, match="is not a run of a sweep"):
         Run.open(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(GeomprobeError, match="cannot read"):
+    with pytest.raises(GeomprobeError, match=r"manifest\.json: not JSON"):
         Run.open(tmp_path)
