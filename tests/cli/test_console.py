@@ -142,15 +142,24 @@ def stopped(arguments: list[str], ready: Callable[[], object], **variables: str)
     """The stderr of a command that is stopped by SIGINT when ``ready`` is true, after its exit code was checked."""
     words = [sys.executable, "-m", "geomprobe", *arguments]
     with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**variables)
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**variables),
+        # A program in the background of a script ignores Ctrl-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
-        until = time.monotonic() + PATIENCE
-        while not ready():
-            assert process.poll() is None, f"it ended by itself: {process.communicate()}"
-            assert time.monotonic() < until
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=PATIENCE)
+        try:
+            until = time.monotonic() + PATIENCE
+            while not ready():
+                assert process.poll() is None, f"it ended by itself: {process.communicate()}"
+                assert time.monotonic() < until
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()  # if it did not end
     assert process.returncode == 130, said
     assert "Traceback" not in said
     (line,) = [line for line in said.splitlines() if line.startswith("geomprobe: ")]  # nor any warning of its own
