@@ -282,12 +282,17 @@ HARMLESS = {
 # -- broken weights -----------------------------------------------------------------------------------------------------------
 
 
+def _loaded(path: Path) -> dict[str, torch.Tensor]:
+    """Copies of the tensors in a file: older versions of safetensors map the file, which is then written anew."""
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
+
+
 def _weights(change: Callable[[dict[str, torch.Tensor]], object], **options: Any) -> Callable[[Path], str]:
     """Makes a checkpoint whose weights ``change`` changes."""
 
     def make(folder: Path) -> str:
         good(folder, **options)
-        tensors = load_file(folder / WEIGHTS)
+        tensors = _loaded(folder / WEIGHTS)
         change(tensors)
         save_file(tensors, folder / WEIGHTS, {"format": "pt"})
         return str(folder)
@@ -357,7 +362,7 @@ def missing_shard(folder: Path) -> str:
 def short_shard(folder: Path) -> str:
     """One of the files of weights lacks a tensor that the index promises."""
     shard = sorted(sharded(folder).glob("model-*.safetensors"))[1]
-    tensors = load_file(shard)
+    tensors = _loaded(shard)
     tensors.popitem()
     save_file(tensors, shard, {"format": "pt"})
     return str(folder)

@@ -363,7 +363,8 @@ def test_a_gap_has_no_numbers_in_any_command(tmp_path: Path) -> None:
     for name in ("checkpoint-1", "checkpoint-2", "checkpoint-3"):
         good(tmp_path / "training" / name)
     path = tmp_path / "training" / "checkpoint-2" / "model.safetensors"
-    whole = load_file(path)
+    # Copies, because older versions of safetensors map the file, which is written anew.
+    whole = {name: tensor.clone() for name, tensor in load_file(path).items()}
     save_file({name: tensor for name, tensor in whole.items() if "layers.0" not in name}, path, {"format": "pt"})
     options: dict[str, Any] = {"data": str(tmp_path / "text.txt"), "tokens": 128, "length": 32, "device": "cpu"}
     swept = sweep(str(tmp_path / "training"), out=tmp_path / "run", **options)
