@@ -249,7 +249,8 @@ def test_an_interrupt_while_an_object_is_finalized_is_not_lost(monkeypatch: pyte
         return "it was lost"
 
     monkeypatch.setattr("geomprobe.paper.concordance.to_text", interrupted)
-    before = signal.getsignal(signal.SIGINT)
+    # A program in the background of a script ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         result = CliRunner().invoke(app, ["paper", "concordance"])
     finally:
