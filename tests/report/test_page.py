@@ -242,7 +242,7 @@ def test_hostile_names_are_text(viewer: Viewer, tmp_path: Path) -> None:
         assert record.reading is not None
         record.reading.notes.append(f"note {hostile}")
     records += [Record(name=f"{hostile} failed", error=hostile) for hostile in HOSTILE]
-    data = {"name": SCRIPT, "hash": HOSTILE[1], "texts": SCRIPT, "tokens": 10}
+    data = {"name": SCRIPT, "hash": HOSTILE[1], "texts": SCRIPT, "tokens": 10, "sample_tokens": 10}
     path = write_run(
         tmp_path / "<b onclick=alert(3)>&amp;", records, data=data, versions={"geomprobe": SCRIPT, SCRIPT: HOSTILE[1]}
     )
