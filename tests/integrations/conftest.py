@@ -26,6 +26,7 @@ def wandb_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    wandb.teardown()  # a session that a test of another folder left in this process
     yield tmp_path
     wandb.finish()
     wandb.teardown()
