@@ -46,7 +46,14 @@ BETWEEN = {  # about what trainers pinned half way between the lowest and the ne
     "pandas": "2.3.3",
 }
 
-TESTS = ("tests", "geomprobe", "integrations", "--ignore=tests/house", "--ignore=tests/hosts", "--ignore=tests/faults")
+TESTS: tuple[str, ...] = (
+    "tests",
+    "geomprobe",
+    "integrations",
+    "--ignore=tests/house",
+    "--ignore=tests/hosts",
+    "--ignore=tests/faults",
+)
 TESTS += ("--ignore=tests/cli/test_console.py",)
 """What every set runs, but for slow tests: all but the tests of the tree itself, of programs with versions of their own, and of
 what is said in the words of Typer and of other libraries, which are those of the newest versions."""
