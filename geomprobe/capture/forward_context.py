@@ -40,7 +40,7 @@ class Call:
         ids = self.arguments.get("input_ids")
         return ids if isinstance(ids, Tensor) else None
 
-    @property
+    @cached_property
     def cache(self) -> Any:
         """The cache that :func:`cache_of` finds, or ``None``."""
         return cache_of(self.arguments)

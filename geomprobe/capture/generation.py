@@ -170,7 +170,11 @@ class CachedSequence:
 
     def mark_rearranged(self) -> None:
         """Mark the rows as those of no text, because they are known to be moved."""
-        self._rearranged = torch.tensor(True)
+        self._suspect(torch.tensor(True))
+
+    def _suspect(self, moved: Tensor) -> None:
+        """Take note of whether rows were moved or removed, without waiting for the device."""
+        self._rearranged = moved if self._rearranged is None else self._rearranged | moved.to(self._rearranged.device)
 
     @property
     def cache(self) -> Any:
@@ -227,13 +231,13 @@ class CachedSequence:
                 if keys is not None
                 else torch.tensor(False)
             )
-            self._rearranged = moved if self._rearranged is None else self._rearranged | moved
+            self._suspect(moved)
         self._latest_ids = ids
         self._ids = _append(self._ids, ids if ids is not None else torch.full_like(mask, -1, dtype=torch.long))
         if self._mask is not None and whole is not None and past == self._mask.shape[1] and mask.shape[1] > 1:
             # The next turn of a chat: its mask excludes the padding that ended rows were fed.
             self._mask = self._mask & whole[:, :past].to(self._mask.device)
-            self._running = None if self._running is None else torch.ones_like(self._running)
+            self._running = torch.ones_like(self._mask)
         self._told = self._told and running is not None
         now = torch.ones_like(mask) if running is None else running.to(mask.device).unsqueeze(1).expand_as(mask)
         self._running = _append(self._running, now)
@@ -246,8 +250,7 @@ class CachedSequence:
         assert self._ids is not None
         assert self._mask is not None
         assert self._running is not None
-        removed = (self._mask & self._running)[:, past:].any()
-        self._rearranged = removed if self._rearranged is None else self._rearranged | removed.to(self._rearranged.device)
+        self._suspect((self._mask & self._running)[:, past:].any())
         self._ids, self._mask, self._running = self._ids[:, :past], self._mask[:, :past], self._running[:, :past]
         for site in self._hidden:
             self._hidden[site] = [self._whole(site)[:, :past]]

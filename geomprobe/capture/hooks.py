@@ -126,7 +126,7 @@ class Capture:
         self._modes = frozenset(modes)
         self._attended: dict[int, AttentionRows | None] = {}
         self._context: ForwardContext | None = None
-        self._shape: tuple[int, int] | None = None
+        self._shape = (0, 0)  # batch and length of the present forward
         self._pad_token_id = pad_token_id
         self.padding = PaddingCheck(stop_tokens, pad_token_id)
         self.called_directly = False
@@ -196,7 +196,7 @@ class Capture:
         self._adapter = next(adapters, None)  # a layer of PEFT
         dynamo_ops.forget_graphs(self._model, base)
         self._id = dynamo_ops.register(self)
-        self._keep(None, base.register_forward_pre_hook(self._open, with_kwargs=True))
+        self._handles.append(base.register_forward_pre_hook(self._open, with_kwargs=True))
         watched = set(self._numbers) | ({len(layers)} if self._numbers[-1] > len(layers) else set())  # for its width
         # A module that is used at several depths gets one hook, which reports them in turn.
         places: dict[nn.Module, list[int]] = {}
@@ -217,10 +217,10 @@ class Capture:
             self._places[last + 1] = (last + 1,)
         self._keep(base._forward_hooks, base.register_forward_hook(self._close, always_call=True))
 
-    def _keep(self, table: dict[int, Any] | None, handle: RemovableHandle) -> None:
+    def _keep(self, table: dict[int, Any], handle: RemovableHandle) -> None:
+        """Remember a hook that is to be the last one of its table."""
         self._handles.append(handle)
-        if table is not None:
-            self._last.append((cast(OrderedDict[int, Any], table), handle.id))
+        self._last.append((cast(OrderedDict[int, Any], table), handle.id))
 
     def _attach_attention(self) -> None:
         base, layers = self._decoder.base, self._decoder.layers
@@ -261,7 +261,7 @@ class Capture:
         """Record the call of an attention function, for the first of ``layers`` that has none yet. A second call of a layer is
         ignored, because it attends to another text."""
         layer = next((layer for layer in layers if layer not in self._attended), None)
-        if (context := self._context) is None or layer is None:
+        if (context := self._context) is None or layer is None or self._thread != threading.get_ident():
             return
         try:
             call = make()
@@ -469,7 +469,9 @@ class Capture:
             )
             return
         number = waiting.pop(0)
-        if unnamed and (*hidden.shape[:2], *hidden.shape[2:]) != (*(self._shape or ()), self._width):
+        if number == _PASSED:
+            return
+        if unnamed and tuple(hidden.shape) != (*self._shape, self._width):
             self._listener.noted(
                 f"final_norm was not measured: the output of {type(self._decoder.base).__name__} is {tuple(hidden.shape)}, "
                 f"and its layers have width {self._width}, so it is probably logits. Choose the other sites with sites=…, or "
@@ -482,11 +484,10 @@ class Capture:
                 "text, run without sequence parallelism (with parallelize_module, use a plan in which the outputs of layers "
                 "are not sharded)"
             )
-        elif number in self._numbers:
+        else:
             self._width = hidden.shape[-1]
-            self._listener.captured(context, self._decoder.sites[number], hidden, self._take_attention(number))
-        elif number != _PASSED:
-            self._width = hidden.shape[-1]
+            if number in self._numbers:
+                self._listener.captured(context, self._decoder.sites[number], hidden, self._take_attention(number))
 
     def _take_attention(self, number: int) -> AttentionRows | None:
         """The attention that is reported with a site. It is dropped afterwards, unless ``final_norm`` needs it too."""
@@ -521,8 +522,9 @@ class Capture:
         if context is not None and completed:
             missing = [self._decoder.sites[numbers[-1]] for numbers in self._waiting.values() if numbers]
             if missing:
-                self._context = context
-                self._leave_out(
+                self._abandon(context)
+                self._previous = None
+                self._listener.left_out(
                     f"a forward did not pass {', '.join(missing)} (layers are skipped, as LayerDrop does, or were replaced "
                     "after the probe was attached) and was left out of every site. For replaced layers, make a new probe"
                 )

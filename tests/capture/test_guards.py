@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
-from geomprobe import Decoder, GeomprobeError, Probe, Reading
+from geomprobe import AttentionProfile, Decoder, GeomprobeError, Probe, Reading
 from tests.tiny_models import HandMade, snapshot, tiny, token_batch
 
 
@@ -415,6 +415,25 @@ def test_a_second_thread_is_left_out() -> None:
             model(first)
     assert probe.read().values == pytest.approx(expected.values, rel=1e-12)
     assert "two threads" in probe.read().notes[0]
+
+
+def test_attention_of_a_second_thread_is_left_out() -> None:
+    """It runs between two layers of the first, on a batch of the same shape."""
+    model = tiny()
+    first, second = token_batch(), token_batch(seed=1)
+    expected = read(model, first, metrics=[AttentionProfile()])
+
+    def run_another(*_: Any) -> None:
+        handle.remove()
+        thread = threading.Thread(target=lambda: model(second))
+        thread.start()
+        thread.join()
+
+    with torch.no_grad(), Probe(model, [AttentionProfile()]) as probe:
+        handle = model.model.layers[0].register_forward_pre_hook(run_another)
+        with one_warning("two threads ran the model at the same time"):
+            model(first)
+    assert probe.read().values == pytest.approx(expected.values, rel=1e-12, nan_ok=True)
 
 
 def test_forwards_of_several_threads_in_turn_are_all_counted() -> None:
