@@ -8,7 +8,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from geomprobe.accumulators.state import ReadsAttention, TokenCount
+from geomprobe.accumulators.state import TokenCount, wanted_attention
 from geomprobe.capture.decoder import Decoder, find_decoder
 from geomprobe.capture.generation import MODES, StopTokens
 from geomprobe.capture.hooks import CALLED_DIRECTLY, Capture
@@ -94,8 +94,6 @@ class Probe:
         self._status: Literal["new", "attached", "closed"] = "new"
         # Metrics share equal accumulators: dict.fromkeys keeps the order and drops duplicates.
         accumulators = dict.fromkeys([TokenCount(), *(need for metric in self.metrics for need in metric.accumulators)])
-        reads = {need.attention for need in accumulators if isinstance(need, ReadsAttention)}
-        attention: Literal["rows", "maps"] | None = "maps" if "maps" in reads else "rows" if "rows" in reads else None
         self._recorder = Recorder(
             StateStore(tuple(accumulators), self.sites),
             self.sites,
@@ -106,7 +104,14 @@ class Probe:
             on_fault=self.close,
         )
         self._capture = Capture(
-            model, decoder, self.sites, self._recorder, StopTokens.of(model), attention, pad_token_id, self.modes
+            model,
+            decoder,
+            self.sites,
+            self._recorder,
+            StopTokens.of(model),
+            wanted_attention(accumulators),
+            pad_token_id,
+            self.modes,
         )
 
     @property

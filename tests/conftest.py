@@ -25,12 +25,16 @@ def _shared(name: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def rlhf_texts() -> list[str]:
-    """The first six texts of hh-rlhf's harmless-base test split that fill 256 tokens of any tokenizer used here."""
+def rlhf_documents() -> list[str]:
+    """The texts of hh-rlhf's harmless-base test split, in their order."""
     with gzip.open(_shared("hh-harmless-base-test.jsonl.gz"), "rt") as lines:
-        texts = (json.loads(line)["chosen"] for line in lines)
-        long = (text for text in texts if len(text) > 1500)
-        return [next(long) for _ in range(6)]
+        return [json.loads(line)["chosen"] for line in lines]
+
+
+@pytest.fixture(scope="session")
+def rlhf_texts(rlhf_documents: list[str]) -> list[str]:
+    """The first six of these that fill 256 tokens of any tokenizer used here."""
+    return [text for text in rlhf_documents if len(text) > 1500][:6]
 
 
 @pytest.fixture(scope="session")

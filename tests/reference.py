@@ -85,7 +85,8 @@ def entropies(rows: Array, epsilon: float = 0.1, missing: int = 0, floor: float 
         "stable_rank": float(values.sum() / values.max()),
         "participation_ratio": float(values.sum() ** 2 / (values**2).sum()),
         "rankme": rankme(values, floor),
-        "alpha_req": alpha_req(values, floor),
+        **left_out(values, floor, min(n - missing, width)),
+        **alpha_fit(values, floor),
         "anisotropy": float((cosines.sum() - np.trace(cosines)) / (n * (n - 1))),
     }
 
@@ -100,12 +101,34 @@ def rankme(values: Array, floor: float) -> float:
     return math.exp(scipy.stats.entropy(counted(values, 2, floor) * np.sqrt(values)))
 
 
+def left_out(values: Array, floor: float, rank: int) -> dict[str, float]:
+    """The largest share of the singular values that RankMe's floor may hide, among those that ``rank`` allows."""
+    values = np.sort(values)[::-1][:rank]
+    kept = counted(values, 2, floor) * np.sqrt(values)
+    doubtful = values < 2 * floor * values.max()
+    missing = (np.sqrt(values + floor * values.max()) - kept)[doubtful].sum()
+    return {"rankme_left_out": float(missing / (missing + kept.sum()))}
+
+
 def alpha_req(values: Array, floor: float) -> float:
-    """α-ReQ: a weighted straight line through the eigenvalues 4 to 100, as far as they count."""
+    """α-ReQ alone."""
+    return alpha_fit(values, floor)["alpha_req"]
+
+
+def alpha_fit(values: Array, floor: float, first: int = 4, last: int = 100) -> dict[str, float]:
+    """α-ReQ: a weighted straight line through the eigenvalues of these ranks, as far as they count; R² from residuals."""
+    wanted = 1 / np.arange(first, min(last, len(values)) + 1)
     kept = np.sort(values[values > floor * values.max()])[::-1]
-    fitted, weights = kept[3:100], counted(kept, 128, floor)[3:100]
-    j = np.arange(4, 4 + len(fitted))
-    return float(-np.polyfit(np.log(j), np.log(fitted), 1, w=np.sqrt(weights / j))[0]) if len(fitted) > 1 else math.nan
+    fitted, weights = kept[first - 1 : last], counted(kept, 128, floor)[first - 1 : last]
+    j = np.arange(first, first + len(fitted))
+    missing = {"alpha_req_left_out": 1 - (weights / j).sum() / wanted.sum() if len(wanted) else math.nan}
+    if len(fitted) < 2:
+        return {"alpha_req": math.nan, "alpha_req_r2": math.nan} | missing
+    weights, x, y = weights / j, np.log(j), np.log(fitted)
+    line = np.polyfit(x, y, 1, w=np.sqrt(weights))
+    around = float((weights * (y - np.average(y, weights=weights)) ** 2).sum())
+    r2 = 1 - float((weights * (y - np.polyval(line, x)) ** 2).sum()) / around if around else math.nan
+    return {"alpha_req": float(-line[0]), "alpha_req_r2": r2} | missing
 
 
 def text_entropies(texts: list[Array], missing: int = 0) -> dict[str, float]:

@@ -101,7 +101,7 @@ def test_two_metrics_claiming_one_name() -> None:
         measure(RepresentationEntropy(), RepresentationEntropy(epsilon=0.5))
     with pytest.raises(GeomprobeError, match="two metrics of this probe have a number named 'information_gain'"):
         measure(InformationGain(), RepresentationEntropy(), InformationGain())
-    reading = measure(RepresentationEntropy(), RepresentationEntropy(center=True))
+    reading = measure(RepresentationEntropy(), RepresentationEntropy(center="text"))
     assert reading["entropy/embed"] != reading["centered_entropy/embed"]
 
 

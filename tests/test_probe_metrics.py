@@ -70,7 +70,7 @@ def test_equal_accumulators_are_shared_and_updated_once(monkeypatch: pytest.Monk
             return contribution(self, rows)
 
         monkeypatch.setattr(kind, "contribution", counting)
-    metrics = [RepresentationEntropy(), InformationGain(), MeanNorm(), RepresentationEntropy(center=True)]
+    metrics = [RepresentationEntropy(), InformationGain(), MeanNorm(), RepresentationEntropy(center="text")]
     with Probe(model, metrics, sites=[0], on_error="raise") as probe:
         model(token_batch())
     shared = [Covariance(), Covariance(center=True, exact=True), TextEntropySum(), TextEntropySum(center=True)]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from geomprobe.accumulators.state import State, zeros
 from geomprobe.core.agreement import jaccard, precision, rank_correlation
+from geomprobe.core.attention_summary import AttentionRequest
 from geomprobe.core.lasso import explained, literal_penalty, sklearn_penalty, solve_lasso
 from geomprobe.core.rows import Rows
 from geomprobe.core.symmetric import assemble
@@ -57,8 +58,8 @@ class ContextLassoSum:
     compare: bool = False
 
     @property
-    def attention(self) -> Literal["maps"] | None:
-        return "maps" if self.compare else None
+    def attention(self) -> AttentionRequest | None:
+        return AttentionRequest(maps=True) if self.compare else None
 
     def new_state(self, width: int, device: torch.device) -> State:
         sums: tuple[str, ...] = ("targets", "picks", "nonzero", "r2", "first", "weighted", "unsolved")

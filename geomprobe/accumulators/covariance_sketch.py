@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from geomprobe.accumulators.covariance import row_shapes, row_sums
+from geomprobe.accumulators.covariance import Which, row_shapes, row_sums, selected_rows
 from geomprobe.accumulators.state import State, zeros
 from geomprobe.core.rows import Rows
 
@@ -29,6 +29,8 @@ class CovarianceSketch:
         seed: seed of the random directions Ω. States with different seeds cannot be added, and count as different
             accumulators.
         exact: whether to compute products in float64, for distortions much smaller than the paper's.
+        unit: whether rows are scaled to length one.
+        rows: which rows count, as in :class:`~geomprobe.accumulators.covariance.Covariance`.
     """
 
     name: ClassVar[str] = "covariance_sketch"
@@ -38,15 +40,16 @@ class CovarianceSketch:
     center: bool = False
     seed: int = 0
     exact: bool = False
+    unit: bool = True
+    rows: Which = "all"
 
     def new_state(self, width: int, device: torch.device) -> State:
         return zeros(row_shapes(width) | {"trace": (), "image": (width, min(self.rank, width))}, device)
 
     def contribution(self, rows: Rows) -> State:
-        z = rows.unit(self.center).flatten(-3, -2)
-        z = z.double() if self.exact else z
+        z = selected_rows(rows, self)
         directions = random_directions(rows.width, self.rank, self.seed).to(z)
-        return row_sums(rows, z) | {"trace": z.double().square().sum((-2, -1)), "image": z.mT @ (z @ directions)}
+        return row_sums(rows, z, self.rows) | {"trace": z.double().square().sum((-2, -1)), "image": z.mT @ (z @ directions)}
 
 
 @lru_cache(maxsize=4)
@@ -62,9 +65,9 @@ def random_directions(width: int, rank: int, seed: int) -> Tensor:
         return directions.float()
 
 
-def sketched_eigenvalues(state: State, accumulator: CovarianceSketch) -> tuple[Tensor, Tensor]:
+def sketched_eigenvalues(state: State, accumulator: CovarianceSketch, *, center: bool = False) -> tuple[Tensor, Tensor]:
     """Return approximate eigenvalues of Σ ``(d,)`` in ascending order, and the residual: the share of tr Σ that is missing from
-    the sketch.
+    the sketch. With ``center``, Σ is the covariance about the mean of all rows.
 
     The k largest are the eigenvalues of the Nyström approximation ``Σ̂ = ΣΩ (ΩᵀΣΩ)⁻¹ ΩᵀΣ``, which never exceed the true ones.
     The trace of Σ is known, and the part of it that they leave is spread evenly over the ``min(n, d) − k`` next eigenvalues.
@@ -80,11 +83,13 @@ def sketched_eigenvalues(state: State, accumulator: CovarianceSketch) -> tuple[T
     if not bool(n > 0):
         return torch.full_like(state["sum"], torch.nan), torch.full_like(n, torch.nan)
     directions = random_directions(width, accumulator.rank, accumulator.seed).to(state["image"])
-    image, trace = state["image"] / n, state["trace"] / n
+    image, trace, mean = state["image"] / n, state["trace"] / n, state["sum"] / n * center
+    image, trace = image - torch.outer(mean, mean @ directions), trace - mean.square().sum()
     core = directions.mT @ image
     values, vectors = torch.linalg.eigh((core + core.mT) / 2)
-    # Eigenvalues below the rounding error of the products belong to no direction of Σ.
-    kept = values > torch.finfo(torch.float64 if accumulator.exact else torch.float32).eps * k * values[-1]
+    # Eigenvalues below the rounding error of the products, before the mean was subtracted, belong to no direction of Σ.
+    eps = torch.finfo(torch.float64 if accumulator.exact or not accumulator.unit else torch.float32).eps
+    kept = values > eps * k * (values[-1] + mean.square().sum())
     root = torch.where(kept, vectors / values.where(kept, 1).sqrt(), 0)
     known = torch.linalg.svdvals(image @ root).square()
     missing = (trace - known.sum()).clamp_min(0)

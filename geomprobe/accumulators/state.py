@@ -9,16 +9,17 @@ one rule, micro-batches, gradient accumulation, several ranks (one all-reduce), 
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from geomprobe.core.attention_summary import AttentionRequest
 from geomprobe.core.rows import Rows
 from geomprobe.errors import GeomprobeError
 
 __all__ = ["Accumulator", "Key", "ReadsAttention", "State", "TokenCount", "add", "copy_state", "identity", "merge", "pad_to"]
-__all__ += ["zeros"]
+__all__ += ["wanted_attention", "zeros"]
 
 State = dict[str, Tensor]
 
@@ -53,9 +54,17 @@ class ReadsAttention(Protocol):
     """An accumulator that needs ``rows.attention``, which is computed only if an accumulator asks for it."""
 
     @property
-    def attention(self) -> Literal["rows", "maps"] | None:
-        """``"rows"`` for summaries of each row; ``"maps"`` for the attention weights averaged over heads as well."""
+    def attention(self) -> AttentionRequest | None:
+        """What is to be computed of the attention weights; ``None`` if nothing is."""
         ...
+
+
+def wanted_attention(accumulators: Iterable[Accumulator]) -> AttentionRequest | None:
+    """Return what is to be computed of the attention weights so that each accumulator has what it needs; ``None`` if nothing
+    is."""
+    requests = [need.attention for need in accumulators if isinstance(need, ReadsAttention)]
+    wanted = [request for request in requests if request is not None]
+    return AttentionRequest(max(r.first for r in wanted), any(r.maps for r in wanted)) if wanted else None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from geomprobe.accumulators.state import State, zeros
 from geomprobe.core.cholesky import factor_of_identity_plus, gains
 from geomprobe.core.rows import Rows
-from geomprobe.core.spectrum import effective_rank, matrix_entropy, max_rate_distortion_entropy
+from geomprobe.core.spectrum import clipped_matrix_entropy, effective_rank, matrix_entropy, max_rate_distortion_entropy
 from geomprobe.core.symmetric import panels, scaled
 
 __all__ = ["TextEntropySum"]
@@ -27,13 +27,16 @@ class TextEntropySum:
     State (float64): ``texts``, the number of texts; sums over texts of ``entropy`` (divided by its maximum for n rows, the
     length of that text) and ``entropy_nats``; with ``spectrum`` also of ``matrix_entropy``, ``effective_rank`` and
     ``matrix_entropy_log_n``, and ``log_n_texts``, the number of texts for which H/log min(n, d) is defined (n > 1, or n > 2
-    with ``center``).
+    with ``center``); with ``clipped`` of ``clipped_matrix_entropy``.
 
     Args:
         epsilon: distortion ε, 0.1 in the paper.
         center: whether to subtract the mean row of each text first, as in Wei et al. (2024).
         spectrum: whether to compute the quantities that need eigenvalues too. They are computed text by text, which costs about
             ten times as much and waits for the device.
+        clipped: whether to compute the matrix entropy of the clipped Gram matrix as well, which the code of Skean et al. (2025)
+            calls prompt entropy: negative cosines are set to zero. The result need not be positive semi-definite; its negative
+            eigenvalues are left out. Needs ``spectrum``.
     """
 
     name: ClassVar[str] = "text_entropy"
@@ -42,10 +45,15 @@ class TextEntropySum:
     epsilon: float = 0.1
     center: bool = False
     spectrum: bool = False
+    clipped: bool = False
 
     def new_state(self, width: int, device: torch.device) -> State:
-        names = ("texts", "entropy", "entropy_nats", *(_SPECTRAL if self.spectrum else ()))
-        return zeros(dict.fromkeys(names, ()), device)
+        return zeros(dict.fromkeys(("texts", "entropy", "entropy_nats", *self._spectral), ()), device)
+
+    @property
+    def _spectral(self) -> tuple[str, ...]:
+        """The sums that need eigenvalues."""
+        return (*_SPECTRAL, *(["clipped_matrix_entropy"] if self.clipped else [])) if self.spectrum else ()
 
     def contribution(self, rows: Rows) -> State:
         n, width = rows.counts, rows.width
@@ -75,7 +83,7 @@ class TextEntropySum:
     def _spectra(self, rows: Rows) -> State:
         """The sums that need the eigenvalues of each text, site by site and text by text."""
         lead = rows.valid.shape[:-2]
-        measured = zeros(dict.fromkeys(_SPECTRAL, lead), rows.hidden.device)
+        measured = zeros(dict.fromkeys(self._spectral, lead), rows.hidden.device)
         z = rows.unit(self.center).double()
         for site, place in rows.each_text():
             for name, value in self._spectrum(z[site][place]).items():
@@ -84,11 +92,14 @@ class TextEntropySum:
 
     def _spectrum(self, z: Tensor) -> dict[str, Tensor | float]:
         n, width = z.shape
-        values = torch.linalg.eigvalsh(z @ z.mT if n < width else z.mT @ z).clamp_min(0)
+        product = z @ z.mT if n <= width else z.mT @ z
+        values = torch.linalg.eigvalsh(product).clamp_min(0)
         if values.sum() == 0:  # a single centred row, or equal rows: their entropy is that of one direction, zero
-            values[-1] = 1
+            values[-1] = product[-1, -1] = 1
         entropy = matrix_entropy(values)
         measured: dict[str, Tensor | float] = {"matrix_entropy": entropy, "effective_rank": effective_rank(values)}
+        if self.clipped:
+            measured["clipped_matrix_entropy"] = clipped_matrix_entropy(product)
         rank = min(n - self.center, width)
         return measured | ({"matrix_entropy_log_n": entropy / math.log(rank), "log_n_texts": 1} if rank > 1 else {})
 

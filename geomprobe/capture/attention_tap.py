@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from geomprobe.capture.attention_mask import attention_mask_of
-from geomprobe.core.attention_summary import AttentionRows, Layout, from_scores, from_weights
+from geomprobe.core.attention_summary import AttentionRequest, AttentionRows, Layout, from_scores, from_weights
 from geomprobe.errors import GeomprobeError
 
 __all__ = ["AttentionCall", "Observer", "custom_attention", "install", "install_on_output", "is_cross_attention", "remove"]
@@ -99,9 +99,8 @@ class AttentionCall:
     def device(self) -> torch.device:
         return self.query.device
 
-    def rows(self, layout: Layout, starts: Tensor | None, *, keep: bool) -> AttentionRows:
-        """Return summaries of the attention weights of each row. ``layout`` and ``starts`` are those of the forward; with
-        ``keep``, the weights averaged over heads are kept.
+    def rows(self, layout: Layout, starts: Tensor | None, request: AttentionRequest) -> AttentionRows:
+        """Return summaries of the attention weights of each row. ``layout`` and ``starts`` are those of the forward.
 
         Raises:
             GeomprobeError: if the call cannot be read (``unread``), or if its mask is of an unknown kind.
@@ -110,7 +109,7 @@ class AttentionCall:
             raise GeomprobeError(self.unread)
         columns = self.key.shape[2]
         if self.weights is not None:
-            summaries = from_weights(self.weights, layout.moved(columns), keep=keep)
+            summaries = from_weights(self.weights, layout.moved(columns), request=request)
         else:
             starts = None if starts is None else starts.to(self.device)
             summaries = from_scores(
@@ -122,7 +121,7 @@ class AttentionCall:
                 softcap=self.softcap,
                 bias=self.bias,
                 sinks=self.sinks,
-                keep=keep,
+                request=request,
             )
         return summaries.map(lambda name, value: _whole(value, layout) if name == "mean" else value)
 

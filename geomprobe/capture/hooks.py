@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from types import FrameType
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from geomprobe.capture.decoder import Decoder
 from geomprobe.capture.forward_context import Call, ForwardContext, carries_cache
 from geomprobe.capture.generation import MODES, REARRANGED, CachedSequence, GenerateCall, Mode, StopTokens, mode_of
 from geomprobe.capture.padding_check import PaddingCheck
-from geomprobe.core.attention_summary import AttentionRows
+from geomprobe.core.attention_summary import AttentionRequest, AttentionRows
 from geomprobe.core.rows import full_precision
 from geomprobe.errors import GeomprobeError
 
@@ -97,9 +97,8 @@ class Capture:
         sites: the sites to report.
         listener: the object to report to.
         stop_tokens: how ``generate`` ends a row of a batch.
-        attention: whether to observe attention too: ``"rows"`` for summaries of each row, ``"maps"`` for the weights averaged
-            over heads as well. The site of a layer is reported with the attention of that layer, ``final_norm`` with that of
-            the last layer.
+        attention: what to compute of the attention weights; ``None`` if they are not to be observed. The site of a layer is
+            reported with the attention of that layer, ``final_norm`` with that of the last layer.
         pad_token_id: the padding token, for calls without a mask.
         modes: the modes to capture. Forwards of other modes are not looked at.
 
@@ -113,7 +112,7 @@ class Capture:
         sites: tuple[str, ...],
         listener: Listener,
         stop_tokens: StopTokens,
-        attention: Literal["rows", "maps"] | None = None,
+        attention: AttentionRequest | None = None,
         pad_token_id: int | None = None,
         modes: Collection[Mode] = MODES,
     ) -> None:
@@ -271,7 +270,7 @@ class Capture:
             if layer in self._attention_layers:
                 with full_precision(call.device.type):
                     layout = context.layout(call.batch, call.length, call.device)
-                    self._attended[layer] = call.rows(layout, context.starts, keep=self._attention == "maps")
+                    self._attended[layer] = call.rows(layout, context.starts, self._attention or AttentionRequest())
         except GeomprobeError as error:
             self._leave_out(str(error))
         except Exception as error:

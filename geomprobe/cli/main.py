@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from geomprobe.cli.console import VERBOSE, Command, keeps, say, show, without_loading_bars
-from geomprobe.cli.options import Device, Dtype
+from geomprobe.cli.options import CkaRows, Device, Dtype, ProtocolName, WhichRows
 from geomprobe.cli.paper import app as paper
 from geomprobe.errors import GeomprobeError
 from geomprobe.files import check_writable, read_text, write_whole
@@ -140,10 +140,21 @@ def sweep(
         int, typer.Option(help="Number of tokens on which expensive metrics (information gain, Lasso …) are measured.", min=2)
     ] = 1024,
     batch_tokens: Annotated[int, typer.Option(help="Maximum tokens per batch, padding included.", min=2)] = 2048,
+    texts: Annotated[
+        int | None, typer.Option(help="Number of texts to read. Default: as many as --tokens are enough for.", min=1)
+    ] = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Read only the first --length tokens of each document, and do not divide it.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the order of documents and of the null baselines.")] = 0,
     sketch: Annotated[
         int | None, typer.Option(help="Approximate covariances by this number of random directions.", min=1)
     ] = None,
+    protocol: Annotated[ProtocolName | None, typer.Option(help="Measure the numbers of a published protocol too.")] = None,
+    rows: Annotated[
+        WhichRows, typer.Option(help="last or mean: measure entropies and ranks of one row for each text too.")
+    ] = WhichRows.all,
+    cka_rows: Annotated[CkaRows, typer.Option(help="Compare rows of length one by CKA, or rows as they are.")] = CkaRows.unit,
     baselines: Annotated[
         bool, typer.Option(help="Measure null baselines too: a model with random weights, and Gaussian rows.")
     ] = True,
@@ -185,8 +196,13 @@ def sweep(
             length=length,
             sample=sample,
             batch_tokens=batch_tokens,
+            texts=texts,
+            truncate=truncate,
             seed=seed,
             sketch=sketch,
+            rows=rows.value,
+            cka_rows=cka_rows.value,
+            protocol=None if protocol is None else protocol.value,
             baselines=baselines,
             dtype=dtype.value,
             device=device,

@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-__all__ = ["HIDDEN", "PICKED", "AttentionMask", "AttentionRows", "Layout", "from_scores", "from_weights"]
+__all__ = ["HIDDEN", "PICKED", "AttentionMask", "AttentionRequest", "AttentionRows", "Layout", "from_scores", "from_weights"]
 
 PICKED = 0.01
 """Weight, averaged over heads, above which a token counts as attended to, as in section 4.2."""
@@ -33,12 +33,26 @@ class AttentionMask(Protocol):
 
 
 @dataclass(frozen=True)
+class AttentionRequest:
+    """What is to be computed beside the summaries that are always computed.
+
+    Attributes:
+        first: number of tokens at the start of the text whose weights are kept.
+        maps: whether the weights averaged over heads are kept, for all columns.
+    """
+
+    first: int = 1
+    maps: bool = False
+
+
+@dataclass(frozen=True)
 class AttentionRows:
     """Summaries of the attention weights of every row (query); NaN where there is no attention.
 
     Attributes:
         entropy: ``−Σ_j a_j log a_j`` in nats, ``(…, batch, heads, length)``.
-        first: weight on the first token of the text (the usual attention sink), ``(…, batch, heads, length)``.
+        first: weights on the first K tokens of the text, ``(…, batch, heads, K, length)``. K is 1 (the usual attention sink)
+            unless more were requested.
         distance: the mean distance in tokens, ``Σ_j a_j (t − j)``, ``(…, batch, heads, length)``.
         picks: number of tokens whose weight, averaged over heads, is above 0.01, ``(…, batch, length)``.
         octaves: weight averaged over heads by distance, ``(…, batch, length, octaves)``: on the token itself, on the token
@@ -61,7 +75,10 @@ class AttentionRows:
 
     def batch(self, part: slice) -> Self:
         """Return the summaries of a part of the batch."""
-        return self.map(lambda name, value: value[..., part, :] if name == "picks" else value[..., part, :, :])
+        behind = {"picks": 1, "first": 3}  # number of dimensions after that of the batch; 2 for the others
+        return self.map(
+            lambda name, value: value.movedim(-1 - behind.get(name, 2), 0)[part].movedim(0, -1 - behind.get(name, 2))
+        )
 
     def until(self, length: int) -> Self:
         """Return the summaries of the first ``length`` rows, with ``length`` columns."""
@@ -109,13 +126,13 @@ class Layout:
     Attributes:
         position: number of tokens before each column, ``(batch, columns)``.
         own: number of tokens before each row, ``(batch, length)``.
-        first: column at which the text of each row begins, ``(batch, length)``; negative if the cache no longer has it.
+        begin: number of tokens before the text of each row, ``(batch, length)``.
         edges: for each row and octave, the number of columns at that distance or farther, ``(batch, length, octaves)``.
     """
 
     position: Tensor
     own: Tensor
-    first: Tensor
+    begin: Tensor
     edges: Tensor
 
     @classmethod
@@ -127,18 +144,16 @@ class Layout:
             length: number of rows.
             starts: whether a text starts at each row, ``(batch, length)`` bool, for packed texts.
         """
-        batch, columns = tokens.shape
+        columns = tokens.shape[1]
         position = tokens.long().cumsum(1) - 1
-        if starts is None:
-            first = tokens.long().argmax(1, keepdim=True).expand(batch, length)
-        else:
-            here = torch.arange(columns, device=tokens.device)[-length:].expand(batch, length)
-            first = torch.where(starts & tokens[:, -length:], here, 0).cummax(1).values
         own = position[:, -length:]
+        begin = torch.zeros_like(own)
+        if starts is not None:
+            begin = torch.where(starts & tokens[:, -length:], own, 0).cummax(1).values
         steps = 2 ** torch.arange(1 + max(1, (columns - 1).bit_length()), device=tokens.device)
         behind = own.unsqueeze(-1) - steps
         edges = torch.searchsorted(position, behind.flatten(1), right=True).view(behind.shape)
-        return cls(position, own, first, edges)
+        return cls(position, own, begin, edges)
 
     def moved(self, columns: int) -> "Layout":
         """Return the layout for another number of columns: fewer if a sliding window has dropped the oldest keys, more if the
@@ -148,8 +163,16 @@ class Layout:
             return self
         last = self.position[:, -1:]
         position = torch.cat([self.position, last.expand(-1, more)], 1) if more > 0 else self.position[:, -more:]
-        gone = min(more, 0)
-        return Layout(position, self.own, self.first + gone, (self.edges + gone).clamp_min(0))
+        return Layout(position, self.own, self.begin, (self.edges + min(more, 0)).clamp_min(0))
+
+    def first(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return the columns of the first ``number`` tokens of the text of each row, ``(batch, number, length)``, and whether
+        they are there: a sliding window may have dropped them, and a text may have fewer tokens."""
+        tokens = self.begin.unsqueeze(1) + torch.arange(number, device=self.begin.device).view(1, -1, 1)
+        columns = torch.searchsorted(self.position.contiguous(), tokens.flatten(1)).view(tokens.shape)
+        columns = columns.clamp_max(self.position.shape[1] - 1)
+        there = self.position.gather(1, columns.flatten(1)).view(tokens.shape) == tokens
+        return columns, there
 
 
 def from_scores(
@@ -162,7 +185,7 @@ def from_scores(
     softcap: float | None = None,
     bias: Tensor | None = None,
     sinks: Tensor | None = None,
-    keep: bool = False,
+    request: AttentionRequest = AttentionRequest(),
 ) -> AttentionRows:
     """Return summaries of the weights ``softmax(scale · QKᵀ)`` over the visible columns.
 
@@ -175,14 +198,14 @@ def from_scores(
         softcap: the constant c of ``c · tanh(score / c)``, if scores are capped.
         bias: bias added to the scores, ``(1 or batch, heads, length, columns)``.
         sinks: one additional score per head ``(heads,)``, whose share of the weight goes to no token.
-        keep: whether to keep the weights averaged over heads.
+        request: what to compute beside the summaries.
     """
     batch, heads, length, width = query.shape
     groups = key.shape[1]
     kind = torch.float64 if query.dtype == torch.float64 else torch.float32
     query, key = query.to(kind) * scale, key.to(kind)
     sinks = None if sinks is None else sinks.to(kind).view(1, -1, 1)
-    out = _Out(layout, heads, length, kind, keep)
+    out = _Out(layout, heads, length, kind, request)
     for part in _chunks(length, batch * heads * key.shape[2]):
         columns = mask.columns(part)
         rows = query[:, :, part].reshape(batch, groups, -1, width)
@@ -207,11 +230,11 @@ def from_scores(
     return out.rows()
 
 
-def from_weights(weights: Tensor, layout: Layout, *, keep: bool = False) -> AttentionRows:
+def from_weights(weights: Tensor, layout: Layout, *, request: AttentionRequest = AttentionRequest()) -> AttentionRows:
     """Return summaries of the weights ``(batch, heads, length, columns)`` that a model returned."""
     weights = weights.to(torch.float64 if weights.dtype == torch.float64 else torch.float32)
     batch, heads, length, columns = weights.shape
-    out = _Out(layout, heads, length, weights.dtype, keep)
+    out = _Out(layout, heads, length, weights.dtype, request)
     for part in _chunks(length, batch * heads * columns):
         out.put(part, weights[:, :, part], torch.special.entr(weights[:, :, part]).sum(-1))
     return out.rows()
@@ -226,23 +249,25 @@ def _chunks(length: int, entries: int) -> Iterator[slice]:
 class _Out:
     """Tensors of summaries that are filled chunk by chunk."""
 
-    def __init__(self, layout: Layout, heads: int, length: int, kind: torch.dtype, keep: bool) -> None:
+    def __init__(self, layout: Layout, heads: int, length: int, kind: torch.dtype, request: AttentionRequest) -> None:
         self._layout = layout
         batch, columns = layout.position.shape
         self._position = layout.position.to(kind)
-        self._entropy, self._first, self._distance = layout.position.new_empty((3, batch, heads, length), dtype=kind)
+        self._begins, self._there = layout.first(request.first)
+        self._entropy, self._distance = layout.position.new_empty((2, batch, heads, length), dtype=kind)
+        self._first = layout.position.new_empty((batch, heads, request.first, length), dtype=kind)
         self._picks = layout.position.new_empty((batch, length), dtype=kind)
         self._octaves = layout.position.new_empty(layout.edges.shape, dtype=kind)
-        self._mean = layout.position.new_zeros((batch, length, columns), dtype=kind) if keep else None
+        self._mean = layout.position.new_zeros((batch, length, columns), dtype=kind) if request.maps else None
 
     def put(self, part: slice, weights: Tensor, entropy: Tensor) -> None:
         """Fill in the rows ``part`` from their weights ``(batch, heads, rows, columns)`` and entropies. Columns after the given
         ones are masked."""
         batch, heads, rows, columns = weights.shape
         self._entropy[:, :, part] = entropy
-        first = self._layout.first[:, part]
-        begins = first.clamp(0, columns - 1)[:, None, :, None].expand(batch, heads, rows, 1)
-        self._first[:, :, part] = weights.gather(-1, begins).squeeze(-1) * (first >= 0).unsqueeze(1)
+        begins, there = (each[..., part].unsqueeze(1) for each in (self._begins, self._there & (self._begins < columns)))
+        begins = begins.clamp_max(columns - 1).mT.expand(batch, heads, rows, -1)
+        self._first[..., part] = weights.gather(-1, begins).mT * there
         position = self._position[:, None, None, :columns]
         own = self._layout.own[:, part].to(weights)
         seen = (weights * position).sum(-1)  # six times as fast as a product with one column

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -175,20 +175,40 @@ class Rows:
             self._unit[center] = unit_rows(rows, torch.where(self.valid, norms, torch.inf)).nan_to_num_(0, 0, 0)
         return self._unit[center]
 
+    def raw(self, center: bool = False) -> Tensor:
+        """Return the rows in float64 without scaling, with zeros for rows that are not valid: ``(…, batch, length, width)``.
+
+        With ``center`` the mean row of each text is subtracted.
+        """
+        valid = self.valid.unsqueeze(-1)
+        rows = torch.where(valid, self.hidden, 0).double()
+        return torch.where(valid, rows - self.one_per_text(rows, "mean")[..., self.text, :], 0) if center else rows
+
+    def one_per_text(self, rows: Tensor, which: Literal["last", "mean"]) -> Tensor:
+        """Return one of ``rows`` ``(…, batch, length, width)`` for each text, ``(…, texts, width)``: the last valid one, or the
+        mean of the valid ones in float64. A text without a valid row has zeros. Rows that are not valid must be zero."""
+        if which == "mean":
+            return self._rows_per_text(rows.double()) / self.counts.clamp_min(1).unsqueeze(-1)
+        place = torch.where(self.valid, self.position, -1).flatten(-2)
+        text = self.text.flatten().expand_as(place)
+        last = place.new_full((*self._lead, self.texts), -1).scatter_reduce(-1, text, place, "amax")
+        here = (place >= 0) & (place == last.gather(-1, text))
+        return self._rows_per_text(torch.where(here.view(self.valid.shape).unsqueeze(-1), rows, 0))
+
+    def _rows_per_text(self, rows: Tensor) -> Tensor:
+        """The sums of rows ``(…, batch, length, width)`` over each text, ``(…, texts, width)``."""
+        if not self.packed:
+            return rows.sum(-2)
+        flat = rows.flatten(-3, -2)
+        index = self.text.flatten().unsqueeze(-1).expand_as(flat)
+        return flat.new_zeros((*self._lead, self.texts, self.width)).scatter_add_(-2, index, flat)
+
     def _centered(self) -> tuple[Tensor, Tensor]:
         """The rows minus the mean of their text, and the norms of the result. The norm is infinite for a row that is equal to
         the mean up to rounding."""
         rows = torch.where(self.valid.unsqueeze(-1), self.hidden, 0)
         # In float64, because rounding errors of the mean, scaled to length one, would look like a direction.
-        sums = rows.double()
-        if self.packed:
-            index = self.text.flatten().unsqueeze(-1)
-            flat = sums.flatten(-3, -2)
-            sums = flat.new_zeros((*self._lead, self.texts, self.width)).scatter_add_(-2, index.expand_as(flat), flat)
-        else:
-            sums = sums.sum(-2)
-        means = sums / self.counts.clamp_min(1).unsqueeze(-1)
-        rows = rows - means.to(rows.dtype)[..., self.text, :]
+        rows = rows - self.one_per_text(rows, "mean").to(rows.dtype)[..., self.text, :]
         norms = torch.linalg.vector_norm(rows, dim=-1)
         # If a row is equal to the mean, only rounding errors remain, which have no direction: an infinite norm makes them zero.
         # A sum of n rows in float64 has an error of up to n·eps of float64, the mean and the difference of eps of the rows.

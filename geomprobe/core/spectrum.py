@@ -6,12 +6,16 @@ the rank is at most n for any model, so compare only numbers measured on equally
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "ALPHA_RANGE",
+    "PowerLaw",
     "alpha_req",
+    "clipped_matrix_entropy",
     "condition_number",
     "effective_rank",
     "equal_spectrum_entropy",
@@ -19,14 +23,16 @@ __all__ = [
     "matrix_entropy",
     "max_rate_distortion_entropy",
     "participation_ratio",
+    "power_law",
     "rank_ratio",
     "rankme",
+    "rankme_left_out",
     "rate_distortion_entropy",
     "stable_rank",
 ]
 
-_FITTED = slice(3, 100)
-"""The eigenvalues to which α-ReQ is fitted, by their index in descending order."""
+ALPHA_RANGE = (4, 100)
+"""The first and the last rank to which α-ReQ is fitted by default. The largest eigenvalue has rank 1."""
 
 _WHOLE_ROOT, _WHOLE_LOG = 2.0, 128.0
 """Multiples of the floor from which an eigenvalue has full weight: where square roots are taken, and where logarithms are."""
@@ -83,6 +89,17 @@ def matrix_entropy(eigenvalues: Tensor) -> Tensor:
     return entropy
 
 
+def clipped_matrix_entropy(gram: Tensor) -> Tensor:
+    """Return the matrix entropy of a symmetric matrix ``(…, n, n)`` whose negative entries are set to zero, as in the code of
+    Skean et al. (2025). The clipped matrix need not be positive semi-definite: its negative eigenvalues are left out. NaN for a
+    matrix of zeros.
+
+    >>> round(float(clipped_matrix_entropy(torch.tensor([[1.0, -0.5], [-0.5, 1.0]]))), 6)  # log 2
+    0.693147
+    """
+    return matrix_entropy(torch.linalg.eigvalsh(gram.clamp_min(0)))
+
+
 def effective_rank(eigenvalues: Tensor) -> Tensor:
     """Return the effective rank ``e^H`` (Roy & Vetterli 2007), 1 to d: the number of equal directions with the same entropy."""
     return matrix_entropy(eigenvalues).exp()
@@ -121,28 +138,73 @@ def rankme(eigenvalues: Tensor, floor: float = 0.0) -> Tensor:
     return effective_rank(_above(floor, _WHOLE_ROOT, eigenvalues, eigenvalues) * eigenvalues.clamp_min(0).sqrt())
 
 
-def alpha_req(eigenvalues: Tensor, floor: float = 0.0) -> Tensor:
-    """Return α-ReQ (Agrawal et al. 2022), the exponent of ``λ_j ∝ j^−α``; 0 or more, and 0 for equal eigenvalues.
+def rankme_left_out(eigenvalues: Tensor, floor: float, rank: int) -> Tensor:
+    """Return the largest share of ``Σ√λ`` that :func:`rankme` with this floor may have left out, 0 to 1.
 
-    It is a least-squares fit of log λ on log j over j = 4 … 100 in descending order of λ, with weights 1/j, so that every
-    octave of j has the same weight. This is what the authors' code does, over varying ranges of j. They use the covariance of
-    features after subtracting their mean; a probe uses unit rows, with or without subtracting the mean of each text. α-ReQ
-    tells how fast a spectrum decays, not whether it is a power law.
+    An eigenvalue that is left out or weighted down may in truth be larger by the floor. Of a covariance of known ``rank``, only
+    so many eigenvalues can be more than rounding errors. It is 0 for a floor of 0.
 
-    Args:
-        floor: eigenvalues up to this share of the largest are left out as rounding errors, and those up to 128 times that share
-            are weighted down. NaN if fewer than two are left.
+    >>> round(float(rankme_left_out(torch.tensor([1.0, 1.0, 1e-9]), floor=1e-6, rank=3)), 6)  # 0.001 / 2.001
+    0.0005
+    """
+    values = eigenvalues.clamp_min(0).sort(dim=-1, descending=True).values[..., : max(rank, 1)]
+    edge = floor * values.amax(-1, keepdim=True)
+    kept = _above(floor, _WHOLE_ROOT, values, values) * values.sqrt()
+    missing = torch.where(values < _WHOLE_ROOT * edge, (values + edge).sqrt() - kept, 0).sum(-1)
+    return missing / (missing + kept.sum(-1))
+
+
+class PowerLaw(NamedTuple):
+    """The fit of a power law to a spectrum.
+
+    Attributes:
+        alpha: the exponent α of ``λ_j ∝ j^−α``.
+        r2: the weighted coefficient of determination of log λ, at most 1; NaN for equal eigenvalues.
+        left_out: the share of the weights that lies on ranks left out or weighted down as rounding errors, 0 to 1.
+    """
+
+    alpha: Tensor
+    r2: Tensor
+    left_out: Tensor
+
+
+def alpha_req(eigenvalues: Tensor, floor: float = 0.0, ranks: tuple[int, int] = ALPHA_RANGE) -> Tensor:
+    """Return the exponent α of :func:`power_law`.
 
     >>> float(alpha_req(torch.arange(1, 50).double() ** -1.5))  # doctest: +ELLIPSIS
     1.5...
     """
-    fitted = eigenvalues.sort(dim=-1, descending=True).values[..., _FITTED]
-    j = torch.arange(1, eigenvalues.shape[-1] + 1, dtype=eigenvalues.dtype, device=eigenvalues.device)[_FITTED]
-    weights = _above(floor, _WHOLE_LOG, fitted, eigenvalues) / j
+    return power_law(eigenvalues, floor, ranks).alpha
+
+
+def power_law(eigenvalues: Tensor, floor: float = 0.0, ranks: tuple[int, int] = ALPHA_RANGE) -> PowerLaw:
+    """Return α-ReQ (Agrawal et al. 2022), the exponent of ``λ_j ∝ j^−α``; 0 or more, and 0 for equal eigenvalues.
+
+    It is a least-squares fit of log λ on log j over the ranks j = 4 … 100 in descending order of λ, with weights 1/j, so that
+    every octave of j has the same weight. This is what the authors' code does, over varying ranges of j. They use the
+    covariance of features after subtracting their mean. α-ReQ tells how fast a spectrum decays, not whether it is a power law;
+    R² tells how much of the decay a power law describes.
+
+    Args:
+        floor: eigenvalues up to this share of the largest are left out as rounding errors, and those up to 128 times that share
+            are weighted down. NaN if fewer than two are left.
+        ranks: the first and the last rank of the fit; the largest eigenvalue has rank 1.
+
+    >>> fit = power_law(torch.arange(1, 50).double() ** -1.5)
+    >>> round(float(fit.alpha), 6), round(float(fit.r2), 6)
+    (1.5, 1.0)
+    """
+    fitted = slice(ranks[0] - 1, ranks[1])
+    values = eigenvalues.sort(dim=-1, descending=True).values[..., fitted]
+    j = torch.arange(1, eigenvalues.shape[-1] + 1, dtype=eigenvalues.dtype, device=eigenvalues.device)[fitted]
+    weights = _above(floor, _WHOLE_LOG, values, eigenvalues) / j
+    left_out = 1 - weights.sum(-1) / (1 / j).sum()
     weights = weights / weights.sum(-1, keepdim=True)
-    x, y = j.log(), fitted.where(weights > 0, 1).log()
-    x = x - (weights * x).sum(-1, keepdim=True)
-    return -(weights * x * y).sum(-1) / (weights * x.square()).sum(-1)
+    x, y = j.log(), values.where(weights > 0, 1).log()
+    x, y = (each - (weights * each).sum(-1, keepdim=True) for each in (x, y))
+    along, spread = (weights * x * y).sum(-1), (weights * x.square()).sum(-1)
+    slope = along / spread
+    return PowerLaw(-slope, slope * along / (weights * y.square()).sum(-1), left_out)
 
 
 def _above(floor: float, whole: float, values: Tensor, eigenvalues: Tensor) -> Tensor:

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from geomprobe.accumulators.state import Accumulator, Key, State, zeros
 from geomprobe.capture.decoder import Decoder
+from geomprobe.core.attention_summary import AttentionRequest
 from geomprobe.core.cholesky import ridge_coefficients, scaled_factor
 from geomprobe.core.lasso import explained, sklearn_penalty, solve_lasso
 from geomprobe.core.rows import Rows
@@ -120,8 +121,8 @@ class _Solve(Metric):
     progress: Callable[[int], object] = field(compare=False, repr=False)
 
     @property
-    def attention(self) -> Literal["maps"] | None:
-        return "maps" if self.compare else None
+    def attention(self) -> AttentionRequest | None:
+        return AttentionRequest(maps=True) if self.compare else None
 
     @property
     def accumulators(self) -> tuple[Accumulator, ...]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from geomprobe.accumulators.attention import AttentionSum
 from geomprobe.accumulators.state import Accumulator, State
+from geomprobe.errors import GeomprobeError
 from geomprobe.metrics.base import Curve, Metric
 
 __all__ = ["AttentionProfile"]
@@ -26,6 +27,12 @@ class AttentionProfile(Metric):
     - ``attention_distance``: ``Σ_j a_j (t − j)``, the mean distance in tokens;
     - ``attention_picks``: the number of tokens whose weight, averaged over heads, is above 0.01 (section 4.2).
 
+    With ``sink_tokens`` also ``attention_sink_share_1`` … ``attention_sink_share_K``: the share of heads for which the k-th
+    token of a text is a sink, ``Sink_k`` of Gu et al. (2024), 0 to 1, mean over texts that have one. A head has a sink at token
+    k if ``α_k = 1/(T − k + 1) Σ_{t≥k} a_tk`` is above ``sink_threshold``. It depends on the length T of the texts: compare only
+    readings of texts of equal length. Curve ``attention_sink_share_by_head``: the share of texts in which the first token is a
+    sink of the head.
+
     Curves: ``attention_entropy`` by position in the text; ``attention_octaves``, the weight averaged over heads by distance: on
     the token itself, on the token before, 2–3, 4–7, 8–15 tokens back, and so on; ``attention_entropy_by_head``,
     ``attention_sink_by_head`` and ``attention_distance_by_head`` by the number of the head.
@@ -33,24 +40,52 @@ class AttentionProfile(Metric):
     The weights show which tokens a head attends to, not how much this changes its output: a head that attends to a sink often
     contributes nothing.
 
+    Args:
+        sink_tokens: number of tokens at the start of a text for which shares of sinks are computed.
+        sink_threshold: the weight above which a token is a sink.
+
     Raises:
-        GeomprobeError: when the probe is attached, if the model has no attention or its weights cannot be read.
+        GeomprobeError: if an argument is out of range; when the probe is attached, if the model has no attention or its weights
+            cannot be read.
     """
+
+    sink_tokens: int = 0
+    sink_threshold: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sink_tokens, int) or isinstance(self.sink_tokens, bool) or not 0 <= self.sink_tokens <= 64:
+            raise GeomprobeError(f"AttentionProfile(sink_tokens={self.sink_tokens!r}): expected a whole number from 0 to 64")
+        if not isinstance(self.sink_threshold, int | float) or not 0 < self.sink_threshold < 1:
+            raise GeomprobeError(
+                f"AttentionProfile(sink_threshold={self.sink_threshold!r}): expected a number between 0 and 1, such as 0.3"
+            )
+
+    @property
+    def _sum(self) -> AttentionSum:
+        return AttentionSum(sink_tokens=self.sink_tokens, sink_threshold=self.sink_threshold if self.sink_tokens else 0.3)
 
     @property
     def accumulators(self) -> tuple[Accumulator, ...]:
-        return (AttentionSum(),)
+        return (self._sum,)
 
     def scalars(self, states: Mapping[Accumulator, State]) -> Mapping[str, Tensor | float]:
-        state = states[AttentionSum()]
+        state = states[self._sum]
         targets = torch.where(state["targets"] > 0, state["targets"], torch.nan)
         names = {"entropy": "entropy", "sink": "first", "distance": "distance", "picks": "picks"}
-        return {f"attention_{name}": state[key] / targets for name, key in names.items()}
+        measured = {f"attention_{name}": state[key] / targets for name, key in names.items()}
+        if self.sink_tokens:
+            texts = torch.where(state["sink_texts"] > 0, state["sink_texts"], torch.nan)
+            shares = state["head_sinks"].mean(0) / texts
+            measured |= {f"attention_sink_share_{k}": share for k, share in enumerate(shares, 1)}
+        return measured
 
     def curves(self, states: Mapping[Accumulator, State]) -> Mapping[str, Curve]:
-        state = states[AttentionSum()]
+        state = states[self._sum]
         heads = {"entropy": "head_entropy", "sink": "head_first", "distance": "head_distance"}
         by_head = {f"attention_{name}_by_head": Curve.from_sums(state[key], state["head_count"]) for name, key in heads.items()}
+        if self.sink_tokens and len(state["head_sinks"]):
+            of_first = state["head_sinks"][:, 0]
+            by_head["attention_sink_share_by_head"] = Curve.from_sums(of_first, state["sink_texts"][0].expand_as(of_first))
         return by_head | {
             "attention_entropy": Curve.from_sums(state["entropy_at"], state["count"]),
             "attention_octaves": Curve.from_sums(state["octaves"], state["targets"].expand_as(state["octaves"])),

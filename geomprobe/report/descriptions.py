@@ -154,6 +154,26 @@ COMPACT = tuple(name for name, about in _WORDS.items() if about.read)
 """The metrics that have a small figure in the last section of the report."""
 
 
+_PREFIXES = {
+    "last_": "last row of each text",
+    "mean_": "mean row of each text",
+    "raw_": "not scaled",
+    "stream_centered_": "centred on all rows",
+    "centered_": "centred on each text",
+    "clipped_": "negative entries set to zero",
+}
+"""What the first words of a name say about the rows of a metric, in their order."""
+
+
 def describe(metric: str) -> Description:
-    """Return the description of a metric. A metric without one is described by its name."""
-    return _WORDS.get(metric, Description(metric.replace("_", " "), ""))
+    """Return the description of a metric. A metric that differs from another one in its rows only has the description of that
+    one, with its rows in the title; one without a description is described by its name."""
+    if metric in _WORDS:
+        return _WORDS[metric]
+    name, about = metric, list[str]()
+    for prefix, words in _PREFIXES.items():
+        if name.startswith(prefix):
+            name, about = name.removeprefix(prefix), [*about, words]
+    if about and name in _WORDS:
+        return _WORDS[name]._replace(title=f"{_WORDS[name].title} ({', '.join(about)})")
+    return Description(metric.replace("_", " "), "")

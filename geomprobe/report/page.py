@@ -7,11 +7,13 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomprobe.errors import GeomprobeError
+from geomprobe.protocols import PROTOCOLS, Protocol
 from geomprobe.report import figures
 from geomprobe.report.descriptions import COMPACT, describe
 from geomprobe.report.theme import escape_label, si_format, template
@@ -208,6 +210,16 @@ def _sections(runs: Sequence[Run]) -> list[tuple[str, list[FigureGroup]]]:
             if (both := _drawn([figures.agreement(run), figures.agreement_over_checkpoints(run)]))
         },
     )
+    published = [
+        FigureGroup(
+            f"Protocol {name}: {escape(protocol.title.lower())}",
+            f"The numbers of {escape(protocol.source)}: {_code(protocol.texts)}.",
+            _code(protocol.differs),
+            _by_run(runs, {describe(metric).title.partition(" (")[0]: metric for metric in protocol.shown}, _layers),
+            1,
+        )
+        for name, protocol in _protocols(runs).items()
+    ]
     others = [
         FigureGroup(describe(metric).title, describe(metric).read, describe(metric).caveat, views)
         for metric in COMPACT
@@ -217,6 +229,7 @@ def _sections(runs: Sequence[Run]) -> list[tuple[str, list[FigureGroup]]]:
         (title, [plate for plate in plates if plate.views])
         for title, plates in (
             ("", [glance]),
+            ("Published protocol", published),
             ("Entropy", [entropy, ranks]),
             ("", [gain]),
             ("", [scaled]),
@@ -224,6 +237,17 @@ def _sections(runs: Sequence[Run]) -> list[tuple[str, list[FigureGroup]]]:
             (_OTHERS, others),
         )
     ]
+
+
+def _protocols(runs: Sequence[Run]) -> dict[str, Protocol]:
+    """The published protocols that were measured."""
+    names = dict.fromkeys(run.manifest["arguments"].get("protocol") for run in runs)
+    return {name: PROTOCOLS[name] for name in names if name in PROTOCOLS}
+
+
+def _code(text: str) -> str:
+    """A text as HTML, in which what stands in backticks is code."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
 def _layers(run: Run, metric: str) -> list["Figure"]:
@@ -481,6 +505,8 @@ def _facts(runs: Sequence[Run]) -> str:
             for name, kind in (("untrained", "untrained"), ("Gaussian", "gaussian"))
             if any(r.kind == kind for r in run.records)
         ]
+        for name, protocol in _protocols([run]).items():
+            say("Protocol", f"{name}: {escape(protocol.title.lower())} ({escape(protocol.source)})")
         versions = run.manifest["versions"]
         say("Data", escape_label(data["name"], most=80))
         say("Tokens", ", ".join(f"{data[key]:,} {name}" for key, name in counts.items() if isinstance(data.get(key), int)))

@@ -180,16 +180,30 @@ def text_length(model: "PreTrainedModel", length: int | None = None) -> int:
 
 
 def tokenize_documents(
-    tokenizer: "PreTrainedTokenizerBase", documents: Iterable[Document], *, tokens: int, length: int
+    tokenizer: "PreTrainedTokenizerBase",
+    documents: Iterable[Document],
+    *,
+    tokens: int,
+    length: int,
+    count: int | None = None,
+    truncate: bool = False,
 ) -> TokenizedTexts:
     """Return the first ``tokens`` tokens of ``documents``, in texts of at most ``length`` tokens. Long documents are divided.
 
     Texts of a single token are left out, because their token has no earlier tokens. Lists of messages are rendered by the chat
     template of the tokenizer.
 
+    Args:
+        tokenizer: the tokenizer.
+        documents: the documents.
+        tokens: maximum number of tokens.
+        length: maximum number of tokens of a text.
+        count: the number of texts to return. Default: as many as there are tokens for.
+        truncate: whether only the first ``length`` tokens of each document are read, instead of dividing it.
+
     Raises:
-        GeomprobeError: if no text of two tokens or more is left, or if there are messages and the tokenizer has no chat
-            template or its template refuses them.
+        GeomprobeError: if no text of two tokens or more is left, or fewer than ``count``; or if there are messages and the
+            tokenizer has no chat template or its template refuses them.
     """
     texts: list[tuple[int, ...]] = []
     left = tokens
@@ -198,15 +212,26 @@ def tokenize_documents(
         plain = isinstance(document, str)
         text = document if isinstance(document, str) else _rendered(tokenizer, document)
         # A chat template writes the special tokens itself.
-        ids = tokenizer(text[: 16 * left + 64], add_special_tokens=plain, verbose=False).input_ids[:left]
+        most = min(left, length) if truncate else left
+        ids = tokenizer(text[: 16 * most + 64], add_special_tokens=plain, verbose=False).input_ids[:most]
         cut = [tuple(ids[i : i + length]) for i in range(0, len(ids), length)]
-        kept = [text for text in cut if len(text) > 1]
+        kept = [text for text in cut if len(text) > 1][: None if count is None else count - len(texts)]
         texts += kept
         left -= sum(map(len, kept))
-        if left < 2:
+        if left < 2 or len(texts) == count:
             break
     if not texts:
         raise GeomprobeError("the data contain no text of two tokens or more: give longer texts")
+    if count is not None and len(texts) < count:
+        if left < 2:
+            raise GeomprobeError(
+                f"{tokens:,} tokens are only {len(texts):,} texts of at most {length:,} tokens, and {count:,} (--texts) were "
+                f"asked for: give --tokens {count * length}"
+            )
+        raise GeomprobeError(
+            f"the data contain only {len(texts):,} texts of two tokens or more, and {count:,} (--texts) were asked for: give "
+            "more data, or ask for fewer"
+        )
     return TokenizedTexts(tuple(texts))
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from geomprobe.accumulators.covariance import Which
 from geomprobe.accumulators.state import Accumulator, Key, ReadsAttention, State, TokenCount, identity, zeros
 from geomprobe.capture.decoder import Decoder, find_decoder
 from geomprobe.core.rows import Rows, full_precision
@@ -21,6 +22,7 @@ from geomprobe.metrics.entropy import RepresentationEntropy
 from geomprobe.metrics.information_gain import InformationGain
 from geomprobe.models.loading import Loaded
 from geomprobe.probe import Probe
+from geomprobe.protocols import Protocol
 from geomprobe.reading import Reading
 from geomprobe.recording.state_store import StateStore
 from geomprobe.sweeps.dataset import Batch
@@ -39,8 +41,8 @@ class Measured:
     Attributes:
         reading: the numbers.
         loss: loss in nats per predicted token.
-        grams: for every site the Gram matrix ``(n, n)`` of the unit rows of the first batch in float32, for CKA. Empty in other
-            processes than the main process.
+        grams: for every site the Gram matrix ``(n, n)`` of the rows of the first batch, for CKA: in float32 for unit rows, in
+            float64 for raw ones. Empty in other processes than the main process.
     """
 
     reading: Reading
@@ -48,23 +50,41 @@ class Measured:
     grams: dict[str, Tensor]
 
 
-def token_metrics(sketch: int | None = None) -> tuple[Metric, ...]:
-    """Return the metrics that are measured on all tokens: running covariances, which cost a few percent of a forward."""
-    return (RepresentationEntropy(texts=False, sketch=sketch),)
+def token_metrics(sketch: int | None = None, *, rows: Which = "all", protocol: Protocol | None = None) -> tuple[Metric, ...]:
+    """Return the metrics that are measured on all tokens: running covariances, which cost a few percent of a forward, and the
+    metrics of a protocol."""
+    chosen = () if rows == "all" else (RepresentationEntropy(texts=False, sketch=sketch, rows=rows),)
+    return tuple(dict.fromkeys([_of_tokens(sketch), *chosen, *(() if protocol is None else protocol.metrics)]))
 
 
-def sample_metrics(sketch: int | None = None) -> tuple[Metric, ...]:
+def sample_metrics(sketch: int | None = None, *, rows: Which = "all", protocol: Protocol | None = None) -> tuple[Metric, ...]:
     """Return the metrics that are measured on a sample, because they cost more than a forward. For a number that both groups of
-    metrics have, that of all tokens is reported."""
-    return (
+    metrics have, that of all tokens is reported.
+
+    They include those of all tokens, or metrics with the same sums, so that the sums of the sample can be continued.
+    """
+    expensive = (
         RepresentationEntropy(text_spectrum=True, sketch=sketch),
-        RepresentationEntropy(text_spectrum=True, center=True, sketch=sketch),
+        RepresentationEntropy(text_spectrum=True, center="text", sketch=sketch),
         InformationGain(),
         ContextLasso(attention=True, rate=0.25),
         AttentionProfile(),
         Curvature(),
         MassiveActivations(),
     )
+    more = [metric for metric in token_metrics(sketch, rows=rows, protocol=protocol) if metric != _of_tokens(sketch)]
+    named = {_names(metric) for metric in more}
+    return (*(metric for metric in expensive if _names(metric) not in named), *more)
+
+
+def _of_tokens(sketch: int | None) -> Metric:
+    return RepresentationEntropy(texts=False, sketch=sketch)
+
+
+def _names(metric: Metric) -> tuple[object, ...]:
+    """What two metrics have in common that have scalars of the same name."""
+    options = (metric.center, metric.unit, metric.rows) if isinstance(metric, RepresentationEntropy) else ()
+    return (type(metric), *options)
 
 
 def measure(
@@ -75,6 +95,7 @@ def measure(
     sample_metrics: Sequence[Metric],
     token_metrics: Sequence[Metric],
     team: Team,
+    cka_rows: Literal["unit", "raw"] = "unit",
     advance: Callable[[int], object],
 ) -> Measured:
     """Run every batch through the model once, with ``sample_metrics`` on the sample and ``token_metrics`` on all batches. This
@@ -88,6 +109,7 @@ def measure(
         token_metrics: metrics of all batches. The accumulators of ``sample_metrics`` include theirs, so that the sums of both
             parts can be added.
         team: the processes that share the batches.
+        cka_rows: the rows of the Gram matrices: scaled to length one, or as they are.
         advance: a function that is called with the number of tokens that were read.
 
     Raises:
@@ -97,13 +119,14 @@ def measure(
     def run() -> tuple[Probe, Probe, Tensor, dict[str, Tensor], list[str]]:
         decoder = find_decoder(loaded.model)
         metrics, notes = _supported(loaded, decoder, sample_metrics)
+        of_all = _without_attention(token_metrics) if notes else token_metrics
         mine = team.share(sample)
         first = mine[: int(team.main)]  # the first batch of all, which belongs to the main process
-        anchored, loss = _run(loaded, decoder, [*metrics, _Anchor()], first, {}, advance)
+        anchored, loss = _run(loaded, decoder, [*metrics, _Anchor(raw=cka_rows == "raw")], first, {}, advance)
         state = anchored.state_dict()
         near, more = _run(loaded, decoder, metrics, mine[len(first) :], state, advance)
-        far, rest_loss = _run(loaded, decoder, token_metrics, team.share(rest), near.state_dict(), advance)
-        return near, far, loss + more + rest_loss, _grams(state, first), notes
+        far, rest_loss = _run(loaded, decoder, of_all, team.share(rest), near.state_dict(), advance)
+        return near, far, loss + more + rest_loss, _grams(state, first, cka_rows), notes
 
     near, whole, loss, grams, notes = team.all_do(run)
     reading = _joined(whole.read("eval"), near.read("eval"))
@@ -117,10 +140,10 @@ def measure(
     return Measured(reading, total / predicted, grams)
 
 
-def anchor_grams(loaded: Loaded, batch: Batch) -> dict[str, Tensor]:
+def anchor_grams(loaded: Loaded, batch: Batch, cka_rows: Literal["unit", "raw"] = "unit") -> dict[str, Tensor]:
     """Return the Gram matrices of :class:`Measured` alone, bit for bit: ``batch`` is the first one of the sample."""
-    probe, _ = _run(loaded, find_decoder(loaded.model), [_Anchor()], [batch], {}, lambda tokens: None)
-    return _grams(probe.state_dict(), [batch])
+    probe, _ = _run(loaded, find_decoder(loaded.model), [_Anchor(raw=cka_rows == "raw")], [batch], {}, lambda tokens: None)
+    return _grams(probe.state_dict(), [batch], cka_rows)
 
 
 def gaussian(
@@ -136,8 +159,8 @@ def gaussian(
     single site ``"gaussian"``."""
     generator = torch.Generator().manual_seed(seed)
     readings = []
-    alone = _without_attention(sample_metrics)
-    for metrics, batches in ((token_metrics, [*sample, *rest]), (alone, sample)):
+    for chosen, batches in ((token_metrics, [*sample, *rest]), (sample_metrics, sample)):
+        metrics = _without_attention(chosen)
         accumulators = dict.fromkeys([TokenCount(), *(need for metric in metrics for need in metric.accumulators)])
         store = StateStore(tuple(accumulators), ("gaussian",))
         for batch in batches:
@@ -190,12 +213,13 @@ def _forward(loaded: Loaded, batch: Batch) -> Tensor:
     return torch.tensor([float(torch.stack(losses).double().sum()), predicted], dtype=torch.float64)
 
 
-def _grams(state: Mapping[str, Tensor], batches: Sequence[Batch]) -> dict[str, Tensor]:
+def _grams(state: Mapping[str, Tensor], batches: Sequence[Batch], cka_rows: str) -> dict[str, Tensor]:
     """The Gram matrices that :class:`_Anchor` kept of a batch, without padding."""
+    kind = torch.float32 if cka_rows == "unit" else torch.float64  # in float32 massive activations would hide the rest
     keys = {name: Key.parse(name) for name in state}
-    grams = {key.site: state[name] for name, key in keys.items() if key.accumulator == identity(_Anchor())}
+    grams = {key.site: state[name] for name, key in keys.items() if key.accumulator.startswith(f"{_Anchor.name}.")}
     tokens = [batch.mask.flatten().bool() for batch in batches]
-    return {site: gram[mask][:, mask].float() for mask in tokens for site, gram in grams.items()}
+    return {site: gram[mask][:, mask].to(kind) for mask in tokens for site, gram in grams.items()}
 
 
 def _joined(whole: Reading, sample: Reading) -> Reading:
@@ -236,6 +260,8 @@ class _Anchor(Metric):
     name: ClassVar[str] = "gram_matrix"
     version: ClassVar[int] = 1
 
+    raw: bool = False
+
     @property
     def accumulators(self) -> tuple[Accumulator, ...]:
         return (self,)
@@ -244,7 +270,7 @@ class _Anchor(Metric):
         return zeros({"gram": (0, 0)}, device)
 
     def contribution(self, rows: Rows) -> State:
-        z = rows.unit().double().flatten(-3, -2)
+        z = (rows.raw() if self.raw else rows.unit().double()).flatten(-3, -2)
         return {"gram": z @ z.mT}
 
     def scalars(self, states: Mapping[Accumulator, State]) -> dict[str, float]:

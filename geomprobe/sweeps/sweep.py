@@ -14,15 +14,18 @@ from hashlib import sha256
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from geomprobe.accumulators.covariance import Which
 from geomprobe.core.similarity import debiased_cka, effective_rank_difference
 from geomprobe.errors import GeomprobeError
 from geomprobe.files import append_line, mend_lines, write_whole
+from geomprobe.metrics.base import Metric
 from geomprobe.models.loading import Loaded, load, untrained
+from geomprobe.protocols import find_protocol
 from geomprobe.reading import Reading
 from geomprobe.sweeps.checkpoints import Checkpoint, find_checkpoints, read_ahead, weights_hash
 from geomprobe.sweeps.dataset import Batch, Documents, TokenizedTexts, read_documents, text_length, tokenize_documents
@@ -56,8 +59,13 @@ class _Plan:
     length: int | None
     sample: int
     batch_tokens: int
+    texts: int | None
+    truncate: bool
     seed: int
     sketch: int | None
+    rows: Which
+    cka_rows: Literal["unit", "raw"]
+    protocol: str | None
     baselines: bool
     dtype: str
     device_map: str | None
@@ -65,9 +73,17 @@ class _Plan:
     trust_remote_code: bool
 
     def __post_init__(self) -> None:
-        for name, least in (("tokens", 2), ("sample", 2), ("batch_tokens", 2), ("length", 2), ("sketch", 1), ("seed", None)):
+        for name, least in (
+            ("tokens", 2),
+            ("sample", 2),
+            ("batch_tokens", 2),
+            ("length", 2),
+            ("texts", 1),
+            ("sketch", 1),
+            ("seed", None),
+        ):
             value = getattr(self, name)
-            if value is None and name in ("length", "sketch"):
+            if value is None and name in ("length", "texts", "sketch"):
                 continue
             whole = isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
             _expect(name, value, whole, "a whole number" if least is None else f"a whole number, {least} or more")
@@ -76,10 +92,23 @@ class _Plan:
             _expect(name, value, isinstance(value, str) and value != "", "a text that is not empty")
         for name in ("device_map", "tokenizer"):
             _expect(name, getattr(self, name), isinstance(getattr(self, name), str | None), "a text or None")
-        for name in ("baselines", "trust_remote_code"):
+        for name in ("truncate", "baselines", "trust_remote_code"):
             _expect(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
         known = ("float32", "bfloat16", "float16", "auto")
         _expect("dtype", self.dtype, self.dtype in known, f"one of {', '.join(known)}")
+        _expect("rows", self.rows, self.rows in get_args(Which), f"one of {', '.join(get_args(Which))}")
+        _expect("cka_rows", self.cka_rows, self.cka_rows in ("unit", "raw"), "'unit' or 'raw'")
+        if self.protocol is not None:
+            find_protocol(self.protocol)
+
+    @property
+    def metrics(self) -> dict[str, Sequence[Metric]]:
+        """The metrics of the sample, and those of all tokens."""
+        options: dict[str, Any] = {"rows": self.rows, "protocol": self.protocol and find_protocol(self.protocol)}
+        return {
+            "sample_metrics": sample_metrics(self.sketch, **options),
+            "token_metrics": token_metrics(self.sketch, **options),
+        }
 
 
 def _expect(name: str, value: object, holds: bool, expected: str) -> None:
@@ -110,7 +139,12 @@ def sweep(
     sample: int = 1024,
     batch_tokens: int = 2048,
     seed: int = 0,
+    texts: int | None = None,
+    truncate: bool = False,
     sketch: int | None = None,
+    rows: Which = "all",
+    cka_rows: Literal["unit", "raw"] = "unit",
+    protocol: str | None = None,
     baselines: bool = True,
     dtype: str = "float32",
     device: str | None = None,
@@ -142,8 +176,15 @@ def sweep(
         sample: number of tokens on which expensive metrics are measured.
         batch_tokens: maximum number of tokens per batch, padding included.
         seed: seed of the order of documents, of the untrained models, and of the Gaussian rows.
+        texts: number of texts that every checkpoint reads. Default: as many as ``tokens`` are enough for.
+        truncate: whether only the first ``length`` tokens of each document are read, instead of dividing it into several texts.
         sketch: number of random directions by which covariances are approximated (see
             :class:`~geomprobe.RepresentationEntropy`). Default: they are stored whole.
+        rows: ``"last"`` or ``"mean"`` to measure entropies and ranks of one row for each text too (see
+            :class:`~geomprobe.RepresentationEntropy`).
+        cka_rows: whether CKA compares rows of length one (``"unit"``) or rows as they are (``"raw"``), as in most papers. Where
+            activations are massive, CKA of raw rows depends on them alone.
+        protocol: name of a published protocol whose numbers are measured too (:mod:`geomprobe.protocols`).
         baselines: whether to measure null baselines too: an untrained model of each configuration, and Gaussian rows of the
             same number and width.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
@@ -174,8 +215,13 @@ def sweep(
         length=length,
         sample=sample,
         batch_tokens=batch_tokens,
+        texts=texts,
+        truncate=truncate,
         seed=seed,
         sketch=sketch,
+        rows=rows,
+        cka_rows=cka_rows,
+        protocol=protocol,
         baselines=baselines,
         dtype=dtype,
         device_map=device_map,
@@ -304,8 +350,15 @@ class _Sweep:
         )
 
     def _cut(self, loaded: Loaded) -> TokenizedTexts:
-        length = text_length(loaded.model, self.plan.length)
-        return tokenize_documents(loaded.tokenizer, self.documents.texts, tokens=self.plan.tokens, length=length)
+        plan, length = self.plan, text_length(loaded.model, self.plan.length)
+        return tokenize_documents(
+            loaded.tokenizer,
+            self.documents.texts,
+            tokens=plan.tokens,
+            length=length,
+            count=plan.texts,
+            truncate=plan.truncate,
+        )
 
     def _batches(self, texts: TokenizedTexts) -> tuple[list[Batch], list[Batch]]:
         """The batches of the sample, of which the first contains the tokens that CKA compares, and the batches of the rest."""
@@ -315,14 +368,13 @@ class _Sweep:
 
     def _measured(self, loaded: Loaded, texts: TokenizedTexts) -> Measured:
         sample, rest = self._batches(texts)
-        sketch = self.plan.sketch
         return measure(
             loaded,
             sample,
             rest,
-            sample_metrics=sample_metrics(sketch),
-            token_metrics=token_metrics(sketch),
+            **self.plan.metrics,
             team=self.team,
+            cka_rows=self.plan.cka_rows,
             advance=self.bar.advance,
         )
 
@@ -352,8 +404,7 @@ class _Sweep:
 
     def _gaussian(self, width: int, texts: TokenizedTexts) -> Reading:
         sample, rest = self._batches(texts)
-        kinds = {"sample_metrics": sample_metrics(self.plan.sketch), "token_metrics": token_metrics(self.plan.sketch)}
-        return gaussian(width, sample, rest, **kinds, seed=self.plan.seed)
+        return gaussian(width, sample, rest, **self.plan.metrics, seed=self.plan.seed)
 
     # -- comparisons ----------------------------------------------------------------------------------------------------------
 
@@ -431,7 +482,7 @@ class _Sweep:
             texts = self._cut(loaded)
             if texts.digest != record.tokens or _weights(checkpoint, loaded) != record.weights:
                 raise GeomprobeError("its weights or its tokenizer have changed")
-            grams = anchor_grams(loaded, self._batches(texts)[0][0])
+            grams = anchor_grams(loaded, self._batches(texts)[0][0], self.plan.cka_rows)
         except Exception as error:  # memory, or code of the model
             raise GeomprobeError(
                 f"the file {path.name} is missing or damaged, and {record.name} cannot be measured again ({error})"

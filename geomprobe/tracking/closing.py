@@ -44,5 +44,11 @@ def closing_page(run: Run, *, device: str | None = None, trust_remote_code: bool
     names = ("field", "split", "seed")
     documents = read_documents(arguments["data"], **{name: arguments[name] for name in names})
     length = text_length(loaded.model, arguments["length"])
-    texts = tokenize_documents(loaded.tokenizer, documents.texts, tokens=arguments["tokens"], length=length)
+    texts = tokenize_documents(
+        loaded.tokenizer,
+        documents.texts,
+        tokens=arguments["tokens"],
+        length=length,
+        truncate=arguments.get("truncate", False),
+    )
     return {"tokens": inspect_tokens(loaded, texts.ids[0][:_PAGE], all_sites=True).to_html()}

@@ -4,6 +4,7 @@ To have a new accumulator proved, add a line to :data:`CASES`. ``readings`` turn
 rows changes (the state itself, unless it keeps directions); ``bounds`` gives chains of numbers that must not decrease.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from torch import Tensor
 from geomprobe.accumulators.activations import ActivationSum
 from geomprobe.accumulators.attention import AttentionSum
 from geomprobe.accumulators.context_lasso import ContextLassoSum
-from geomprobe.accumulators.covariance import Covariance, eigenvalues, mean_cosine, outer, rounding
+from geomprobe.accumulators.covariance import Covariance, Which, eigenvalues, mean_cosine, outer, rounding
 from geomprobe.accumulators.covariance_sketch import CovarianceSketch
 from geomprobe.accumulators.curvature import CurvatureSum
 from geomprobe.accumulators.information_gain import InformationGainSum
@@ -25,6 +26,7 @@ from geomprobe.core.attention_summary import PICKED, AttentionRows
 from geomprobe.core.rows import Rows
 
 WIDTH = 8
+FIRST = 3  # tokens at the start of a text whose weights are kept
 LENGTHS = (5, 1, 12, 3, 8, 2)  # of one row, fewer than, as many as, and more than WIDTH
 
 Chain = Sequence[Tensor | float]
@@ -83,6 +85,23 @@ def covariance_bounds(state: State) -> list[Chain]:
     return chains
 
 
+def any_rows_readings(state: State) -> State:
+    """The sums that have no direction, the length of Σz, and the spectrum where it is known."""
+    directionless = {name: state[name] for name in ("n", "texts", "norm", "norm_sq", "trace") if name in state}
+    return directionless | {"length": state["sum"].norm()} | ({} if "trace" in state else {"eigenvalues": eigenvalues(state)})
+
+
+def any_rows_bounds(state: State) -> list[Chain]:
+    """Of rows that need not have length one: the Cauchy-Schwarz inequality, for Σz and for the spectrum."""
+    n, trace = state["n"], state["trace"] if "trace" in state else outer(state).trace()
+    chains: list[Chain] = [(0, state["texts"], n), (0, trace), (state["sum"].square().sum(), n * trace)]
+    if "trace" not in state and trace > 0:
+        values = eigenvalues(state).clamp_min(0)
+        ranks = spectrum.stable_rank(values), spectrum.participation_ratio(values), spectrum.effective_rank(values)
+        chains.append((1, *ranks, spectrum.rankme(values, rounding(exact=True)), min(float(n), WIDTH)))
+    return chains
+
+
 def sketch_readings(state: State) -> State:
     """The sums of ``CovarianceSketch`` that have no direction."""
     return {name: state[name] for name in ("n", "texts", "norm", "norm_sq", "trace")}
@@ -103,6 +122,11 @@ def entropy_bounds(state: State) -> list[Chain]:
         chains += [(0, state["matrix_entropy"], texts * math.log(WIDTH)), (texts, state["effective_rank"], texts * WIDTH)]
         chains += [(0, state["matrix_entropy_log_n"], state["log_n_texts"], texts)]
     return chains
+
+
+def unclipped(state: State) -> State:
+    """Without what clips entries of a d×d matrix, which depend on the axes."""
+    return {name: value for name, value in state.items() if name != "clipped_matrix_entropy"}
 
 
 def gain_case(sigma: float) -> Case:
@@ -148,6 +172,14 @@ def attention_bounds(state: State) -> list[Chain]:
     return chains
 
 
+def sink_bounds(state: State) -> list[Chain]:
+    chains = attention_bounds(state)
+    chains += [(0, later, earlier) for earlier, later in itertools.pairwise(state["sink_texts"])]
+    return chains + [
+        (0, sinks, texts) for head in state["head_sinks"] for sinks, texts in zip(head, state["sink_texts"], strict=True)
+    ]
+
+
 def curvature_bounds(state: State) -> list[Chain]:
     chains: list[Chain] = [(0, state["still"])]
     for angle, squared, count in zip(*(state[k] for k in ("angle", "angle_sq", "count")), strict=True):
@@ -162,11 +194,13 @@ def activation_bounds(state: State) -> list[Chain]:
 
 
 _SHARED = ("first", "weight")
+WHICH: tuple[Which, ...] = ("all", "last", "mean")
 
 CASES = (
     Case(ActivationSum(), lambda state: {"texts": state["texts"]}, activation_bounds),  # every other number is by coordinate
     Case(CurvatureSum(), bounds=curvature_bounds),
     Case(AttentionSum(), bounds=attention_bounds, float32=1e-4),
+    Case(AttentionSum(sink_tokens=FIRST, sink_threshold=0.25), bounds=sink_bounds, float32=1e-4),
     # How weight is shared between equal rows, the objective leaves open: rounding decides.
     Case(ContextLassoSum(penalty=0.01, compare=True), bounds=compared_bounds, float64=1e-6, float32=1e-5, open=_SHARED),
     Case(ContextLassoSum(penalty=0.01), bounds=context_bounds, float64=1e-6, float32=1e-5, open=_SHARED),
@@ -175,11 +209,18 @@ CASES = (
     Case(Covariance(), covariance_readings, covariance_bounds),
     Case(Covariance(exact=True), covariance_readings, covariance_bounds),
     Case(Covariance(center=True), covariance_readings, covariance_bounds),
+    *(
+        Case(Covariance(center=center, exact=True, unit=unit, rows=rows), any_rows_readings, any_rows_bounds)
+        for center, unit, rows in itertools.product((False, True), (False, True), WHICH)
+        if not (unit and rows == "all") and not (center and not unit and rows == "mean")
+    ),
     Case(CovarianceSketch(rank=3), sketch_readings, sketch_bounds),
+    Case(CovarianceSketch(rank=3, unit=False, rows="last"), any_rows_readings, any_rows_bounds),
     Case(CovarianceSketch(rank=WIDTH, center=True, seed=1), sketch_readings, sketch_bounds),
     Case(TextEntropySum(), bounds=entropy_bounds),
     Case(TextEntropySum(epsilon=1e-3, spectrum=True), bounds=entropy_bounds, float64=1e-11),  # rounding of K times d/ε²
     Case(TextEntropySum(center=True, spectrum=True), bounds=entropy_bounds),
+    Case(TextEntropySum(center=True, spectrum=True, clipped=True), unclipped, entropy_bounds),
     gain_case(sigma=0.01),
     gain_case(sigma=1.0),
     gain_case(sigma=1e-4),
@@ -234,11 +275,11 @@ def attended(rows: Rows) -> AttentionRows:
     scores = torch.stack([unit @ unit.mT, -3 * (unit @ unit.mT)], 1).masked_fill(~sees.unsqueeze(1), -1e30)
     weights = scores.softmax(-1)
     mean = weights.mean(1)
-    begins = (rows.position == 0).unsqueeze(-2) & sees
+    begins = torch.stack([(rows.position == k).unsqueeze(-2) & sees for k in range(FIRST)], 1)
     octave = torch.where(back > 0, back.clamp_min(1).double().log2().floor().long() + 1, 0)
     return AttentionRows(
         entropy=torch.special.entr(weights).sum(-1),
-        first=(weights * begins.unsqueeze(1)).sum(-1),
+        first=(weights.unsqueeze(2) * begins.unsqueeze(1)).sum(-1),
         distance=(weights * back.unsqueeze(1)).sum(-1),
         picks=(mean > PICKED).sum(-1).double(),
         octaves=torch.stack([(mean * (octave == k)).sum(-1) for k in range(1 + int(octave.max()))], -1),

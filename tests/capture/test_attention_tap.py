@@ -18,7 +18,7 @@ from geomprobe import AttentionProfile, ContextLasso, GeomprobeError, Probe
 from geomprobe.capture.attention_tap import AttentionCall
 from geomprobe.core import attention_summary as attention
 from geomprobe.core.attention_summary import AttentionRows
-from tests.accumulators.harness import attended
+from tests.accumulators.harness import FIRST, attended
 from tests.capture.test_architectures import ARCHITECTURES, LENGTH, build
 from tests.capture.watching import on_capture
 from tests.tiny_models import hooks, padded, snapshot, tiny, token_batch
@@ -34,7 +34,8 @@ class Maps(Probe):
     """Keeps what each site attends to, forward by forward."""
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
-        super().__init__(model, [ContextLasso(attention=True, rate=1e-6)], on_error="raise", **options)
+        metrics = [ContextLasso(attention=True, rate=1e-6), AttentionProfile(sink_tokens=FIRST)]
+        super().__init__(model, metrics, on_error="raise", **options)
         self.seen: dict[str, list[AttentionRows]] = {}
         on_capture(self, self._keep)
 
@@ -164,19 +165,19 @@ def test_generation_gives_a_row_per_step_and_the_maps_of_the_finished_text(name:
 def of_tokens(rows: AttentionRows, what: str, tokens: Tensor) -> Tensor:
     """A summary in the rows that are tokens, as :func:`summaries` gives it."""
     values: Tensor = getattr(rows, what)
-    return (values.movedim(1, -1) if what in ("entropy", "first", "distance") else values)[tokens]
+    return (values.movedim(-1, 1) if what in ("entropy", "first", "distance") else values)[tokens]
 
 
 def summaries(weights: Tensor, tokens: Tensor) -> dict[str, Tensor]:
     """Of weights ``(batch, heads, T, T)`` in the rows that are tokens, written out from the definitions."""
     position = tokens.cumsum(1) - 1
     back = (position.unsqueeze(-1) - position.unsqueeze(-2)).clamp_min(0)
-    begins = ((position == 0) & tokens).unsqueeze(-2)
+    begins = torch.stack([(position == k) & tokens for k in range(FIRST)], 1).unsqueeze(-2)  # (batch, K, 1, columns)
     mean = weights.mean(1)
     octave = torch.where(back > 0, back.clamp_min(1).double().log2().floor().long() + 1, 0)
     places = 1 + (tokens.shape[1] - 1).bit_length()
     return {
-        "first": (weights * begins.unsqueeze(1)).sum(-1).movedim(1, -1)[tokens],
+        "first": (weights.unsqueeze(2) * begins.unsqueeze(1)).sum(-1).movedim(-1, 1)[tokens],
         "distance": (weights * back.unsqueeze(1)).sum(-1).movedim(1, -1)[tokens],
         "picks": (mean > attention.PICKED).sum(-1)[tokens].to(mean),
         "octaves": torch.stack([(mean * (octave == k)).sum(-1) for k in range(places)], -1)[tokens],
@@ -492,7 +493,8 @@ def test_the_slow_twin_of_the_harness_agrees() -> None:
     query = torch.cat([unit, -3 * unit], 1)
     layout = attention.Layout.of(rows.mask, 9)
     mask = attention_mask_of("sdpa", None, 9, 9, True, None, None)
-    fast, slow = attention.from_scores(query, unit, layout, mask, scale=1.0, keep=True), attended(rows)
+    request = attention.AttentionRequest(FIRST, maps=True)
+    fast, slow = attention.from_scores(query, unit, layout, mask, scale=1.0, request=request), attended(rows)
     for what in ("entropy", "first", "distance", "picks", "mean"):
         torch.testing.assert_close(getattr(fast, what), getattr(slow, what), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(fast.octaves[..., : slow.octaves.shape[-1]], slow.octaves, rtol=1e-12, atol=1e-12)

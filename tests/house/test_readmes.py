@@ -99,7 +99,12 @@ def test_every_name_of_every_metric_is_in_the_reference() -> None:
     told = (ROOT / "geomprobe/metrics/README.md").read_text("utf-8")
     groups: list[list[Metric]] = [
         [RepresentationEntropy(text_spectrum=True, sketch=4), InformationGain(stream=True), ContextLasso(attention=True)],
-        [RepresentationEntropy(center=True, text_spectrum=True), AttentionProfile(), Curvature(), MassiveActivations()],
+        [RepresentationEntropy(center="text", text_spectrum=True), AttentionProfile(), Curvature(), MassiveActivations()],
+        [
+            RepresentationEntropy(text_spectrum=True, clipped=True),
+            RepresentationEntropy(rows="last", unit=False, center="stream"),
+        ],
+        [AttentionProfile(sink_tokens=1)],
     ]
     names = {"nonfinite", "sample_tokens", *COMPARISONS}
     for metrics in groups:
@@ -109,4 +114,5 @@ def test_every_name_of_every_metric_is_in_the_reference() -> None:
         reading = probe.read()
         names |= {key.split("/")[0] for key in (*reading.values, *reading._curves)}
     assert len(names) > 60
-    assert {name for name in names if f"`{name.removeprefix('centered_')}`" not in told} == set()
+    prefixes = re.compile("(last_|mean_)?(raw_)?(stream_centered_|centered_)?")
+    assert {name for name in names if f"`{prefixes.sub('', name, count=1)}`" not in told} == set()

@@ -74,6 +74,50 @@ def test_profile(stories: Loaded, stories_model: Path) -> None:
     assert np.dot(np.nan_to_num(by_position.mean), by_position.count) == pytest.approx(np.mean(entropy, -1).sum(), rel=1e-5)
 
 
+@torch.no_grad()
+def test_sink_shares(stories: Loaded, stories_model: Path) -> None:
+    """From eager's maps and the definition, for each text and head."""
+    threshold, most = 0.2, 4
+    reading = read(stories, AttentionProfile(sink_tokens=most, sink_threshold=threshold))
+    eager = load(str(stories_model)).model
+    eager.set_attn_implementation("eager")
+    by_head = []  # (texts, heads, K)
+    for text in TEXTS:
+        output = eager.model(tokenize(stories, text), output_attentions=True, use_cache=False)
+        weights = output.attentions[LAYER][0].double().numpy()
+        received = [[head[k:, k].sum() / (len(head) - k) for k in range(most)] for head in weights]
+        assert np.min(np.abs(np.array(received) - threshold)) > 1e-6
+        by_head.append(np.array(received) > threshold)
+    shares = np.mean(by_head, axis=(0, 1))
+    assert 0 < shares[0] < 1
+    for k in range(most):
+        assert reading[f"attention_sink_share_{k + 1}/{SITE}"] == pytest.approx(shares[k], rel=1e-12)
+    curve = reading.curve("attention_sink_share_by_head", SITE)
+    assert curve.mean == pytest.approx(np.mean(by_head, axis=0)[:, 0], rel=1e-12)
+    plain = read(stories, AttentionProfile())
+    assert {name for name in reading.metrics if name not in plain.metrics} == {
+        f"attention_sink_share_{k + 1}" for k in range(most)
+    }
+
+
+def test_a_text_without_a_kth_token_does_not_count_there(stories: Loaded) -> None:
+    metric = AttentionProfile(sink_tokens=3, sink_threshold=0.01)
+    with torch.no_grad(), Probe(stories.model, [metric], sites=[SITE], on_error="raise") as probe:
+        stories.model.model(torch.tensor([[1, 300]]), use_cache=False)
+    reading = probe.read()
+    assert reading[f"attention_sink_share_2/{SITE}"] > 0
+    assert np.isnan(reading[f"attention_sink_share_3/{SITE}"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"sink_tokens": -1}, {"sink_tokens": True}, {"sink_tokens": 1.0}, {"sink_threshold": 0}, {"sink_threshold": "a"}],
+)
+def test_bad_arguments_are_named(arguments: dict[str, Any]) -> None:
+    with pytest.raises(GeomprobeError, match=rf"AttentionProfile\({next(iter(arguments))}="):
+        AttentionProfile(**arguments)
+
+
 @pytest.mark.slow
 def test_agreement_and_equation_5(stories: Loaded, stories_model: Path) -> None:
     alpha = 1e-3

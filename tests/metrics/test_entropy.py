@@ -1,9 +1,12 @@
 """RepresentationEntropy against NumPy on the rows themselves."""
 
+import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from numpy.typing import NDArray
 
@@ -13,7 +16,7 @@ from geomprobe.errors import GeomprobeError
 from geomprobe.metrics.entropy import RepresentationEntropy
 from geomprobe.metrics.information_gain import InformationGain
 from tests import reference
-from tests.accumulators.harness import WIDTH, padded, texts
+from tests.accumulators.harness import WIDTH, packed, padded, texts
 from tests.metrics.measure import curves_of, scalars_of
 
 Array = NDArray[np.float64]
@@ -29,7 +32,10 @@ STREAM = {
     "stable_rank",
     "participation_ratio",
     "rankme",
+    "rankme_left_out",
     "alpha_req",
+    "alpha_req_r2",
+    "alpha_req_left_out",
     "anisotropy",
 }
 TEXT = {"text_entropy", "text_entropy_nats"}
@@ -65,7 +71,8 @@ def twin(z: Array, epsilon: float, rank: int, floor: float = reference.FLOOR) ->
         "stable_rank": np.sum(singular**2) / singular[0] ** 2,
         "participation_ratio": np.sum(singular**2) ** 2 / np.sum(singular**4),
         "rankme": reference.rankme(singular**2, floor),
-        "alpha_req": reference.alpha_req(singular**2, floor),
+        **reference.left_out(np.pad(singular**2, (0, d - len(singular))), floor, rank),
+        **reference.alpha_fit(np.pad(singular**2, (0, d - len(singular))), floor),
         "anisotropy": (z @ z.T)[~np.eye(n, dtype=bool)].mean() if n > 1 else math.nan,
     }
 
@@ -75,7 +82,7 @@ def twin(z: Array, epsilon: float, rank: int, floor: float = reference.FLOOR) ->
 @pytest.mark.parametrize("lengths", [(5, 12, 3, 8, 2), (3, 2), (4,)], ids=str)
 def test_every_number_is_numpys(center: bool, epsilon: float, lengths: tuple[int, ...]) -> None:
     stream = texts(lengths=lengths)
-    metric = RepresentationEntropy(epsilon=epsilon, center=center, text_spectrum=True)
+    metric = RepresentationEntropy(epsilon=epsilon, center="text" if center else False, text_spectrum=True)
     prefix = "centered_" if center else ""
     actual = scalars_of(metric, padded(stream, "left"))
     units = [unit(text.numpy(), center) for text in stream]
@@ -91,11 +98,113 @@ def test_every_number_is_numpys(center: bool, epsilon: float, lengths: tuple[int
         assert actual[prefix + name] == pytest.approx(value, rel=1e-11, abs=1e-12, nan_ok=True), name
 
 
+def selected(stream: list[torch.Tensor], center: str | bool, unit: bool, rows: str) -> Array:
+    """The rows of a covariance, text by text and from the definitions; a stream's mean is not subtracted yet."""
+    chosen = []
+    for text in (each.numpy() for each in stream):
+        z = text - text.mean(0) * (center == "text")
+        z = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-300) if unit else z
+        z = z * (np.linalg.norm(z, axis=1, keepdims=True) > 1e-9)
+        chosen.append({"all": z, "last": z[-1:], "mean": z.mean(0, keepdims=True)}[rows])
+    return np.concatenate(chosen)
+
+
+OPTIONS = [
+    (center, unit, rows)
+    for center, unit, rows in itertools.product((False, "text", "stream"), (True, False), ("all", "last", "mean"))
+    if (center, unit, rows) != ("text", False, "mean")
+]
+
+
+@pytest.mark.parametrize(("center", "unit", "rows"), OPTIONS)
+@pytest.mark.parametrize("sketch", [None, WIDTH])
+def test_other_rows_and_centres_are_numpys(center: Any, unit: bool, rows: Any, sketch: int | None) -> None:
+    lengths = (7, 12, 5, 8, 9, 4, 11, 6, 10, 5, 4)
+    stream = texts(lengths=lengths)
+    metric = RepresentationEntropy(
+        center=center, unit=unit, rows=rows, texts=False, alpha_range=(2, 6), sketch=sketch, clipped=sketch is None
+    )
+    actual = scalars_of(metric, padded(stream[:4], "left"), packed(stream[4:]))
+    z = selected(stream, center, unit, rows)
+    moment = z.T @ z / len(z)
+    sigma = np.cov(z.T, bias=True) if center == "stream" else moment
+    values = np.linalg.eigvalsh(sigma)[::-1].clip(0)
+    p, q = (shares[shares > 1e-12] / shares.sum() for shares in (values, np.sqrt(values)))
+    entropy = -(p * np.log(p)).sum()
+    means = {"stream": 1, "text": len(lengths) * (rows == "all"), False: 0}[center]
+    expected = {
+        "matrix_entropy": entropy,
+        "matrix_entropy_log_d": entropy / np.log(WIDTH),
+        "matrix_entropy_log_n": entropy / np.log(min(len(z) - means, WIDTH)),
+        "effective_rank": np.exp(entropy),
+        "rank_ratio": np.exp(entropy) / WIDTH,
+        "stable_rank": values.sum() / values[0],
+        "participation_ratio": values.sum() ** 2 / (values**2).sum(),
+        "rankme": np.exp(-(q * np.log(q)).sum()),
+        "rankme_left_out": 0,
+        **reference.alpha_fit(values, reference.EXACT_FLOOR, 2, 6),
+    }
+    if sketch is None:
+        clipped = np.linalg.eigvalsh(sigma.clip(0)).clip(0)
+        expected["clipped_matrix_entropy"] = float(scipy.stats.entropy(clipped))
+    else:
+        expected["sketch_residual"] = 0
+    if unit and rows != "mean":
+        nats = (WIDTH + len(z)) / 2 * np.linalg.slogdet(np.eye(WIDTH) + WIDTH / 0.01 * sigma).logabsdet
+        expected |= {"entropy_nats": nats, "entropy": nats / ((WIDTH + len(z)) / 2 * WIDTH * np.log(101))}
+        if center != "stream":
+            expected["anisotropy"] = (z @ z.T)[~np.eye(len(z), dtype=bool)].mean()
+    prefix = f"{rows}_" * (rows != "all") + "raw_" * (not unit)
+    prefix += {False: "", "text": "centered_", "stream": "stream_centered_"}[center]
+    assert actual.keys() == {prefix + name for name in expected}
+    for name, value in expected.items():
+        assert actual[prefix + name] == pytest.approx(value, rel=1e-7 if sketch else 1e-10, abs=1e-9), name
+
+
+def test_the_clipped_gram_of_texts() -> None:
+    stream = texts(lengths=(3, 8, 12, 1), common=0.1)
+    actual = scalars_of(RepresentationEntropy(center="text", text_spectrum=True, clipped=True), padded(stream, "left"))
+    entropies = []
+    for text in stream:
+        z = selected([text], "text", True, "all")
+        gram = z @ z.T if len(z) <= WIDTH else z.T @ z
+        entropies.append(float(scipy.stats.entropy(np.linalg.eigvalsh(gram.clip(0)).clip(0))) if len(z) > 1 else 0)
+    assert actual["centered_clipped_text_matrix_entropy"] == pytest.approx(np.mean(entropies), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ({"center": True}, "center"),
+        ({"center": "mean"}, "center"),
+        ({"unit": "no"}, "unit"),
+        ({"rows": "first"}, "rows"),
+        ({"alpha_range": (5, 5)}, "alpha_range"),
+        ({"alpha_range": (0, 5)}, "alpha_range"),
+        ({"alpha_range": 5}, "alpha_range"),
+        ({"alpha_range": (4.0, 100)}, "alpha_range"),
+        ({"sketch": 0}, "sketch"),
+        ({"epsilon": "small"}, "epsilon"),
+        ({"texts": True, "unit": False}, "texts"),
+        ({"texts": "yes"}, "texts"),
+        ({"text_spectrum": True, "rows": "last"}, "text_spectrum"),
+        ({"text_spectrum": True, "texts": False}, "text_spectrum"),
+        ({"text_spectrum": 1}, "text_spectrum"),
+        ({"clipped": True, "sketch": 4}, "clipped"),
+        ({"center": "text", "unit": False, "rows": "mean"}, "center"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_named(arguments: dict[str, Any], what: str) -> None:
+    with pytest.raises(GeomprobeError, match=rf"RepresentationEntropy\({what}="):
+        RepresentationEntropy(**arguments)
+
+
 def test_names_are_the_designs() -> None:
     rows = padded(texts(), "right")
     assert scalars_of(RepresentationEntropy(), rows).keys() == STREAM | TEXT
     assert scalars_of(RepresentationEntropy(text_spectrum=True), rows).keys() == STREAM | TEXT | TEXT_SPECTRUM
-    centered = scalars_of(RepresentationEntropy(center=True, text_spectrum=True), rows)
+    centered = scalars_of(RepresentationEntropy(center="text", text_spectrum=True), rows)
     assert centered.keys() == {f"centered_{name}" for name in STREAM | TEXT | TEXT_SPECTRUM}
     assert curves_of(RepresentationEntropy(), rows) == {}
 
@@ -105,8 +214,6 @@ def test_without_texts_there_are_the_numbers_of_the_stream_alone() -> None:
     assert bare.accumulators == (Covariance(),)
     whole = scalars_of(RepresentationEntropy(), rows)
     assert scalars_of(bare, rows) == {name: whole[name] for name in STREAM}
-    with pytest.raises(GeomprobeError, match="needs texts=True"):
-        RepresentationEntropy(texts=False, text_spectrum=True)
 
 
 def test_defaults_are_the_papers() -> None:
@@ -132,7 +239,7 @@ def test_rows_along_the_axes_reach_the_maximum() -> None:
 def test_one_row() -> None:
     """Undefined numbers are NaN, and only they."""
     numbers = scalars_of(RepresentationEntropy(text_spectrum=True), Rows(texts()[1].unsqueeze(0)))
-    undefined = {"matrix_entropy_log_n", "text_matrix_entropy_log_n", "anisotropy", "alpha_req"}
+    undefined = {"matrix_entropy_log_n", "text_matrix_entropy_log_n", "anisotropy", "alpha_req", "alpha_req_r2"}
     assert {name for name, value in numbers.items() if math.isnan(value)} == undefined
     assert numbers["effective_rank"] == pytest.approx(1, rel=1e-14)
     assert numbers["stable_rank"] == pytest.approx(1, rel=1e-14)
@@ -140,7 +247,7 @@ def test_one_row() -> None:
 
 
 def test_one_centred_row_has_no_direction() -> None:
-    numbers = scalars_of(RepresentationEntropy(center=True, text_spectrum=True), Rows(texts()[1].unsqueeze(0)))
+    numbers = scalars_of(RepresentationEntropy(center="text", text_spectrum=True), Rows(texts()[1].unsqueeze(0)))
     assert numbers["centered_entropy"] == numbers["centered_entropy_nats"] == numbers["centered_text_entropy"] == 0
     for name in ("matrix_entropy", "effective_rank", "stable_rank", "rankme", "alpha_req", "anisotropy"):
         assert math.isnan(numbers[f"centered_{name}"]), name
@@ -170,7 +277,7 @@ def test_entropy_stays_a_share_at_the_ends_of_epsilon(epsilon: float, dtype: tor
 
 
 def test_equal_accumulators_are_shared() -> None:
-    plain, other, centered = RepresentationEntropy(), RepresentationEntropy(epsilon=0.2), RepresentationEntropy(center=True)
+    plain, other, centered = RepresentationEntropy(), RepresentationEntropy(epsilon=0.2), RepresentationEntropy(center="text")
     assert plain == RepresentationEntropy()
     assert hash(plain) == hash(RepresentationEntropy())
     assert set(plain.accumulators) & set(other.accumulators) == {Covariance()}

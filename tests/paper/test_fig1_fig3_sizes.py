@@ -76,7 +76,7 @@ def test_the_users_models_are_measured_as_wei_et_al_have_it(request_: Request, e
     loaded = load(request_.models[1])
     documents = read_documents(str(request_.data)).texts
     experiments = tokenize_documents(loaded.tokenizer, documents, tokens=1000, length=256)
-    with torch.no_grad(), Probe(loaded.model, [RepresentationEntropy(center=True, text_spectrum=True)]) as probe:
+    with torch.no_grad(), Probe(loaded.model, [RepresentationEntropy(center="text", text_spectrum=True)]) as probe:
         for ids in experiments.ids:
             loaded.model(input_ids=torch.tensor([ids]))
     reading = probe.read()

@@ -60,7 +60,7 @@ def test_numbers_are_a_probes_on_the_same_texts(run: Run, training: Path, texts:
         assert record.tokens == cut.digest
         readings, losses = [], []
         for part in (cut, sample):
-            metrics = [RepresentationEntropy(), RepresentationEntropy(center=True, text_spectrum=True), InformationGain()]
+            metrics = [RepresentationEntropy(), RepresentationEntropy(center="text", text_spectrum=True), InformationGain()]
             with torch.no_grad(), Probe(loaded.model, metrics, on_error="raise") as probe:
                 for ids in part.ids:  # one by one: no padding
                     logits = loaded.model(input_ids=torch.tensor([ids])).logits[0].double()
