@@ -46,7 +46,7 @@ _ALL = (
         source="Li et al. 2025, arXiv:2509.23024",
         metrics=(RepresentationEntropy(center="stream", unit=False, rows="last", alpha_range=(12, 100)),),
         shown=("last_raw_stream_centered_effective_rank", "last_raw_stream_centered_alpha_req"),
-        texts="one row for each text, its last token; texts cut to one length (`--truncate --length 512`)",
+        texts="one row for each text, its last token; texts cut to one length (`--truncate --length N`)",
         differs="Their RankMe is e^H of the eigenvalues of the covariance, which is the effective rank here. Their code fits α "
         "from rank 12, as it counts from zero; a package of others fits from rank 11 (`alpha_range=(11, 100)`).",
     ),

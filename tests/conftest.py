@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.tiny_models import smollm2
 
@@ -63,13 +64,19 @@ class DemoRun:
 
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
-    """The demo, for a tenth of its steps."""
-    out, steps = tmp_path_factory.mktemp("demo") / "out", 40
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    command = [sys.executable, "-m", "geomprobe", "demo", "--out", str(out), "--steps", str(steps)]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
-    assert run.returncode == 0, run.stderr
-    return DemoRun(out, steps, run.stdout)
+    """The demo, for a tenth of its steps: run once, also if several processes test. Not to be written to."""
+    folder, steps = tmp_path_factory.getbasetemp(), 40
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    out, printed = folder / "demo" / "out", folder / "demo" / "printed.txt"
+    with FileLock(folder / "demo.lock"):
+        if not printed.exists():
+            environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+            command = [sys.executable, "-m", "geomprobe", "demo", "--out", str(out), "--steps", str(steps)]
+            run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+            assert run.returncode == 0, run.stderr
+            printed.write_text(run.stdout, "utf-8")
+    return DemoRun(out, steps, printed.read_text("utf-8"))
 
 
 @pytest.fixture(scope="session")

@@ -212,7 +212,7 @@ def _sections(runs: Sequence[Run]) -> list[tuple[str, list[FigureGroup]]]:
     )
     published = [
         FigureGroup(
-            f"Protocol {name}: {escape(protocol.title.lower())}",
+            f"Protocol {name}: {escape(protocol.title)}",
             f"The numbers of {escape(protocol.source)}: {_code(protocol.texts)}.",
             _code(protocol.differs),
             _by_run(runs, {describe(metric).title.partition(" (")[0]: metric for metric in protocol.shown}, _layers),
@@ -506,7 +506,7 @@ def _facts(runs: Sequence[Run]) -> str:
             if any(r.kind == kind for r in run.records)
         ]
         for name, protocol in _protocols([run]).items():
-            say("Protocol", f"{name}: {escape(protocol.title.lower())} ({escape(protocol.source)})")
+            say("Protocol", f"{name}: {escape(protocol.title)} ({escape(protocol.source)})")
         versions = run.manifest["versions"]
         say("Data", escape_label(data["name"], most=80))
         say("Tokens", ", ".join(f"{data[key]:,} {name}" for key, name in counts.items() if isinstance(data.get(key), int)))

@@ -80,8 +80,8 @@ def test_cka_of_raw_rows(run: Run, training: Path, texts: Path) -> None:
 @pytest.mark.slow
 def test_the_report_names_the_protocol(run: Run) -> None:
     page = report_page([run])
-    assert "Protocol three-phases: rankme and α-req of the last tokens" in page
-    assert "three-phases: rankme and α-req of the last tokens (Li et al. 2025, arXiv:2509.23024)" in page
+    assert "Protocol three-phases: RankMe and α-ReQ of the last tokens" in page
+    assert "three-phases: RankMe and α-ReQ of the last tokens (Li et al. 2025, arXiv:2509.23024)" in page
     assert run.manifest["arguments"]["protocol"] == "three-phases"
 
 
