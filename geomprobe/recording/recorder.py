@@ -111,7 +111,7 @@ class Recorder:
                 self.failed(error)
         else:
             self.drop()
-            if self.fault is None and context is not None and sequence is None:
+            if self.fault is None and context is not None:
                 self.noted("a forward raised an exception and was left out", warn=False)
         if self.fault is not None:
             if completed:  # not while an exception of the model passes through the hooks

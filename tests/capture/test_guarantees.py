@@ -550,6 +550,18 @@ def test_a_forward_that_raises() -> None:
         assert [why in note for note in probe.read().notes] == [True]
 
 
+def test_a_forward_on_a_cache_that_raises() -> None:
+    """Its text ends with the forward before it."""
+    model = tiny()
+    with torch.no_grad(), Probe(model, METRICS) as probe:
+        cache = DynamicCache(config=model.config)
+        model(IDS, past_key_values=cache)
+        with failing(model.model.norm, RuntimeError()), pytest.raises(RuntimeError):
+            model(IDS[:, :1], past_key_values=cache)
+    assert probe.read().values == measured(model, {"input_ids": IDS}).values
+    assert probe.read().notes == ["a forward raised an exception and was left out"]
+
+
 @guarantee(
     "a forward that runs the model again (a hook that calls it)",
     "Left out with a note. The inner forward is counted.",
@@ -680,7 +692,7 @@ def test_precision() -> None:
     "models too wide for d×d sums at every layer",
     "Approximate: `RepresentationEntropy(sketch=512)` measures its error, `sketch_residual`. Numbers of texts and information "
     "gains stay exact.",
-    Guard(entropy, "sketched_eigenvalues", lambda state, sketch: (SKETCHED(state, sketch)[0], torch.zeros(()))),
+    Guard(entropy, "sketched_eigenvalues", lambda state, sketch, **options: (SKETCHED(state, sketch)[0], torch.zeros(()))),
 )
 def test_a_sketch() -> None:
     model = tiny()
