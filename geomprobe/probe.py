@@ -16,7 +16,7 @@ from geomprobe.errors import GeomprobeError
 from geomprobe.metrics.base import Metric
 from geomprobe.metrics.entropy import RepresentationEntropy
 from geomprobe.metrics.information_gain import InformationGain
-from geomprobe.reading import Reading
+from geomprobe.reading import Reading, compute_reading
 from geomprobe.recording.all_reduce import replicas
 from geomprobe.recording.live_gain import GainUpdate
 from geomprobe.recording.recorder import Recorder
@@ -206,11 +206,9 @@ class Probe:
             raise GeomprobeError(f"read({mode!r}): expected 'train', 'eval' or 'no_grad'")
         if not banks[mode]:
             raise GeomprobeError(f"nothing to read: {self._why_empty(seen)}")
-        reading = Reading(mode=mode, sites=self.sites, notes=[*self._recorder.notes, *self._capture.notes(mode)])
+        notes = [*self._recorder.notes, *self._capture.notes(mode)]
         with torch.inference_mode(False), torch.no_grad():
-            for site, states in banks[mode].items():
-                reading.measure(site, self.metrics, states)
-        reading.note_uneven_sites()
+            reading = compute_reading(mode, self.sites, self.metrics, banks[mode], notes)
         if reset:
             self.reset(mode)
         return reading

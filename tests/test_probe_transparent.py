@@ -230,7 +230,7 @@ def test_a_closed_probe_reads_and_may_be_attached_again() -> None:
     with torch.no_grad(), probe:
         model(token_batch(seed=2))
         assert Probe.on(model) is probe
-    assert probe.read().values == pytest.approx(twice.read().values, rel=1e-12)
+    assert dict(probe.read()) == pytest.approx(dict(twice.read()), rel=1e-12)
     assert snapshot(model) == before
 
 

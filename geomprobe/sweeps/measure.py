@@ -23,7 +23,7 @@ from geomprobe.metrics.information_gain import InformationGain
 from geomprobe.models.loading import Loaded
 from geomprobe.probe import Probe
 from geomprobe.protocols import Protocol
-from geomprobe.reading import Reading
+from geomprobe.reading import Reading, compute_reading
 from geomprobe.recording.state_store import StateStore
 from geomprobe.sweeps.dataset import Batch
 from geomprobe.sweeps.processes import Team
@@ -131,7 +131,7 @@ def measure(
     near, whole, loss, grams, notes = team.all_do(run)
     reading = _joined(whole.read("eval"), near.read("eval"))
     reading.notes += [*loaded.notes, *notes]
-    if silent := [site for site in reading.sites if not reading.values.get(f"tokens/{site}")]:
+    if silent := [site for site in reading.sites if not reading.get(f"tokens/{site}")]:
         raise GeomprobeError(
             f"there is no finite row at {', '.join(silent[:2])}{' …' * (len(silent) > 2)}: the weights contain NaN or Inf, or "
             "overflow in this dtype; check the checkpoint, or try dtype float32"
@@ -167,9 +167,7 @@ def gaussian(
             with full_precision("cpu"):
                 rows = torch.randn(1, *batch.ids.shape, width, generator=generator)
                 store.add(store.measure("eval", slice(0, 1), Rows(rows, batch.mask.bool())))
-        reading = Reading(mode="eval", sites=("gaussian",))
-        reading.measure("gaussian", metrics, store.banks["eval"]["gaussian"])
-        readings.append(reading)
+        readings.append(compute_reading("eval", ("gaussian",), metrics, store.banks["eval"]))
     return _joined(*readings)
 
 
@@ -224,10 +222,9 @@ def _grams(state: Mapping[str, Tensor], batches: Sequence[Batch], cka_rows: str)
 
 def _joined(whole: Reading, sample: Reading) -> Reading:
     """The numbers of all tokens, with those that only the sample has, and the size of the sample as ``sample_tokens``."""
-    counts = {f"sample_{key}": value for key, value in sample.values.items() if key.startswith("tokens/")}
-    joined = whole.merge_missing(sample)
-    joined.values |= counts
-    return joined
+    counts = {f"sample_{key}": value for key, value in sample.items() if key.startswith("tokens/")}
+    notes = dict.fromkeys([*whole.notes, *sample.notes])
+    return Reading(whole.mode, whole.sites, {**sample, **whole, **counts}, notes, sample.curves | whole.curves)
 
 
 def _supported(loaded: Loaded, decoder: Decoder, metrics: Sequence[Metric]) -> tuple[Sequence[Metric], list[str]]:
