@@ -19,11 +19,11 @@ from geomprobe.metrics.information_gain import InformationGain
 from geomprobe.reading import Reading, compute_reading
 from geomprobe.recording.all_reduce import replicas
 from geomprobe.recording.live_gain import GainUpdate
-from geomprobe.recording.recorder import Recorder
-from geomprobe.recording.state_store import Mode, StateStore
+from geomprobe.recording.recorder import Consumer, Recorder
+from geomprobe.recording.state_store import Mode
 from geomprobe.schedule import Schedule, as_schedule
 
-__all__ = ["Mode", "Probe"]
+__all__ = ["Mode", "Probe", "add_consumer"]
 
 _attached: "weakref.WeakSet[Probe]" = weakref.WeakSet()  # weak, so that a model that is dropped with its probe is freed
 
@@ -95,7 +95,7 @@ class Probe:
         # Metrics share equal accumulators: dict.fromkeys keeps the order and drops duplicates.
         accumulators = dict.fromkeys([TokenCount(), *(need for metric in self.metrics for need in metric.accumulators)])
         self._recorder = Recorder(
-            StateStore(tuple(accumulators), self.sites),
+            tuple(accumulators),
             self.sites,
             when=as_schedule(when),
             on_error=on_error,
@@ -112,6 +112,12 @@ class Probe:
             wanted_attention(accumulators),
             pad_token_id,
             self.modes,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"<Probe on {type(self._decoder.base).__name__[:50]}: {self._status}, {len(self.metrics)} metrics at "
+            f"{len(self.sites)} sites, modes {', '.join(self.modes)}>"
         )
 
     @property
@@ -260,6 +266,15 @@ class Probe:
             "the model has not run since the probe was attached; call the model inside 'with Probe(model) as probe:' (if it "
             "runs inside a compiled function, the first call of that function must be there too)"
         )
+
+
+def add_consumer(probe: Probe, consumer: Consumer) -> Probe:
+    """Hand the rows of each forward that ``probe`` measures to ``consumer`` too, for parts of this package. Call it before the
+    probe is attached."""
+    recorder = probe._recorder
+    recorder.consumers.append(consumer)
+    probe._capture.attention = wanted_attention([*recorder.store.accumulators, *recorder.consumers])
+    return probe
 
 
 def _on(base: nn.Module) -> Probe | None:

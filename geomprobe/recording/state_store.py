@@ -35,9 +35,9 @@ class StateStore:
     """
 
     def __init__(self, accumulators: Sequence[Accumulator], sites: Sequence[str]) -> None:
-        self._accumulators = tuple(accumulators)
-        self._named_accumulators = {identity(accumulator): accumulator for accumulator in self._accumulators}
-        if len(self._named_accumulators) < len(self._accumulators):
+        self.accumulators = tuple(accumulators)
+        self._named_accumulators = {identity(accumulator): accumulator for accumulator in self.accumulators}
+        if len(self._named_accumulators) < len(self.accumulators):
             raise GeomprobeError("two accumulators of this probe have the same name and options: rename yours")
         self._sites = tuple(sites)
         self._stacks: dict[_Stack, dict[Accumulator, State]] = {}
@@ -56,7 +56,7 @@ class StateStore:
         states = self._states(stack)
         total: dict[Accumulator, State] = {}
         for i, part in enumerate(rows.split()):
-            for accumulator in self._accumulators:
+            for accumulator in self.accumulators:
                 more = accumulator.contribution(part)
                 _check_shapes(accumulator, more, states[accumulator], sites.stop - sites.start)
                 if i == 0:
@@ -86,7 +86,7 @@ class StateStore:
             self._seen[stack] = set()
             self._stacks[stack] = {
                 a: {name: value.expand(held, *value.shape).clone() for name, value in a.new_state(width, device).items()}
-                for a in self._accumulators
+                for a in self.accumulators
             }
         return self._stacks[stack]
 
@@ -209,7 +209,7 @@ class StateStore:
     def _check_version(self, accumulator: str) -> None:
         """Check that sums with the name of an accumulator of this store have its version."""
         name, _, version = accumulator.partition("(")[0].rpartition(".")
-        for ours in self._accumulators:
+        for ours in self.accumulators:
             if ours.name == name and version.isdecimal() and int(version) != ours.version:
                 when = "a newer" if int(version) > ours.version else "an older"
                 raise GeomprobeError(
@@ -218,7 +218,7 @@ class StateStore:
                 )
 
     def _empty(self) -> Self:
-        return type(self)(self._accumulators, self._sites)
+        return type(self)(self.accumulators, self._sites)
 
 
 def _check_shapes(accumulator: Accumulator, more: State, state: State, sites: int) -> None:
