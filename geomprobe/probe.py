@@ -271,9 +271,8 @@ class Probe:
 def add_consumer(probe: Probe, consumer: Consumer) -> Probe:
     """Hand the rows of each forward that ``probe`` measures to ``consumer`` too, for parts of this package. Call it before the
     probe is attached."""
-    recorder = probe._recorder
-    recorder.consumers.append(consumer)
-    probe._capture.attention = wanted_attention([*recorder.store.accumulators, *recorder.consumers])
+    probe._recorder.consumers.append(consumer)
+    probe._capture.attention = wanted_attention([*probe._recorder.store.accumulators, *probe._recorder.consumers])
     return probe
 
 

@@ -4,7 +4,6 @@ import difflib
 import html
 import json
 import math
-import reprlib
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType
@@ -110,9 +109,7 @@ class Reading(Mapping[str, float]):
         return len(self._values)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Reading):
-            return super().__eq__(other)
-        return vars(self) == vars(other)
+        return vars(self) == vars(other) if isinstance(other, Reading) else super().__eq__(other)
 
     def get(self, key: str, default: Any = None, /) -> Any:
         """Return the number of a full key, or ``default`` if there is none."""
@@ -146,8 +143,8 @@ class Reading(Mapping[str, float]):
         for key, curve in self.curves.items():
             metric, site = key.split("/")
             std = None if curve.std is None else [_finite(x) for x in curve.std]
-            entry = {"mean": [_finite(x) for x in curve.mean], "std": std, "count": list(curve.count)}
-            curves.setdefault(site, {})[metric] = entry
+            mean = [_finite(x) for x in curve.mean]
+            curves.setdefault(site, {})[metric] = {"mean": mean, "std": std, "count": list(curve.count)}
         sites = {site: {name: _finite(value) for name, value in self.site(site).items()} for site in self.sites}
         return {"format": FORMAT, "mode": self.mode, "sites": sites, "curves": curves, "notes": list(self.notes)}
 
@@ -210,16 +207,16 @@ class Reading(Mapping[str, float]):
             m for m in self.metrics if m not in ("tokens", "texts")
         ][:5]
         width = max(10, *(len(site) for site in self.sites))
-        titles = {name: _COLUMNS.get(name, (name, ""))[0] for name in shown}
+        titles = {name: f"{_COLUMNS.get(name, (name, ''))[0]:>7}" for name in shown}
         head = f"{'site':<{width}}"
-        for name in shown:
-            head += f"  {titles[name]:>{self._width(titles[name])}}" + " " * (_BAR + 1) * (name == "entropy")
+        for name, title in titles.items():
+            head += f"  {title}" + " " * (_BAR + 1) * (name == "entropy")
         highest = max((self.get(f"entropy/{site}", 0.0) for site in self.sites), default=0.0) or 1.0
         lines = [self._headline(), "", head]
         for site in self.sites:
             line = f"{site:<{width}}"
-            for name in shown:
-                line += f"  {self._cell(name, site):>{self._width(titles[name])}}"
+            for name, title in titles.items():
+                line += f"  {self._cell(name, site):>{len(title)}}"
                 if name == "entropy":
                     line += " " + _bar(self.get(f"entropy/{site}", math.nan) / highest)
             lines.append(line.rstrip())
@@ -241,25 +238,16 @@ class Reading(Mapping[str, float]):
         return f"<p>{html.escape(self._headline())}</p><div style='overflow-x:auto'>{table}</div>{notes}"
 
     def __repr__(self) -> str:
-        return (
-            f"<Reading {reprlib.repr(self.mode)}: {self._size()}, {len(self.metrics)} metrics at {len(self.sites)} sites, "
-            f"{len(self.curves)} curves, {len(self.notes)} notes>"
-        )
+        shape = f"{len(self.metrics)} metrics at {len(self.sites)} sites, {len(self.curves)} curves, {len(self.notes)} notes"
+        return f"<Reading {self._headline()!r:.150}: {shape}>"
 
     def _headline(self) -> str:
-        return f"geomprobe · {self._size()} · {self.mode}"
-
-    def _size(self) -> str:
         tokens, texts = (max((self.get(f"{what}/{site}", 0) for site in self.sites), default=0) for what in ("tokens", "texts"))
-        return f"{tokens:,.0f} tokens in {texts:,.0f} text{'s' * (texts != 1)}"
+        return f"geomprobe · {tokens:,.0f} tokens in {texts:,.0f} text{'s' * (texts != 1)} · {self.mode}"
 
     def _cell(self, name: str, site: str) -> str:
         value = self.get(f"{name}/{site}", math.nan)
         return "–" if math.isnan(value) else _COLUMNS.get(name, ("", "{:.4g}"))[1].format(value)
-
-    @staticmethod
-    def _width(title: str) -> int:
-        return max(7, len(title))
 
 
 def compute_reading(
@@ -310,11 +298,8 @@ def _put(table: dict[str, T], name: str, site: str, value: T, what: str) -> None
 
 def _no_such(what: str, key: str, table: Mapping[str, object]) -> str:
     near = difflib.get_close_matches(str(key), table, n=3)
-    nearest = f"; the nearest: {', '.join(map(repr, near))}" if near else ""
-    return (
-        f"no {what} {key!r} in this reading, which has {len(table)} named 'metric/site'{nearest} (reading.metrics and "
-        "reading.sites list the names)"
-    )
+    nearest = f"; the nearest: {', '.join(map(repr, near))}" * bool(near)
+    return f"no {what} {key!r} in this reading, which has {len(table)} (see its metrics and sites), as 'metric/site'{nearest}"
 
 
 def _bar(value: float) -> str:

@@ -129,7 +129,7 @@ def test_a_key_that_is_missing(measured: Reading, key: Any, nearest: str) -> Non
         measured[key]
     assert isinstance(caught.value, GeomprobeError)
     message = str(caught.value)
-    assert message.startswith(f"no number {key!r} in this reading, which has {len(measured)} named 'metric/site'")
+    assert message.startswith(f"no number {key!r} in this reading, which has {len(measured)} (see its metrics and sites)")
     assert nearest in message
     assert len(message) < 300
 
@@ -138,7 +138,7 @@ def test_a_curve_that_is_missing(measured: Reading) -> None:
     with pytest.raises(KeyError, match=r"^no curve 'gain/embd' in this reading, .*; the nearest: 'gain/embed'") as caught:
         measured.curve("gain", "embd")
     assert isinstance(caught.value, GeomprobeError)
-    with pytest.raises(GeomprobeError, match="no curve 'gain/embed' in this reading, which has 0 named"):
+    with pytest.raises(GeomprobeError, match="no curve 'gain/embed' in this reading, which has 0 "):
         Reading("eval", ()).curve("gain", "embed")
 
 
@@ -163,7 +163,7 @@ def test_a_reading_shows_what_is_for_readers(measured: Reading) -> None:
 
 
 def test_repr_is_one_short_line(measured: Reading, made: Reading) -> None:
-    assert repr(measured).startswith("<Reading 'eval': 23 tokens in 3 texts, ")
+    assert repr(measured).startswith("<Reading 'geomprobe · 23 tokens in 3 texts · eval': ")
     made.notes *= 99
     hostile = Reading("eval_" + "\n" * 999, made.sites * 99, dict(made), made.notes)
     for reading in (measured, made, hostile, Reading("eval", ())):

@@ -195,6 +195,6 @@ def merge(states: Iterable[State]) -> State:
     return total
 
 
-def copy_state(state: State, device: torch.device | None = None) -> State:
-    """Return an independent copy of ``state``; by default each tensor stays on its device."""
-    return {name: value.detach().to(device or value.device, copy=True) for name, value in state.items()}
+def copy_state(state: State) -> State:
+    """Return an independent copy of ``state``."""
+    return {name: value.detach().clone() for name, value in state.items()}

@@ -610,26 +610,12 @@ def _grew(before: Tensor, now: Tensor) -> bool:
     return now.shape == (before.shape[0], before.shape[1] + 1) and torch.equal(now[:, :-1], before.to(now.device))
 
 
-class _NoListener:
-    """A listener that captures nothing."""
+class _NoListener(Listener):
+    """A listener that captures nothing: the other methods of the protocol do nothing."""
 
     def wants(self, continues: bool) -> bool:
         return False
 
-    def captured(self, context: ForwardContext, site: str, hidden: Tensor, attention: AttentionRows | None) -> None: ...
-
-    def ended(self, sequence: CachedSequence) -> None: ...
-
-    def closed(self, context: ForwardContext | None, completed: bool) -> None: ...
-
-    def failed(self, error: Exception) -> None: ...
-
-    def noted(self, remark: str) -> None: ...
-
-    def drop(self) -> None: ...
-
-    def left_out(self, why: str) -> None: ...
-
 
 def _inert_capture() -> Capture:
-    return Capture(nothing := nn.Identity(), Decoder(nothing, ()), (), _NoListener(), StopTokens())
+    return Capture(nothing := nn.Identity(), Decoder(nothing, ()), (), _NoListener(), StopTokens())  # type: ignore[abstract]

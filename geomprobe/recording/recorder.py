@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -210,7 +209,6 @@ class _Group:
         self._store = store
         self._sites = tuple(sites)
         self._consumers = consumers
-        self._index = {site: i for i, site in enumerate(sites)}
         self._context: ForwardContext | None = None
         self._buffer = torch.empty(0)
         self._attention: list[AttentionRows | None] = []
@@ -219,7 +217,7 @@ class _Group:
 
     def put(self, context: ForwardContext, site: str, hidden: Tensor, attention: AttentionRows | None = None) -> None:
         """Add the hidden states ``(batch, length, width)`` of one site, and measure the group when it is full."""
-        i = self._index[site]
+        i = self._sites.index(site)
         follows = context is self._context and i == self._start + self._held and i % GROUP
         device = torch.device("cpu") if hidden.device.type == "mps" else hidden.device  # MPS has no float64
         if attention is not None and attention.picks.device != device:
@@ -234,7 +232,7 @@ class _Group:
             self.flush()
             batch, length, width = hidden.shape
             room = max(1, _ENTRIES // max(1, batch * length * max(length, width)))
-            ahead = min(GROUP - i % GROUP, len(self._index) - i, room)
+            ahead = min(GROUP - i % GROUP, len(self._sites) - i, room)
             with torch.inference_mode(False):
                 self._buffer = torch.empty((ahead, *hidden.shape), dtype=dtype, device=device)
             self._context, self._start = context, i
@@ -253,9 +251,9 @@ class _Group:
         if context is not None:
             with full_precision(hidden.device.type):
                 rows, refed = context.rows(hidden, attention), context.refed_rows(hidden, attention)
-                self._pending.append(partial(self._store.add, self._store.measure(context.mode, sites, rows)))
+                self._pending.append(self._store.measure(context.mode, sites, rows))
                 if refed is not None:
-                    self._pending.append(partial(self._store.add, self._store.measure(context.mode, sites, refed, sign=-1)))
+                    self._pending.append(self._store.measure(context.mode, sites, refed, sign=-1))
                 self._pending += [each.consume(context.mode, self._sites[sites], rows) for each in self._consumers]
 
     def commit(self) -> None:

@@ -168,7 +168,7 @@ def gaussian(
         for batch in batches:
             with full_precision("cpu"):
                 rows = torch.randn(1, *batch.ids.shape, width, generator=generator)
-                store.add(store.measure("eval", slice(0, 1), Rows(rows, batch.mask.bool())))
+                store.measure("eval", slice(0, 1), Rows(rows, batch.mask.bool()))()
         readings.append(compute_reading("eval", ("gaussian",), metrics, store.banks["eval"]))
     return _joined(*readings)
 

@@ -269,3 +269,47 @@ def test_a_consumer_can_ask_for_attention() -> None:
         model(token_batch(), use_cache=False)
     assert consumer.kept == {site: site != "embed" for site in probe.sites}
     assert probe.read()["attention_sink/final_norm"] > 0
+
+
+@dataclass(frozen=True)
+class Slashed(Metric):
+    """An option that contains what separates the parts of a key."""
+
+    name: ClassVar[str] = "slashed"
+    version: ClassVar[int] = 3
+
+    option: str = ""
+
+    @property
+    def accumulators(self) -> tuple[Accumulator, ...]:
+        return (self,)
+
+    def new_state(self, width: int, device: torch.device) -> State:
+        return {"n": torch.zeros((), dtype=torch.float64, device=device)}
+
+    def contribution(self, rows: Rows) -> State:
+        return {"n": rows.mask.sum().double().expand(rows.hidden.shape[0])}
+
+    def scalars(self, states: Any) -> dict[str, Tensor | float]:
+        return {"counted": states[self]["n"]}
+
+
+def test_sums_are_saved_under_the_names_that_earlier_files_have() -> None:
+    model, metrics = tiny(), [Slashed("a/b/c")]
+    with Probe(model, metrics, sites=["embed", "final_norm"], on_error="raise") as probe:
+        model(token_batch(2, 5), use_cache=False)
+    state = probe.state_dict()
+    counts = [f"token_count.1/{name}" for name in ("tokens", "texts", "generated", "nonfinite")]
+    names = [*counts, 'slashed.3(option="a/b/c")/n']
+    assert list(state) == [f"eval/{site}/{name}" for site in probe.sites for name in names]
+    assert float(state['eval/embed/slashed.3(option="a/b/c")/n']) == 10
+    again = Probe(model, metrics, sites=["embed", "final_norm"])
+    again.load_state_dict(state)
+    assert dict(again.read()) == dict(probe.read())
+    assert list(again.state_dict()) == list(state)
+    with pytest.raises(
+        GeomprobeError, match=r"contains 'eval/embed/slashed\.3\(option=\"a/b/c\"\)', which this probe does not"
+    ):
+        Probe(model, [Slashed("a/b")], sites=["embed", "final_norm"]).load_state_dict(state)
+    with pytest.raises(GeomprobeError, match=r"does not contain 'eval/embed/slashed\.3', which this probe needs"):
+        Probe(model, [Slashed(), *metrics], sites=["embed", "final_norm"]).load_state_dict(state)
