@@ -62,7 +62,7 @@ print("final_norm        loss  entropy  eff.rank  gain/token  CKA with the first
 for record in run.checkpoints:
     reading = record.reading
     numbers = [reading[f"{name}/final_norm"] for name in ("entropy", "effective_rank", "gain_per_token")]
-    same = reading.values.get("cka_first/final_norm", 1.0)  # of the first one there is none
+    same = reading.get("cka_first/final_norm", 1.0)  # of the first one there is none
     print(f"{record.name:<14} {record.loss:>7.3f} {numbers[0]:>8.3f} {numbers[1]:>9.1f} {numbers[2]:>11.3f} {same:>19.3f}")
 null = run.baseline(run.checkpoints[0], "gaussian")
 print(f"Gaussian rows  {'–':>7} {null.reading['entropy/gaussian']:>8.3f} {null.reading['effective_rank/gaussian']:>9.1f}")

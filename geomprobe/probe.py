@@ -16,14 +16,14 @@ from geomprobe.errors import GeomprobeError
 from geomprobe.metrics.base import Metric
 from geomprobe.metrics.entropy import RepresentationEntropy
 from geomprobe.metrics.information_gain import InformationGain
-from geomprobe.reading import Reading
+from geomprobe.reading import Reading, compute_reading
 from geomprobe.recording.all_reduce import replicas
 from geomprobe.recording.live_gain import GainUpdate
-from geomprobe.recording.recorder import Recorder
-from geomprobe.recording.state_store import Mode, StateStore
+from geomprobe.recording.recorder import Consumer, Recorder
+from geomprobe.recording.state_store import Mode
 from geomprobe.schedule import Schedule, as_schedule
 
-__all__ = ["Mode", "Probe"]
+__all__ = ["Mode", "Probe", "add_consumer"]
 
 _attached: "weakref.WeakSet[Probe]" = weakref.WeakSet()  # weak, so that a model that is dropped with its probe is freed
 
@@ -95,7 +95,7 @@ class Probe:
         # Metrics share equal accumulators: dict.fromkeys keeps the order and drops duplicates.
         accumulators = dict.fromkeys([TokenCount(), *(need for metric in self.metrics for need in metric.accumulators)])
         self._recorder = Recorder(
-            StateStore(tuple(accumulators), self.sites),
+            tuple(accumulators),
             self.sites,
             when=as_schedule(when),
             on_error=on_error,
@@ -112,6 +112,12 @@ class Probe:
             wanted_attention(accumulators),
             pad_token_id,
             self.modes,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"<Probe on {type(self._decoder.base).__name__[:50]}: {self._status}, {len(self.metrics)} metrics at "
+            f"{len(self.sites)} sites, modes {', '.join(self.modes)}>"
         )
 
     @property
@@ -206,11 +212,9 @@ class Probe:
             raise GeomprobeError(f"read({mode!r}): expected 'train', 'eval' or 'no_grad'")
         if not banks[mode]:
             raise GeomprobeError(f"nothing to read: {self._why_empty(seen)}")
-        reading = Reading(mode=mode, sites=self.sites, notes=[*self._recorder.notes, *self._capture.notes(mode)])
+        notes = [*self._recorder.notes, *self._capture.notes(mode)]
         with torch.inference_mode(False), torch.no_grad():
-            for site, states in banks[mode].items():
-                reading.measure(site, self.metrics, states)
-        reading.note_uneven_sites()
+            reading = compute_reading(mode, self.sites, self.metrics, banks[mode], notes)
         if reset:
             self.reset(mode)
         return reading
@@ -262,6 +266,14 @@ class Probe:
             "the model has not run since the probe was attached; call the model inside 'with Probe(model) as probe:' (if it "
             "runs inside a compiled function, the first call of that function must be there too)"
         )
+
+
+def add_consumer(probe: Probe, consumer: Consumer) -> Probe:
+    """Hand the rows of each forward that ``probe`` measures to ``consumer`` too, for parts of this package. Call it before the
+    probe is attached."""
+    probe._recorder.consumers.append(consumer)
+    probe._capture.attention = wanted_attention([*probe._recorder.store.accumulators, *probe._recorder.consumers])
+    return probe
 
 
 def _on(base: nn.Module) -> Probe | None:

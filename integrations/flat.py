@@ -32,4 +32,4 @@ def flat(reading: Reading) -> dict[str, float]:
     {'geomprobe/eval/entropy/embed': 0.5}
     """
     prefix = "geomprobe" if reading.mode == "train" else f"geomprobe/{safe_name(reading.mode)}"
-    return {f"{prefix}/{name}": value for name, value in reading.values.items() if math.isfinite(value)}
+    return {f"{prefix}/{name}": value for name, value in reading.items() if math.isfinite(value)}

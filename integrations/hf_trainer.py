@@ -1,6 +1,5 @@
 """A callback that runs a probe inside Hugging Face Trainer, and logs its readings together with the loss."""
 
-import dataclasses
 import math
 import os
 import re
@@ -338,7 +337,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
                 raise fault or GeomprobeError("measuring stopped on another rank, see the warning there for the cause")
             where = f" ({name} reading of step {state.global_step})"
             try:
-                reading = dataclasses.replace(self.probe.read(mode, reset=True), mode=name)
+                reading = self.probe.read(mode, reset=True)
+                reading.mode = name
             except GeomprobeError as error:
                 if not str(error).startswith("nothing to read"):
                     raise
@@ -362,7 +362,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         for i in reversed(range(len(self.history))):
             when, old = self.history[i]
             if old.mode == reading.mode:
-                self.history[i] = (when, Reading(mode=old.mode, sites=old.sites, values=old.values, notes=old.notes))
+                self.history[i] = (when, Reading(old.mode, old.sites, old, old.notes))
                 break
         self.history.append((step, reading))
 

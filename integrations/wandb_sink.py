@@ -4,7 +4,6 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from inspect import signature
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -108,7 +107,7 @@ class WandbSink:
             wandb.Error: if the run was finished elsewhere.
         """
         if loss is not None:
-            reading = replace(reading, values=reading.values | {"loss": loss})
+            reading = Reading(reading.mode, reading.sites, {**reading, "loss": loss})
         # In a run of another owner, leave the row open: if it were closed, W&B would drop numbers logged with a passed step=.
         self._open_axis().log(flat(reading), step, commit=self._owned)
 

@@ -205,14 +205,14 @@ def hold_to_run(reading: Reading, expected: Reading, texts: Sequence[Mapping[str
     is below δ times the largest for independent errors E, of length δ in each row.
     """
     assert reading.sites == expected.sites
-    assert reading.values.keys() == expected.values.keys()
+    assert reading.keys() == expected.keys()
     for site in expected.sites:
         near = [ROUNDED * gain_condition(unit(text[site])) for text in texts]
         allowed, tokens = sum(each.sum() for each in near), sum(map(len, near))
         bounds = {"information_gain": allowed / len(texts), "gain_per_token": allowed / tokens}
         bounds["information_gain_per_dim"] = allowed / len(texts) / texts[0][site].shape[1]
         bounds["alpha_req"] = ROUNDED * alpha_condition(spectrum(np.concatenate([unit(text[site]) for text in texts])))
-        for key in (key for key in expected.values if key.endswith(f"/{site}")):
+        for key in (key for key in expected if key.endswith(f"/{site}")):
             bound = bounds.get(key.split("/")[0], ROUNDED * max(1, abs(expected[key])))
             assert reading[key] == pytest.approx(expected[key], rel=0, abs=bound, nan_ok=True), key
         ours, plain = reading.curve("gain", site), expected.curve("gain", site)

@@ -85,7 +85,7 @@ def test_text_spectrum_is_measured_only_when_asked_for() -> None:
     for metric in (RepresentationEntropy(), RepresentationEntropy(text_spectrum=True)):
         with Probe(model, [metric], on_error="raise") as probe, torch.no_grad():
             model(token_batch())
-        readings.append(probe.read().values)
+        readings.append(dict(probe.read()))
     assert readings[0].items() < readings[1].items()
     assert {key.split("/")[0] for key in readings[1].keys() - readings[0].keys()} == {
         "text_matrix_entropy",

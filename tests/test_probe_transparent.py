@@ -230,7 +230,7 @@ def test_a_closed_probe_reads_and_may_be_attached_again() -> None:
     with torch.no_grad(), probe:
         model(token_batch(seed=2))
         assert Probe.on(model) is probe
-    assert probe.read().values == pytest.approx(twice.read().values, rel=1e-12)
+    assert dict(probe.read()) == pytest.approx(dict(twice.read()), rel=1e-12)
     assert snapshot(model) == before
 
 
@@ -257,3 +257,26 @@ def test_copies_of_a_watched_model_are_not_watched(tmp_path: Path) -> None:
         assert torch.equal(loaded(ids).logits, expected)
         assert Probe.on(copied) is None
     assert probe.read()["tokens/final_norm"] == ids.numel()
+
+
+def test_a_probe_shows_nothing_but_its_own() -> None:
+    probe = Probe(tiny())
+    actions = {"attach", "close", "on", "read", "reset", "state_dict", "load_state_dict"}
+    facts = {"fault", "metrics", "modes", "paused", "sites"}
+    assert {name for name in dir(probe) if not name.startswith("_")} == actions | facts
+
+
+def test_repr_of_a_probe_is_one_short_line() -> None:
+    class ADecoderOfOnesOwn(HandMade):
+        pass
+
+    ADecoderOfOnesOwn.__name__ *= 99
+    for model in (tiny(), ADecoderOfOnesOwn()):
+        probe = Probe(model)
+        assert "new" in repr(probe)
+        with probe:
+            assert "attached, 2 metrics at" in repr(probe)
+        assert "closed" in repr(probe)
+        assert len(repr(probe)) < 200
+        assert repr(probe).isprintable()
+        assert "0x" not in repr(probe)

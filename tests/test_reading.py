@@ -3,14 +3,32 @@
 import json
 import math
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 
 from geomprobe import GeomprobeError, Probe, Reading
-from geomprobe.metrics.base import Curve
+from geomprobe.accumulators.state import Accumulator, State, TokenCount
+from geomprobe.metrics.base import Curve, Metric
+from geomprobe.reading import compute_reading
+from geomprobe.recording.state_store import Bank
 from tests.tiny_models import tiny, token_batch
+
+
+@dataclass(frozen=True)
+class Given(Metric):
+    numbers: dict[str, float]
+    named: dict[str, Curve] = field(default_factory=dict)
+    accumulators = ()
+
+    def scalars(self, states: Mapping[Accumulator, State]) -> dict[str, float]:
+        return self.numbers
+
+    def curves(self, states: Mapping[Accumulator, State]) -> dict[str, Curve]:
+        return self.named
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +43,17 @@ def measured() -> Reading:
 @pytest.fixture
 def made() -> Reading:
     """With everything that is awkward: NaN, infinity, a curve with a gap, a curve without spread, a missing site, notes."""
-    reading = Reading("train", ("embed", "layer_00", "final_norm"), notes=['<b>mind</b> the gap & "quotes"'])
-    reading.add("embed", "tokens", 1234567)
-    reading.add("embed", "texts", 1)
-    reading.add("embed", "entropy", 0.25)
-    reading.add("embed", "anisotropy", math.nan)
-    reading.add("final_norm", "<script>", math.inf)
-    reading.add_curve("embed", "gain", Curve((1.5, math.nan, 0.5), (0.0, math.nan, 0.1), (2, 0, 1)))
-    reading.add_curve("final_norm", "information_gain", Curve((1.5, 2.0), None, (2, 1)))
-    return reading
+    values = {"tokens/embed": 1234567, "texts/embed": 1, "entropy/embed": 0.25, "anisotropy/embed": math.nan}
+    return Reading(
+        "train",
+        ("embed", "layer_00", "final_norm"),
+        values | {"<script>/final_norm": math.inf},
+        ['<b>mind</b> the gap & "quotes"'],
+        {
+            "gain/embed": Curve((1.5, math.nan, 0.5), (0.0, math.nan, 0.1), (2, 0, 1)),
+            "information_gain/final_norm": Curve((1.5, 2.0), None, (2, 1)),
+        },
+    )
 
 
 # -- look up ----------------------------------------------------------------------------------------------------------------
@@ -59,31 +79,97 @@ def test_curves_by_name(measured: Reading) -> None:
     assert curve.mean[-1] == pytest.approx(sum(measured.curve("gain", "final_norm").mean))
 
 
-@pytest.mark.parametrize("key", ["entropy/layer_99", "entrop/embed", "entropy", ""])
-def test_an_unknown_value_lists_what_is_there(measured: Reading, key: str) -> None:
-    with pytest.raises(GeomprobeError) as caught:
+def test_a_reading_is_a_mapping_of_full_keys(measured: Reading) -> None:
+    assert isinstance(measured, Mapping)
+    numbers = dict(measured)
+    assert numbers == {**measured} == dict(measured.items()) == {key: measured[key] for key in measured}
+    assert list(measured.keys()) == list(numbers)
+    assert list(measured.values()) == list(numbers.values())
+    assert all(type(value) is float for value in numbers.values())
+    assert measured == numbers
+    assert measured != numbers | {"entropy/embed": 2.0}
+    assert measured.get("entropy/embed") == numbers["entropy/embed"]
+    assert measured.get("entropy/layer_99") is None
+    assert measured.get("entropy/layer_99", 3.0) == 3.0
+
+
+def test_readings_are_equal_if_everything_in_them_is(made: Reading) -> None:
+    parts = made.mode, made.sites, dict(made), made.notes, made.curves
+    assert Reading(*parts) == made
+    for i, other in enumerate(["eval", ("embed",), {"tokens/embed": 1.0}, [], {}]):
+        changed: Any = (*parts[:i], other, *parts[i + 1 :])
+        assert Reading(*changed) != made
+
+
+def test_a_metric_without_a_site_gives_its_numbers_in_the_order_of_sites(measured: Reading, made: Reading) -> None:
+    ranks = measured["effective_rank"]
+    assert list(ranks) == list(measured.sites)
+    assert ranks["layer_01"] == measured["effective_rank/layer_01"]
+    assert made["entropy"] == {"embed": 0.25}
+    turned = Reading("eval", ("embed", "final_norm"), {"entropy/final_norm": 2.0, "entropy/embed": 1.0})
+    assert list(turned["entropy"].items()) == [("embed", 1.0), ("final_norm", 2.0)]
+    for key in ("effective_rank", 3, None):
+        assert key not in measured
+    assert measured.get("effective_rank") is None
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("entropy/layer_99", "'entropy/layer_0"),
+        ("entrop/embed", "'entropy/embed'"),
+        ("effectiverank/final_norm", "'effective_rank/final_norm'"),
+        ("entropy_nat", "entropy_nats"),
+        ("", "in this reading"),
+        (3, "no number 3"),
+    ],
+)
+def test_a_key_that_is_missing(measured: Reading, key: Any, nearest: str) -> None:
+    with pytest.raises(KeyError) as caught:
         measured[key]
+    assert isinstance(caught.value, GeomprobeError)
     message = str(caught.value)
-    assert message.startswith(f"no value {key!r} in this reading, expected 'metric/site'. It has: metrics ")
-    for name in (*measured.metrics, *measured.sites):
-        assert name in message
+    assert message.startswith(f"no number {key!r} in this reading, which has {len(measured)} (see its metrics and sites)")
+    assert nearest in message
+    assert len(message) < 300
 
 
-def test_an_unknown_curve_lists_what_is_there(measured: Reading) -> None:
-    expected = "no curve 'entropy/embed' .* metrics gain, information_gain, posterior_variance; sites embed, layer_00, "
-    with pytest.raises(GeomprobeError, match=expected):
-        measured.curve("entropy", "embed")
-    with pytest.raises(GeomprobeError, match=r"no curve 'gain/embed' .* It has: none"):
+def test_a_curve_that_is_missing(measured: Reading) -> None:
+    with pytest.raises(KeyError, match=r"^no curve 'gain/embd' in this reading, .*; the nearest: 'gain/embed'") as caught:
+        measured.curve("gain", "embd")
+    assert isinstance(caught.value, GeomprobeError)
+    with pytest.raises(GeomprobeError, match="no curve 'gain/embed' in this reading, which has 0 "):
         Reading("eval", ()).curve("gain", "embed")
 
 
-def test_a_name_belongs_to_one_metric(made: Reading) -> None:
-    with pytest.raises(GeomprobeError, match="two metrics of this probe have a number named 'entropy'"):
-        made.add("embed", "entropy", 1.0)
-    with pytest.raises(GeomprobeError, match="two metrics of this probe have a curve named 'gain'"):
-        made.add_curve("embed", "gain", Curve((), None, ()))
-    made.add("final_norm", "entropy", 1.0)
-    assert (made["entropy/embed"], made["entropy/final_norm"]) == (0.25, 1.0)
+def test_a_name_belongs_to_one_metric() -> None:
+    bank: Bank = {"embed": {TokenCount(): {name: torch.tensor(1.0) for name in ("tokens", "texts", "generated", "nonfinite")}}}
+    curve = Curve((), None, ())
+    with pytest.raises(GeomprobeError, match="two metrics of this probe have a number named 'mine'"):
+        compute_reading("eval", ("embed",), [Given({"mine": 1.0}), Given({"mine": 1.0})], bank)
+    with pytest.raises(GeomprobeError, match="two metrics of this probe have a number named 'tokens'"):
+        compute_reading("eval", ("embed",), [Given({"tokens": 1.0})], bank)
+    with pytest.raises(GeomprobeError, match="two metrics of this probe have a curve named 'mine'"):
+        compute_reading("eval", ("embed",), [Given({}, {"mine": curve}), Given({}, {"mine": curve})], bank)
+    both = compute_reading("eval", ("embed",), [Given({"mine": 1.0}, {"mine": curve})], bank)
+    assert (both["mine/embed"], both.curve("mine", "embed")) == (1.0, curve)
+
+
+def test_a_reading_shows_what_is_for_readers(measured: Reading) -> None:
+    of_a_mapping = {"get", "items", "keys", "values"}
+    own = {"curve", "curves", "metrics", "mode", "notes", "site", "sites"}
+    saved = {"from_dict", "from_json", "to_dict", "to_json", "to_pandas"}
+    assert {name for name in dir(measured) if not name.startswith("_")} == of_a_mapping | own | saved
+
+
+def test_repr_is_one_short_line(measured: Reading, made: Reading) -> None:
+    assert repr(measured).startswith("<Reading 'geomprobe · 23 tokens in 3 texts · eval': ")
+    made.notes *= 99
+    hostile = Reading("eval_" + "\n" * 999, made.sites * 99, dict(made), made.notes)
+    for reading in (measured, made, hostile, Reading("eval", ())):
+        assert len(repr(reading)) < 300
+        assert repr(reading).isprintable()
+        assert "0x" not in repr(reading)
 
 
 # -- out and in -------------------------------------------------------------------------------------------------------------
@@ -124,7 +210,7 @@ def test_to_pandas(measured: Reading, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(frame, pandas.DataFrame)
     assert tuple(frame.index) == measured.sites
     assert tuple(frame.columns) == measured.metrics
-    for key, value in measured.values.items():
+    for key, value in measured.items():
         metric, site = key.split("/")
         assert frame.loc[site, metric] == value or math.isnan(value)
     monkeypatch.setitem(sys.modules, "pandas", None)
@@ -156,7 +242,7 @@ def test_printed_with_notes_and_numbers_that_are_missing(made: Reading) -> None:
 def test_a_long_note_and_many_metrics_are_wrapped(made: Reading) -> None:
     made.notes.append("word " * 50)
     for i in range(40):
-        made.add("embed", f"a_metric_of_ones_own_{i:02d}", i)
+        made._values[f"a_metric_of_ones_own_{i:02d}/embed"] = i
     lines = str(made).splitlines()
     assert max(map(len, lines)) <= 80
     assert sum(line.count("word") for line in lines) == 50

@@ -59,10 +59,10 @@ class ReadsAttention(Protocol):
         ...
 
 
-def wanted_attention(accumulators: Iterable[Accumulator]) -> AttentionRequest | None:
-    """Return what is to be computed of the attention weights so that each accumulator has what it needs; ``None`` if nothing
-    is."""
-    requests = [need.attention for need in accumulators if isinstance(need, ReadsAttention)]
+def wanted_attention(needs: Iterable[object]) -> AttentionRequest | None:
+    """Return what is to be computed of the attention weights so that each accumulator, or other reader of rows, has what it
+    needs; ``None`` if nothing is."""
+    requests = [need.attention for need in needs if isinstance(need, ReadsAttention)]
     wanted = [request for request in requests if request is not None]
     return AttentionRequest(max(r.first for r in wanted), any(r.maps for r in wanted)) if wanted else None
 
@@ -195,6 +195,6 @@ def merge(states: Iterable[State]) -> State:
     return total
 
 
-def copy_state(state: State, device: torch.device | None = None) -> State:
-    """Return an independent copy of ``state``; by default each tensor stays on its device."""
-    return {name: value.detach().to(device or value.device, copy=True) for name, value in state.items()}
+def copy_state(state: State) -> State:
+    """Return an independent copy of ``state``."""
+    return {name: value.detach().clone() for name, value in state.items()}

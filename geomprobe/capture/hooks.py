@@ -121,7 +121,7 @@ class Capture:
         self._sites = sites
         self._listener = listener
         self._stop_tokens = stop_tokens
-        self._attention = attention
+        self.attention = attention
         self._modes = frozenset(modes)
         self._attended: dict[int, AttentionRows | None] = {}
         self._context: ForwardContext | None = None
@@ -182,7 +182,7 @@ class Capture:
     def attach(self) -> None:
         """Register the hooks. In a forward that is not measured, each hook costs one attribute look-up."""
         try:
-            if self._attention is not None:  # first: it may refuse
+            if self.attention is not None:  # first: it may refuse
                 self._attach_attention()
             self._attach_hooks()
         except BaseException:
@@ -270,7 +270,7 @@ class Capture:
             if layer in self._attention_layers:
                 with full_precision(call.device.type):
                     layout = context.layout(call.batch, call.length, call.device)
-                    self._attended[layer] = call.rows(layout, context.starts, self._attention or AttentionRequest())
+                    self._attended[layer] = call.rows(layout, context.starts, self.attention or AttentionRequest())
         except GeomprobeError as error:
             self._leave_out(str(error))
         except Exception as error:
@@ -286,7 +286,7 @@ class Capture:
             handle.remove()
         self._handles.clear()
         self._last.clear()
-        if self._attention is not None:
+        if self.attention is not None:
             attention_tap.remove(self, (module for layer in self._decoder.layers for module in layer.modules()))
         self._end(self._sequences)
 
@@ -528,7 +528,7 @@ class Capture:
                     "after the probe was attached) and was left out of every site. For replaced layers, make a new probe"
                 )
                 context = None
-            elif self._attention is not None and not attended:
+            elif self.attention is not None and not attended:
                 self._listener.failed(
                     GeomprobeError(
                         f"the attention of {type(self._decoder.base).__name__} cannot be read: it neither gets its attention "
@@ -610,26 +610,12 @@ def _grew(before: Tensor, now: Tensor) -> bool:
     return now.shape == (before.shape[0], before.shape[1] + 1) and torch.equal(now[:, :-1], before.to(now.device))
 
 
-class _NoListener:
-    """A listener that captures nothing."""
+class _NoListener(Listener):
+    """A listener that captures nothing: the other methods of the protocol do nothing."""
 
     def wants(self, continues: bool) -> bool:
         return False
 
-    def captured(self, context: ForwardContext, site: str, hidden: Tensor, attention: AttentionRows | None) -> None: ...
-
-    def ended(self, sequence: CachedSequence) -> None: ...
-
-    def closed(self, context: ForwardContext | None, completed: bool) -> None: ...
-
-    def failed(self, error: Exception) -> None: ...
-
-    def noted(self, remark: str) -> None: ...
-
-    def drop(self) -> None: ...
-
-    def left_out(self, why: str) -> None: ...
-
 
 def _inert_capture() -> Capture:
-    return Capture(nothing := nn.Identity(), Decoder(nothing, ()), (), _NoListener(), StopTokens())
+    return Capture(nothing := nn.Identity(), Decoder(nothing, ()), (), _NoListener(), StopTokens())  # type: ignore[abstract]

@@ -1,14 +1,13 @@
 """The weights of each token of a text on the earlier tokens at every site: Lasso, ridge regression and attention."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from geomprobe.accumulators.state import Accumulator, Key, State, zeros
 from geomprobe.capture.decoder import Decoder
 from geomprobe.core.attention_summary import AttentionRequest
 from geomprobe.core.cholesky import ridge_coefficients, scaled_factor
@@ -16,10 +15,9 @@ from geomprobe.core.lasso import explained, sklearn_penalty, solve_lasso
 from geomprobe.core.rows import Rows
 from geomprobe.core.symmetric import assemble
 from geomprobe.errors import GeomprobeError
-from geomprobe.metrics.base import Metric
 from geomprobe.metrics.context_lasso import ContextLasso
 from geomprobe.metrics.information_gain import InformationGain
-from geomprobe.probe import Probe
+from geomprobe.probe import Mode, Probe, add_consumer
 
 __all__ = ["Pick", "Picks", "pick_tokens"]
 
@@ -28,8 +26,6 @@ _LASSO, _SIGMA = ContextLasso(), InformationGain().sigma
 
 _MOST = 100
 """Largest number of picks kept for a token: at most 100 attention weights can be above 0.01."""
-
-_KINDS = ("lasso", "ridge", "attention")
 
 Pick = tuple[int, float]
 """The number of an earlier token in the text, and its weight."""
@@ -90,79 +86,51 @@ def pick_tokens(
     Raises:
         GeomprobeError: if a site does not exist.
     """
-    why = ""
-    probe = Probe(model, [_Solve(True, progress)], sites=sites, decoder=decoder, on_error="raise")
+    why, solve = "", _Solve(AttentionRequest(maps=True), progress)
+    probe = Probe(model, [], sites=sites, decoder=decoder, on_error="raise")
     try:
-        probe.attach()
+        add_consumer(probe, solve).attach()
     except GeomprobeError as error:
-        why = str(error)
-        probe = Probe(model, [_Solve(False, progress)], sites=sites, decoder=decoder, on_error="raise").attach()
+        why, solve = str(error), _Solve(None, progress)
+        probe = add_consumer(Probe(model, [], sites=sites, decoder=decoder, on_error="raise"), solve).attach()
     try:
         with torch.inference_mode():
             decoder.base(input_ids=ids, use_cache=False)  # the head is not needed
     finally:
         probe.close()
-    found: dict[str, State] = {}
-    for name, value in probe.state_dict().items():
-        key = Key.parse(name)
-        if key.accumulator.startswith(_Solve.name):
-            found.setdefault(key.site, {})[key.sum] = value
-    return tuple(_read(site, found[site]) for site in probe.sites), why
+    return tuple(solve.found[site] for site in probe.sites), why
 
 
-@dataclass(frozen=True)
-class _Solve(Metric):
-    """The picks of a single text as tensors: the numbers of tokens and their weights."""
+@dataclass
+class _Solve:
+    """Solves for the picks of a single text, while the model runs."""
 
-    name: ClassVar[str] = "token_weights"
-    version: ClassVar[int] = 1
+    attention: AttentionRequest | None
+    progress: Callable[[int], object]
+    found: dict[str, Picks] = field(default_factory=dict)
 
-    compare: bool
-    progress: Callable[[int], object] = field(compare=False, repr=False)
-
-    @property
-    def attention(self) -> AttentionRequest | None:
-        return AttentionRequest(maps=True) if self.compare else None
-
-    @property
-    def accumulators(self) -> tuple[Accumulator, ...]:
-        return (self,)
-
-    def new_state(self, width: int, device: torch.device) -> State:
-        tables = {f"{kind}_{what}": (0, 0) for kind in _KINDS for what in ("token", "weight")}
-        return zeros(tables | {"r2": (0,), "attended": ()}, device)
-
-    def contribution(self, rows: Rows) -> State:
+    def consume(self, mode: Mode, sites: Sequence[str], rows: Rows) -> Callable[[], object]:
         gram = assemble(rows.gram()).squeeze(-3)
-        weights = solve_lasso(gram, sklearn_penalty(_LASSO.penalty, rows.width)).coefficients
+        lasso = solve_lasso(gram, sklearn_penalty(_LASSO.penalty, rows.width)).coefficients
         ridge = ridge_coefficients(scaled_factor(gram, _SIGMA)[0])
+        r2 = explained(gram, lasso).nan_to_num(0, 0, 0).tolist()
         maps = rows.maps.squeeze(-3).double()
-        self.progress(gram.shape[0])
-        return {
-            **_table("lasso", weights.clamp_min(0)),
-            **_table("ridge", ridge),
-            **_table("attention", maps.nan_to_num(0).tril(-1)),
-            "r2": explained(gram, weights).nan_to_num(0, 0, 0),
-            "attended": maps.isfinite().all((-2, -1)).double(),
+        attended = maps.isfinite().all((-2, -1)).tolist()
+        kinds = map(_lists, (lasso.clamp_min(0), ridge, maps.nan_to_num(0).tril(-1)))
+        picks = {
+            site: Picks(site, solved, regressed, weights if there else None, (math.nan, *shares[1:]))
+            for site, solved, regressed, weights, there, shares in zip(sites, *kinds, attended, r2, strict=True)
         }
-
-    def scalars(self, states: Mapping[Accumulator, State]) -> dict[str, float]:
-        return {}
-
-
-def _table(kind: str, weights: Tensor) -> State:
-    """The numbers and weights of the tokens of largest weight in each row, ``(…, T, picks)``."""
-    token = weights.abs().topk(min(_MOST, weights.shape[-1]), dim=-1).indices
-    return {f"{kind}_token": token.double(), f"{kind}_weight": weights.gather(-1, token)}
+        self.progress(len(sites))
+        return lambda: self.found.update(picks)
 
 
-def _read(site: str, state: State) -> Picks:
-    lasso, ridge, attention = (_lists(state[f"{kind}_token"], state[f"{kind}_weight"]) for kind in _KINDS)
-    r2 = (math.nan, *state["r2"].tolist()[1:])
-    return Picks(site, lasso, ridge, attention if bool(state["attended"]) else None, r2)
+def _lists(weights: Tensor) -> list[tuple[tuple[Pick, ...], ...]]:
+    """The picks of the tokens of each site from the weights ``(sites, T, T)``, those of largest weight first."""
+    tokens = weights.abs().topk(min(_MOST, weights.shape[-1]), dim=-1).indices
+    pairs = zip(tokens.tolist(), weights.gather(-1, tokens).tolist(), strict=True)
+    return [tuple(map(_picks, *site)) for site in pairs]
 
 
-def _lists(tokens: Tensor, weights: Tensor) -> tuple[tuple[Pick, ...], ...]:
-    rows = zip(tokens.long().tolist(), weights.tolist(), strict=True)
-    threshold = _LASSO.threshold
-    return tuple(tuple((j, weight) for j, weight in zip(*row, strict=True) if abs(weight) > threshold) for row in rows)
+def _picks(tokens: Sequence[int], weights: Sequence[float]) -> tuple[Pick, ...]:
+    return tuple((j, weight) for j, weight in zip(tokens, weights, strict=True) if abs(weight) > _LASSO.threshold)

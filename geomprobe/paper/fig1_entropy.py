@@ -94,7 +94,8 @@ def _equation_1(ratio: ArrayLike) -> Floats:
 
 def _value(record: Record, name: str) -> float:
     assert record.reading is not None  # it is one of those that were read
-    return record.reading[name]
+    value: float = record.reading[name]
+    return value
 
 
 def _rank(record: Record) -> float:

@@ -1,19 +1,16 @@
 """The sum of states over all ranks of a distributed run, by one all-reduce."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from geomprobe.accumulators.state import State, pad_to
+from geomprobe.accumulators.state import Key, pad_to
 from geomprobe.errors import GeomprobeError
 
-__all__ = ["Keyed", "is_distributed", "replicas", "sum_over_ranks"]
-
-Keyed = dict[str, State]
-"""States by a name that is the same on every rank."""
+__all__ = ["is_distributed", "replicas", "sum_over_ranks"]
 
 
 def is_distributed() -> bool:
@@ -44,48 +41,44 @@ def replicas(model: nn.Module) -> int:
     return 1 if has_fsdp or not meshes else int(meshes[0].size())
 
 
-def sum_over_ranks(states: Keyed, group: dist.ProcessGroup | None = None, *, replicas: int = 1) -> Keyed:
-    """Return the sum of the states of all ranks. This is a collective operation: call it on all ranks of ``group``, including
+def sum_over_ranks(
+    sums: Mapping[Key, Tensor], group: dist.ProcessGroup | None = None, *, replicas: int = 1
+) -> dict[Key, Tensor]:
+    """Return the sums of all ranks together. This is a collective operation: call it on all ranks of ``group``, including
     those that measured nothing.
 
-    Ranks may have different names, and curves of different lengths. The shapes are gathered first, and then all states are
+    Ranks may have different keys, and curves of different lengths. The shapes are gathered first, and then all sums are
     reduced as one float64 vector. The result is bit-identical on all ranks.
 
     Args:
-        states: the states of this rank.
+        sums: the sums of this rank.
         group: the process group. Default: all ranks.
         replicas: number of ranks that measured the same rows, which are counted once.
 
     Raises:
         GeomprobeError: if the other ranks cannot be reached.
     """
-    shapes: dict[tuple[str, str], torch.Size] = {}
-    gathered: list[dict[tuple[str, str], torch.Size]] = [{} for _ in range(dist.get_world_size(group))]
-    mine = {(name, key): value.shape for name, state in states.items() for key, value in state.items()}
+    shapes: dict[Key, torch.Size] = {}
+    gathered: list[dict[Key, torch.Size]] = [{} for _ in range(dist.get_world_size(group))]
     with _reaching_all(group):
-        dist.all_gather_object(gathered, mine, group=group)
+        dist.all_gather_object(gathered, {key: value.shape for key, value in sums.items()}, group=group)
     for theirs in gathered:
-        for place, shape in theirs.items():
-            known = shapes.get(place, shape)
-            shapes[place] = torch.Size(map(max, zip(known, shape, strict=True)))
+        for key, shape in theirs.items():
+            known = shapes.get(key, shape)
+            shapes[key] = torch.Size(map(max, zip(known, shape, strict=True)))
     device = _device(group)
     flat = torch.cat(
         [torch.zeros(0, dtype=torch.float64, device=device)]
         + [
-            pad_to(states[name][key].to(device), shape).flatten()
-            if (name, key) in mine
-            else torch.zeros(shape.numel(), device=device)
-            for (name, key), shape in shapes.items()
+            pad_to(sums[key].to(device), shape).flatten() if key in sums else torch.zeros(shape.numel(), device=device)
+            for key, shape in shapes.items()
         ]
     )
     with _reaching_all(group):
         dist.all_reduce(flat, group=group)
     flat /= replicas
-    total: Keyed = {}
     parts = torch.split(flat, [shape.numel() for shape in shapes.values()])
-    for ((name, key), shape), part in zip(shapes.items(), parts, strict=True):
-        total.setdefault(name, {})[key] = part.view(shape)
-    return total
+    return {key: part.view(shape) for (key, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 @contextmanager

@@ -2,31 +2,44 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from geomprobe.accumulators.state import Accumulator
 from geomprobe.capture.forward_context import ForwardContext
-from geomprobe.capture.generation import REARRANGED, CachedSequence
+from geomprobe.capture.generation import REARRANGED, CachedSequence, Mode
 from geomprobe.core.attention_summary import AttentionRows
-from geomprobe.core.rows import full_precision
+from geomprobe.core.rows import Rows, full_precision
 from geomprobe.errors import GeomprobeError
 from geomprobe.recording.live_gain import GainUpdate, LiveGain
-from geomprobe.recording.state_store import GROUP, StateStore, Sums
+from geomprobe.recording.state_store import GROUP, StateStore
 from geomprobe.schedule import Schedule
 
-__all__ = ["Recorder"]
+__all__ = ["Consumer", "Recorder"]
 
 _ENTRIES = 1 << 24
 """Largest number of entries of a tensor when several sites are measured together: 128 MiB in float64."""
 
 
+class Consumer(Protocol):
+    """A reader of the rows of each measured forward, for what is not a sum over rows, such as a Gram matrix."""
+
+    def consume(self, mode: Mode, sites: Sequence[str], rows: Rows) -> Callable[[], object]:
+        """Read the rows ``(sites, batch, length, width)`` of successive sites, and return a function that keeps the result. It
+        is called when the forward has ended, and is not called if the forward is left out.
+
+        Texts on a KV cache are not handed over.
+        """
+        ...
+
+
 class Recorder:
-    """The listener of a capture: it decides which forwards are measured, and adds their rows to a :class:`StateStore`.
+    """The listener of a capture: it decides which forwards are measured, and owns the states to which their rows are added.
 
     Args:
-        store: the store of the states.
+        accumulators: the accumulators, without duplicates. The first one is a ``TokenCount``.
         sites: all sites that may be reported, in the order of the model.
         when: which forwards to measure, as a function of the number of forwards before; ``None`` for all.
         on_error: ``"warn"``: an error issues one warning and ends the measurement. ``"raise"``: the error is raised.
@@ -36,14 +49,16 @@ class Recorder:
             the hooks.
 
     Attributes:
+        store: the states.
         paused: whether forwards are not measured.
         fault: the exception that ended the measurement, or ``None``.
+        consumers: what else reads the rows.
         forwards: number of forwards for which ``when`` was called.
     """
 
     def __init__(
         self,
-        store: StateStore,
+        accumulators: Sequence[Accumulator],
         sites: Sequence[str],
         *,
         when: Schedule | None,
@@ -52,7 +67,7 @@ class Recorder:
         sigma: float | None,
         on_fault: Callable[[], object],
     ) -> None:
-        self.store = store
+        self.store = StateStore(accumulators, sites)
         self.when = when
         self.on_error = on_error
         self.paused = False
@@ -61,7 +76,8 @@ class Recorder:
         self._on_gain = on_gain
         self._on_fault = on_fault
         self._live = None if sigma is None else LiveGain(sigma)
-        self._group = _Group(store, sites)
+        self.consumers: list[Consumer] = []
+        self._group = _Group(self.store, sites, self.consumers)
         self._remarks: list[str] = []
 
     # -- called by the capture ----------------------------------------------------------------------------------------------
@@ -189,18 +205,19 @@ class _Group:
     added to the states when the forward has ended, so that a forward counts at every site or at none.
     """
 
-    def __init__(self, store: StateStore, sites: Sequence[str]) -> None:
+    def __init__(self, store: StateStore, sites: Sequence[str], consumers: Sequence[Consumer]) -> None:
         self._store = store
-        self._index = {site: i for i, site in enumerate(sites)}
+        self._sites = tuple(sites)
+        self._consumers = consumers
         self._context: ForwardContext | None = None
         self._buffer = torch.empty(0)
         self._attention: list[AttentionRows | None] = []
         self._start = self._held = 0
-        self._sums: list[Sums] = []
+        self._pending: list[Callable[[], object]] = []
 
     def put(self, context: ForwardContext, site: str, hidden: Tensor, attention: AttentionRows | None = None) -> None:
         """Add the hidden states ``(batch, length, width)`` of one site, and measure the group when it is full."""
-        i = self._index[site]
+        i = self._sites.index(site)
         follows = context is self._context and i == self._start + self._held and i % GROUP
         device = torch.device("cpu") if hidden.device.type == "mps" else hidden.device  # MPS has no float64
         if attention is not None and attention.picks.device != device:
@@ -215,7 +232,7 @@ class _Group:
             self.flush()
             batch, length, width = hidden.shape
             room = max(1, _ENTRIES // max(1, batch * length * max(length, width)))
-            ahead = min(GROUP - i % GROUP, len(self._index) - i, room)
+            ahead = min(GROUP - i % GROUP, len(self._sites) - i, room)
             with torch.inference_mode(False):
                 self._buffer = torch.empty((ahead, *hidden.shape), dtype=dtype, device=device)
             self._context, self._start = context, i
@@ -233,21 +250,23 @@ class _Group:
         self._discard()
         if context is not None:
             with full_precision(hidden.device.type):
-                self._sums.append(self._store.measure(context.mode, sites, context.rows(hidden, attention)))
-                if (refed := context.refed_rows(hidden, attention)) is not None:
-                    self._sums.append(self._store.measure(context.mode, sites, refed, sign=-1))
+                rows, refed = context.rows(hidden, attention), context.refed_rows(hidden, attention)
+                self._pending.append(self._store.measure(context.mode, sites, rows))
+                if refed is not None:
+                    self._pending.append(self._store.measure(context.mode, sites, refed, sign=-1))
+                self._pending += [each.consume(context.mode, self._sites[sites], rows) for each in self._consumers]
 
     def commit(self) -> None:
         """Add everything that was measured since the last call to the states."""
         self.flush()
-        sums, self._sums = self._sums, []
-        for each in sums:
-            self._store.add(each)
+        pending, self._pending = self._pending, []
+        for keep in pending:
+            keep()
 
     def drop(self) -> None:
         """Discard the collected hidden states, and what was measured since the last commit."""
         self._discard()
-        self._sums = []
+        self._pending = []
 
     def _discard(self) -> None:
         self._context, self._buffer, self._attention, self._held = None, torch.empty(0), [], 0

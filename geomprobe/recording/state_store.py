@@ -1,19 +1,19 @@
 """The store of all states of a probe, one for every mode, site and accumulator."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from geomprobe.accumulators.state import Accumulator, Key, State, TokenCount, add, copy_state, identity, merge
+from geomprobe.accumulators.state import Accumulator, Key, State, TokenCount, add, identity, pad_to
 from geomprobe.capture.generation import MODES, CachedSequence, Mode
 from geomprobe.core.rows import Rows, full_precision
 from geomprobe.errors import GeomprobeError
 from geomprobe.recording.all_reduce import is_distributed, sum_over_ranks
 
-__all__ = ["GROUP", "Bank", "Mode", "StateStore", "Sums"]
+__all__ = ["GROUP", "Bank", "Mode", "StateStore"]
 
 Bank = dict[str, dict[Accumulator, State]]
 """States by site and accumulator."""
@@ -35,18 +35,18 @@ class StateStore:
     """
 
     def __init__(self, accumulators: Sequence[Accumulator], sites: Sequence[str]) -> None:
-        self._accumulators = tuple(accumulators)
-        self._named_accumulators = {identity(accumulator): accumulator for accumulator in self._accumulators}
-        if len(self._named_accumulators) < len(self._accumulators):
+        self.accumulators = tuple(accumulators)
+        self._named_accumulators = {identity(accumulator): accumulator for accumulator in self.accumulators}
+        if len(self._named_accumulators) < len(self.accumulators):
             raise GeomprobeError("two accumulators of this probe have the same name and options: rename yours")
         self._sites = tuple(sites)
         self._stacks: dict[_Stack, dict[Accumulator, State]] = {}
         self._seen: dict[_Stack, set[int]] = {}
-        self._rest: dict[str, State] = {}
+        self._rest: dict[Key, Tensor] = {}
 
-    def measure(self, mode: Mode, sites: slice, rows: Rows, *, sign: int = 1) -> "Sums":
-        """Return the sums of rows ``(sites, batch, length, width)`` at ``sites``, or their negatives with ``sign=-1``, for
-        :meth:`add`. The states are not changed.
+    def measure(self, mode: Mode, sites: slice, rows: Rows, *, sign: int = 1) -> Callable[[], None]:
+        """Compute the sums of rows ``(sites, batch, length, width)`` at ``sites``, or their negatives with ``sign=-1``, and
+        return a function that adds them to the states, which are not changed before.
 
         ``sites`` are indices into the sites of this store, within one group of :data:`GROUP` sites.
         """
@@ -56,7 +56,7 @@ class StateStore:
         states = self._states(stack)
         total: dict[Accumulator, State] = {}
         for i, part in enumerate(rows.split()):
-            for accumulator in self._accumulators:
+            for accumulator in self.accumulators:
                 more = accumulator.contribution(part)
                 _check_shapes(accumulator, more, states[accumulator], sites.stop - sites.start)
                 if i == 0:
@@ -67,16 +67,14 @@ class StateStore:
                 add(total[accumulator], more)
         if sign < 0:
             total = {accumulator: {name: -value for name, value in more.items()} for accumulator, more in total.items()}
-        return Sums(stack, within, total)
+        return partial(self._add, stack, sites, within, total)
 
-    def add(self, sums: "Sums") -> None:
-        """Add what :meth:`measure` returned to the states."""
-        start = sums.stack[1] * GROUP
+    def _add(self, stack: "_Stack", sites: slice, within: slice, total: dict[Accumulator, State]) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            states = self._states(sums.stack)
-            self._seen[sums.stack].update(range(start + sums.within.start, start + sums.within.stop))
-            for accumulator, more in sums.total.items():
-                add(states[accumulator], more, sums.within)
+            states = self._states(stack)  # made anew if they were discarded since
+            self._seen[stack].update(range(sites.start, sites.stop))
+            for accumulator, more in total.items():
+                add(states[accumulator], more, within)
 
     def _states(self, stack: "_Stack") -> dict[Accumulator, State]:
         """The stacked states of a group of sites."""
@@ -86,40 +84,42 @@ class StateStore:
             self._seen[stack] = set()
             self._stacks[stack] = {
                 a: {name: value.expand(held, *value.shape).clone() for name, value in a.new_state(width, device).items()}
-                for a in self._accumulators
+                for a in self.accumulators
             }
         return self._stacks[stack]
 
     def add_sequence(self, sequence: CachedSequence) -> None:
         """Add the rows of a sequence, without those that were marked as counted before."""
-        sums: list[Sums] = []
+        pending: list[Callable[[], None]] = []
         for name in sequence.sites:
             i = self._sites.index(name)
             with full_precision(sequence.device.type):
-                sums.append(self.measure(sequence.mode, slice(i, i + 1), sequence.rows(name)))
+                pending.append(self.measure(sequence.mode, slice(i, i + 1), sequence.rows(name)))
                 if sequence.is_counted:
-                    sums.append(self.measure(sequence.mode, slice(i, i + 1), sequence.counted_rows(name), sign=-1))
-        for each in sums:  # after all succeeded: a text is counted at every site or at none
-            self.add(each)
+                    pending.append(self.measure(sequence.mode, slice(i, i + 1), sequence.counted_rows(name), sign=-1))
+        for add_sums in pending:  # after all succeeded: a text is counted at every site or at none
+            add_sums()
 
     def with_sequences(self, sequences: Iterable[CachedSequence]) -> Self:
         """Return a store that also contains the texts of ``sequences``, which are still being generated. This store is not
         changed."""
-        arriving = self._empty()
+        arriving = self._of({})
         for sequence in sequences:
             arriving.add_sequence(sequence)
-        return self._of(self._named(), arriving._named())
+        return self._of(_total([self._sums(), arriving._sums()]))
 
     @property
     def banks(self) -> dict[Mode, Bank]:
         """The states of each mode by site. A site is missing until rows of it were added."""
-        banks: dict[Mode, Bank] = {mode: {} for mode in MODES}
-        named = self._named()
-        for mode, bank in banks.items():
-            for site in self._sites:
-                if _place(mode, site, identity(TokenCount())) in named:
-                    bank[site] = {a: named[_place(mode, site, name)] for name, a in self._named_accumulators.items()}
-        return banks
+        states, named = _by_place(self._sums()), self._named_accumulators.items()
+        return {
+            mode: {
+                site: {a: states[mode, site, name] for name, a in named}
+                for site in self._sites
+                if (mode, site, identity(TokenCount())) in states
+            }
+            for mode in MODES
+        }
 
     def over_ranks(self, replicas: int) -> Self:
         """Return the sum of the stores of all processes (a collective operation), or this store if there is one process only.
@@ -128,7 +128,7 @@ class StateStore:
         """
         if not is_distributed():
             return self
-        total = sum_over_ranks(self._named(), replicas=replicas)
+        total = sum_over_ranks(self._sums(), replicas=replicas)
         self._check(total)
         return self._of(total)
 
@@ -136,15 +136,11 @@ class StateStore:
         """Discard the states of ``mode``, or of all modes if it is ``None``."""
         for stack in [stack for stack in self._stacks if mode in (None, stack[0])]:
             del self._stacks[stack], self._seen[stack]
-        self._rest = {place: state for place, state in self._rest.items() if mode not in (None, place.split("/")[0])}
+        self._rest = {key: value for key, value in self._rest.items() if mode not in (None, key.mode)}
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return all states as tensors on the CPU, by the text of their :class:`Key`."""
-        return {
-            f"{place}/{name}": value
-            for place, state in self._named().items()
-            for name, value in copy_state(state, torch.device("cpu")).items()
-        }
+        return {str(key): value.detach().to("cpu", copy=True) for key, value in self._sums().items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace all states with those that :meth:`to_tensors` returned.
@@ -152,73 +148,67 @@ class StateStore:
         Raises:
             GeomprobeError: if ``tensors`` comes from a store with other accumulators or sites.
         """
-        named: dict[str, State] = {}
-        for key, value in tensors.items():
-            mode, site, accumulator, name = Key.parse(key)
+        sums: dict[Key, Tensor] = {}
+        for text, value in tensors.items():
+            key = Key.parse(text)
             if not isinstance(value, Tensor) or value.dtype != torch.float64:
-                raise GeomprobeError(f"{key!r} of this state is {_described(value)}: expected a tensor of float64")
-            named.setdefault(_place(mode, site, accumulator), {})[name] = value.clone()
-        self._check(named)
+                kind = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+                raise GeomprobeError(f"{text!r} of this state is {kind}: expected a tensor of float64")
+            sums[key] = value.clone()
+        self._check(sums)
         self.reset(None)
-        self._rest = named
+        self._rest = sums
 
-    def _named(self) -> dict[str, State]:
-        """The states by ``mode/site/accumulator``, names that are the same in every process and in files. Do not modify
-        them."""
-        parts: dict[str, list[State]] = {place: [state] for place, state in self._rest.items()}
-        for stack, states in self._stacks.items():
-            for i in sorted(self._seen[stack]):
-                for name, accumulator in self._named_accumulators.items():
-                    state, place = states[accumulator], _place(stack[0], self._sites[i], name)
-                    parts.setdefault(place, []).append({what: value[i % GROUP] for what, value in state.items()})
-        for place, several in parts.items():
-            if len({_width(state) for state in several}) > 1:
-                raise GeomprobeError(
-                    f"the loaded state belongs to another model: {place} has another width. Load the state of a probe "
-                    "on this model"
-                )
-        return {place: merge(several) if len(several) > 1 else several[0] for place, several in parts.items()}
+    def _sums(self) -> dict[Key, Tensor]:
+        """All sums by names that are the same in every process. Do not modify them."""
+        stacked = [
+            {
+                Key(stack[0], self._sites[i], name, what): value[i % GROUP]
+                for i in sorted(self._seen[stack])
+                for name, accumulator in self._named_accumulators.items()
+                for what, value in states[accumulator].items()
+            }
+            for stack, states in self._stacks.items()
+        ]
+        return _total([self._rest, *stacked])
 
-    def _of(self, *parts: Mapping[str, State]) -> Self:
-        """A store with the sum of several :meth:`_named`."""
-        store = self._empty()
-        for named in parts:
-            for place, state in named.items():
-                store._rest[place] = merge([store._rest[place], state]) if place in store._rest else state
+    def _of(self, sums: dict[Key, Tensor]) -> Self:
+        """A store like this one with other sums."""
+        store = type(self)(self.accumulators, self._sites)
+        store._rest = sums
         return store
 
-    def _check(self, named: Mapping[str, State]) -> None:
-        """Check that states from a file or another process belong to a store like this one."""
+    def _check(self, sums: Mapping[Key, Tensor]) -> None:
+        """Check that sums from a file or another process belong to a store like this one."""
         ours = self._named_accumulators.items()
-        places = {_place(mode, site, name): a for mode in MODES for site in self._sites for name, a in ours}
+        places: dict[_Place, Accumulator] = {(m, site, name): a for m in MODES for site in self._sites for name, a in ours}
+        states = _by_place(sums)
         advice = "make the probe with the arguments of the probe that saved the state"
-        for place in named:
-            self._check_version(place.split("/", 2)[2])
-        if unknown := set(named) - set(places):
-            raise GeomprobeError(f"this state contains {min(unknown)!r}, which this probe does not have: {advice}")
-        seen = {place.rsplit("/", 1)[0] for place in named}
-        if missing := {place for place in places if place.rsplit("/", 1)[0] in seen} - set(named):
-            raise GeomprobeError(f"this state does not contain {min(missing)!r}, which this probe needs: {advice}")
-        for place, state in named.items():
-            kept = places[place].new_state(_width(state), torch.device("meta"))
-            if missing := kept.keys() ^ state.keys():
-                raise GeomprobeError(f"{place!r} of this state and of this probe differ by {min(missing)!r}: {advice}")
+        for _, _, accumulator in states:
+            self._check_version(accumulator)
+        if unknown := set(states) - set(places):
+            raise GeomprobeError(f"this state contains {_shown(min(unknown))!r}, which this probe does not have: {advice}")
+        seen = {place[:2] for place in states}
+        if missing := {place for place in places if place[:2] in seen} - set(states):
+            raise GeomprobeError(f"this state does not contain {_shown(min(missing))!r}, which this probe needs: {advice}")
+        for place, state in states.items():
+            width = state["sum"].shape[-1] if "sum" in state else 1
+            kept = places[place].new_state(width, torch.device("meta"))
+            if differ := kept.keys() ^ state.keys():
+                raise GeomprobeError(f"{_shown(place)!r} of this state and of this probe differ by {min(differ)!r}: {advice}")
             if wrong := [name for name, value in state.items() if value.dim() != kept[name].dim()]:
-                raise GeomprobeError(f"{place!r} of this state has a sum {wrong[0]!r} of another shape: {advice}")
+                raise GeomprobeError(f"{_shown(place)!r} of this state has a sum {wrong[0]!r} of another shape: {advice}")
 
     def _check_version(self, accumulator: str) -> None:
         """Check that sums with the name of an accumulator of this store have its version."""
         name, _, version = accumulator.partition("(")[0].rpartition(".")
-        for ours in self._accumulators:
+        for ours in self.accumulators:
             if ours.name == name and version.isdecimal() and int(version) != ours.version:
                 when = "a newer" if int(version) > ours.version else "an older"
                 raise GeomprobeError(
                     f"this state was written by {when} geomprobe: {name} has version {version}, this one reads {ours.version}; "
                     "use that version of geomprobe"
                 )
-
-    def _empty(self) -> Self:
-        return type(self)(self._accumulators, self._sites)
 
 
 def _check_shapes(accumulator: Accumulator, more: State, state: State, sites: int) -> None:
@@ -233,34 +223,39 @@ def _check_shapes(accumulator: Accumulator, more: State, state: State, sites: in
         )
 
 
-def _place(mode: str, site: str, accumulator: str) -> str:
-    """The part of a :class:`Key` that the sums of one state share."""
-    return f"{mode}/{site}/{accumulator}"
+def _total(parts: Iterable[Mapping[Key, Tensor]]) -> dict[Key, Tensor]:
+    """The sums of several stores together. What one of them has alone is not copied."""
+    total: dict[Key, Tensor] = {}
+    for part in parts:
+        for key, more in part.items():
+            value = total.get(key)
+            if value is None:
+                total[key] = more
+                continue
+            if key.sum == "sum" and value.shape != more.shape:
+                raise GeomprobeError(
+                    f"the loaded state belongs to another model: {_shown(key[:3])} has another width. Load the state of a "
+                    "probe on this model"
+                )
+            shape = torch.Size(map(max, zip(value.shape, more.shape, strict=True)))
+            total[key] = pad_to(value, shape) + pad_to(more.to(value.device), shape)
+    return total
 
 
-def _described(value: object) -> str:
-    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+_Place = tuple[str, str, str]
+"""The part of a :class:`Key` that the sums of one state share: mode, site and accumulator."""
 
 
-def _width(state: State) -> int:
-    """The number of values per row, if the state has a sum of rows; else 1."""
-    return state["sum"].shape[-1] if "sum" in state else 1
+def _by_place(sums: Mapping[Key, Tensor]) -> dict[_Place, State]:
+    states: dict[_Place, State] = {}
+    for key, value in sums.items():
+        states.setdefault(key[:3], {})[key.sum] = value
+    return states
+
+
+def _shown(place: _Place) -> str:
+    return "/".join(place)
 
 
 _Stack = tuple[Mode, int, torch.device, int]
 """The key of a stack of states: mode, number of the group of sites, device and width."""
-
-
-@dataclass(frozen=True)
-class Sums:
-    """The sums over some rows, which have not been added to the states yet.
-
-    Attributes:
-        stack: the stack of states they belong to.
-        within: the sites within that stack.
-        total: the sums by accumulator.
-    """
-
-    stack: _Stack
-    within: slice
-    total: dict[Accumulator, State]

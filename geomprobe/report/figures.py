@@ -390,7 +390,7 @@ def _value(record: Record | None, metric: str, site: str) -> float | None:
         return None
     if metric == "loss":
         return _four(math.nan if record.loss is None else record.loss)
-    return _four(record.reading.values.get(f"{metric}/{'gaussian' if record.kind == 'gaussian' else site}", math.nan))
+    return _four(record.reading.get(f"{metric}/{'gaussian' if record.kind == 'gaussian' else site}", math.nan))
 
 
 def _four(value: float) -> float | None:

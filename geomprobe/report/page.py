@@ -482,7 +482,7 @@ def _summary(runs: Sequence[Run]) -> str:
 
 
 def _at_end(record: Record, metric: str) -> float | None:
-    value = record.reading.values.get(f"{metric}/final_norm", math.nan) if record.reading else math.nan
+    value = record.reading.get(f"{metric}/final_norm", math.nan) if record.reading else math.nan
     return value if math.isfinite(value) else None
 
 
@@ -546,9 +546,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     if len({record.tokens for record in read}) > 1:
         notes.append("These checkpoints read different tokens: compare their numbers with care.")
     counts = {
-        record.reading.values.get(f"tokens/{record.reading.sites[-1]}")
-        for record in read
-        if record.reading and record.reading.sites
+        record.reading.get(f"tokens/{record.reading.sites[-1]}") for record in read if record.reading and record.reading.sites
     }
     if len(counts) > 1:
         notes.append("These checkpoints read different numbers of tokens, with which entropies and ranks grow.")

@@ -1,15 +1,15 @@
 """Measures one model of a sweep: inexpensive metrics on all tokens, and expensive metrics on a sample of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from geomprobe.accumulators.covariance import Which
-from geomprobe.accumulators.state import Accumulator, Key, ReadsAttention, State, TokenCount, identity, zeros
+from geomprobe.accumulators.state import Key, ReadsAttention, TokenCount, identity
 from geomprobe.capture.decoder import Decoder, find_decoder
 from geomprobe.core.rows import Rows, full_precision
 from geomprobe.errors import GeomprobeError
@@ -21,9 +21,10 @@ from geomprobe.metrics.curvature import Curvature
 from geomprobe.metrics.entropy import RepresentationEntropy
 from geomprobe.metrics.information_gain import InformationGain
 from geomprobe.models.loading import Loaded
-from geomprobe.probe import Probe
+from geomprobe.probe import Mode, Probe, add_consumer
 from geomprobe.protocols import Protocol
-from geomprobe.reading import Reading
+from geomprobe.reading import Reading, compute_reading
+from geomprobe.recording.recorder import Consumer
 from geomprobe.recording.state_store import StateStore
 from geomprobe.sweeps.dataset import Batch
 from geomprobe.sweeps.processes import Team
@@ -122,16 +123,16 @@ def measure(
         of_all = _without_attention(token_metrics) if notes else token_metrics
         mine = team.share(sample)
         first = mine[: int(team.main)]  # the first batch of all, which belongs to the main process
-        anchored, loss = _run(loaded, decoder, [*metrics, _Anchor(raw=cka_rows == "raw")], first, {}, advance)
-        state = anchored.state_dict()
-        near, more = _run(loaded, decoder, metrics, mine[len(first) :], state, advance)
+        grams = _GramMatrices(raw=cka_rows == "raw")
+        anchored, loss = _run(loaded, decoder, metrics, first, {}, advance, grams)
+        near, more = _run(loaded, decoder, metrics, mine[len(first) :], anchored.state_dict(), advance)
         far, rest_loss = _run(loaded, decoder, of_all, team.share(rest), near.state_dict(), advance)
-        return near, far, loss + more + rest_loss, _grams(state, first, cka_rows), notes
+        return near, far, loss + more + rest_loss, grams.of(first), notes
 
     near, whole, loss, grams, notes = team.all_do(run)
     reading = _joined(whole.read("eval"), near.read("eval"))
     reading.notes += [*loaded.notes, *notes]
-    if silent := [site for site in reading.sites if not reading.values.get(f"tokens/{site}")]:
+    if silent := [site for site in reading.sites if not reading.get(f"tokens/{site}")]:
         raise GeomprobeError(
             f"there is no finite row at {', '.join(silent[:2])}{' …' * (len(silent) > 2)}: the weights contain NaN or Inf, or "
             "overflow in this dtype; check the checkpoint, or try dtype float32"
@@ -142,8 +143,9 @@ def measure(
 
 def anchor_grams(loaded: Loaded, batch: Batch, cka_rows: Literal["unit", "raw"] = "unit") -> dict[str, Tensor]:
     """Return the Gram matrices of :class:`Measured` alone, bit for bit: ``batch`` is the first one of the sample."""
-    probe, _ = _run(loaded, find_decoder(loaded.model), [_Anchor(raw=cka_rows == "raw")], [batch], {}, lambda tokens: None)
-    return _grams(probe.state_dict(), [batch], cka_rows)
+    grams = _GramMatrices(raw=cka_rows == "raw")
+    _run(loaded, find_decoder(loaded.model), [], [batch], {}, lambda tokens: None, grams)
+    return grams.of([batch])
 
 
 def gaussian(
@@ -166,10 +168,8 @@ def gaussian(
         for batch in batches:
             with full_precision("cpu"):
                 rows = torch.randn(1, *batch.ids.shape, width, generator=generator)
-                store.add(store.measure("eval", slice(0, 1), Rows(rows, batch.mask.bool())))
-        reading = Reading(mode="eval", sites=("gaussian",))
-        reading.measure("gaussian", metrics, store.banks["eval"]["gaussian"])
-        readings.append(reading)
+                store.measure("eval", slice(0, 1), Rows(rows, batch.mask.bool()))()
+        readings.append(compute_reading("eval", ("gaussian",), metrics, store.banks["eval"]))
     return _joined(*readings)
 
 
@@ -180,14 +180,19 @@ def _run(
     batches: Sequence[Batch],
     before: Mapping[str, Tensor],
     advance: Callable[[int], object],
+    *consumers: Consumer,
 ) -> tuple[Probe, Tensor]:
-    """Run ``batches`` under a probe. Return the closed probe, and the sum of the loss over predicted tokens with their number.
+    """Run ``batches`` under a probe, which hands their rows to ``consumers`` too. Return the closed probe, and the sum of the
+    loss over predicted tokens with their number.
 
     The probe continues from the sums ``before`` of another probe, of which it takes those that its metrics need.
     """
     kept = {identity(TokenCount()), *(identity(need) for metric in metrics for need in metric.accumulators)}
     loss = torch.zeros(2, dtype=torch.float64)
-    with Probe(loaded.model, metrics, decoder=decoder, on_error="raise") as probe:
+    probe = Probe(loaded.model, metrics, decoder=decoder, on_error="raise")
+    for consumer in consumers:
+        add_consumer(probe, consumer)
+    with probe:
         probe.load_state_dict({name: value for name, value in before.items() if Key.parse(name).accumulator in kept})
         for batch in batches:
             loss += _forward(loaded, batch)
@@ -213,21 +218,11 @@ def _forward(loaded: Loaded, batch: Batch) -> Tensor:
     return torch.tensor([float(torch.stack(losses).double().sum()), predicted], dtype=torch.float64)
 
 
-def _grams(state: Mapping[str, Tensor], batches: Sequence[Batch], cka_rows: str) -> dict[str, Tensor]:
-    """The Gram matrices that :class:`_Anchor` kept of a batch, without padding."""
-    kind = torch.float32 if cka_rows == "unit" else torch.float64  # in float32 massive activations would hide the rest
-    keys = {name: Key.parse(name) for name in state}
-    grams = {key.site: state[name] for name, key in keys.items() if key.accumulator.startswith(f"{_Anchor.name}.")}
-    tokens = [batch.mask.flatten().bool() for batch in batches]
-    return {site: gram[mask][:, mask].to(kind) for mask in tokens for site, gram in grams.items()}
-
-
 def _joined(whole: Reading, sample: Reading) -> Reading:
     """The numbers of all tokens, with those that only the sample has, and the size of the sample as ``sample_tokens``."""
-    counts = {f"sample_{key}": value for key, value in sample.values.items() if key.startswith("tokens/")}
-    joined = whole.merge_missing(sample)
-    joined.values |= counts
-    return joined
+    counts = {f"sample_{key}": value for key, value in sample.items() if key.startswith("tokens/")}
+    notes = dict.fromkeys([*whole.notes, *sample.notes])
+    return Reading(whole.mode, whole.sites, {**sample, **whole, **counts}, notes, sample.curves | whole.curves)
 
 
 def _supported(loaded: Loaded, decoder: Decoder, metrics: Sequence[Metric]) -> tuple[Sequence[Metric], list[str]]:
@@ -253,25 +248,20 @@ def _reads_attention(metric: Metric) -> bool:
     return any(isinstance(need, ReadsAttention) and need.attention is not None for need in metric.accumulators)
 
 
-@dataclass(frozen=True)
-class _Anchor(Metric):
-    """The Gram matrix of all rows of one forward. It is not a sum over rows, so it is measured on one batch only."""
+@dataclass
+class _GramMatrices:
+    """The Gram matrix of all rows of a forward at each site, for CKA."""
 
-    name: ClassVar[str] = "gram_matrix"
-    version: ClassVar[int] = 1
+    raw: bool
+    _found: dict[str, Tensor] = field(default_factory=dict)
 
-    raw: bool = False
-
-    @property
-    def accumulators(self) -> tuple[Accumulator, ...]:
-        return (self,)
-
-    def new_state(self, width: int, device: torch.device) -> State:
-        return zeros({"gram": (0, 0)}, device)
-
-    def contribution(self, rows: Rows) -> State:
+    def consume(self, mode: Mode, sites: Sequence[str], rows: Rows) -> Callable[[], object]:
         z = (rows.raw() if self.raw else rows.unit().double()).flatten(-3, -2)
-        return {"gram": z @ z.mT}
+        grams = z @ z.mT
+        return lambda: self._found.update(zip(sites, grams, strict=True))
 
-    def scalars(self, states: Mapping[Accumulator, State]) -> dict[str, float]:
-        return {}
+    def of(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """The matrices by site, without padding, if ``batches`` is the one batch that was run; empty if it is none."""
+        kind = torch.float64 if self.raw else torch.float32  # in float32 massive activations would hide the rest
+        tokens = [batch.mask.flatten().bool() for batch in batches]
+        return {site: gram.cpu()[mask][:, mask].to(kind) for mask in tokens for site, gram in self._found.items()}

@@ -434,24 +434,26 @@ class _Sweep:
     def _compared(self, record: Record, grams: dict[str, Tensor] | None = None) -> Record:
         """The record with the comparisons that it should have. ``grams`` are its Gram matrices, if they are at hand."""
         assert record.reading is not None
-        reading, partners = record.reading.without(COMPARISONS), dict[str, str]()
+        old, partners = record.reading, dict[str, str]()
+        values = {key: value for key, value in old.items() if key.split("/")[0] not in COMPARISONS}
+        notes = [note for note in old.notes if note.split(" ")[0] not in COMPARISONS]
         name = "centered_text_matrix_entropy/final_norm"
         for what, other in self._partners(record).items():
             assert other.reading is not None
             if what == "diff_erank":
-                reading.add("final_norm", what, float(effective_rank_difference(other.reading[name], reading[name])))
+                values[f"{what}/final_norm"] = float(effective_rank_difference(other.reading[name], old[name]))
                 partners[what] = other.name
                 continue
             try:
                 grams = self._grams(record) if grams is None else grams
                 theirs = self._grams(other)
             except GeomprobeError as error:
-                reading.notes.append(f"{what} was not measured: {error}")
+                notes.append(f"{what} was not measured: {error}")
                 continue
-            for site in reading.sites:
-                reading.add(site, what, float(debiased_cka(grams[site].double(), theirs[site].double())))
+            for site in old.sites:
+                values[f"{what}/{site}"] = float(debiased_cka(grams[site].double(), theirs[site].double()))
             partners[what] = other.name
-        return replace(record, reading=reading, partners=partners)
+        return replace(record, reading=Reading(old.mode, old.sites, values, notes, old.curves), partners=partners)
 
     def _mend_comparisons(self) -> None:
         """Compare again those checkpoints whose partners have changed, because an earlier one was measured later than they

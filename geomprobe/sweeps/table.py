@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+from collections.abc import Mapping
 
 from geomprobe.sweeps.records import Record, Run
 
@@ -44,6 +45,6 @@ def _line(name: str, record: Record, shown: list[str]) -> str:
 
 def _value(record: Record, metric: str) -> float | None:
     """The value at ``final_norm``, or at the single site of Gaussian rows."""
-    values = {} if record.reading is None else record.reading.values
+    values: Mapping[str, float] = record.reading or {}
     value = values.get(f"{metric}/final_norm", values.get(f"{metric}/gaussian"))
     return None if value is None or math.isnan(value) else value

@@ -5,7 +5,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -92,7 +91,7 @@ class SweepTracker:
             if place is None:
                 self._sink.run.summary.update(_summary_values(record, record.reading))
             else:  # a sweep measures in evaluation mode only, so the names in W&B have no prefix of the mode
-                self._sink.log(replace(record.reading, mode="train"), step=place, loss=record.loss)
+                self._sink.log(Reading("train", record.reading.sites, record.reading), step=place, loss=record.loss)
             self._logged.append(name)
 
     def finish(self, figures: Callable[[], Mapping[str, "Figure"]], html: Callable[[], Mapping[str, str]]) -> None:
@@ -151,5 +150,5 @@ def _summary_values(record: Record, reading: Reading) -> dict[str, float]:
     """The values in the summary for a record that has no position on the axis."""
     shelf = "checkpoint" if record.kind == "checkpoint" else "baseline"
     place = "/".join(dict.fromkeys((shelf, record.kind, safe_name(record.name))))
-    values = reading.values | ({} if record.loss is None else {"loss": record.loss})
+    values = dict(reading) | ({} if record.loss is None else {"loss": record.loss})
     return {f"{place}/{name}": value for name, value in values.items() if math.isfinite(value)}

@@ -120,8 +120,8 @@ def assert_same(reading: Reading, expected: Reading) -> None:
     # α-ReQ takes logarithms of eigenvalues, which count whole from 128 times FLOOR on and less below: one that is off by
     # ROUNDED of the largest moves it by that over 128 times FLOOR.
     alpha = reference.ROUNDED / (128 * reference.FLOOR)
-    assert reading.values.keys() == expected.values.keys()
-    for key, value in expected.values.items():
+    assert reading.keys() == expected.keys()
+    for key, value in expected.items():
         near = alpha if key.startswith("alpha_req") else 1e-6
         assert reading[key] == pytest.approx(value, rel=1e-4, abs=near), key
     for site in SITES:

@@ -41,7 +41,7 @@ def test_every_way_to_call_gives_the_same_numbers(family: str, call: Callable[[A
     expected = read(model, input_ids=ids, attention_mask=torch.ones_like(ids))
     assert reading["tokens/final_norm"] == 24
     assert reading["texts/final_norm"] == 2
-    assert reading.values == pytest.approx(expected.values, rel=1e-6)
+    assert dict(reading) == pytest.approx(dict(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -67,7 +67,7 @@ def test_an_all_padding_row_is_not_a_text() -> None:
     assert reading["texts/final_norm"] == 2
     assert reading["tokens/final_norm"] == 24
     assert reading.notes == []
-    assert reading.values == pytest.approx(expected.values, rel=1e-5)
+    assert dict(reading) == pytest.approx(dict(expected), rel=1e-5)
 
 
 def test_a_batch_of_padding_alone_reads_as_no_tokens() -> None:
@@ -95,7 +95,7 @@ def test_an_empty_text_counts_for_nothing() -> None:
         assert probe.read()["tokens/final_norm"] == 0
         model(token_batch())
         model(empty)
-    assert probe.read().values == read(HandMade(), token_batch()).values
+    assert dict(probe.read()) == dict(read(HandMade(), token_batch()))
 
 
 def test_the_error_of_a_model_that_cannot_take_an_empty_text_is_its_own() -> None:
@@ -113,12 +113,12 @@ def test_the_error_of_a_model_that_cannot_take_an_empty_text_is_its_own() -> Non
 def test_a_4d_mask_tells_tokens_by_the_places_that_attend_to_themselves() -> None:
     model, texts = tiny(), [token_batch(1, length, seed=length)[0] for length in (9, 4)]
     batch = padded(texts, "left")
-    expected = read(model, **batch).values
+    expected = dict(read(model, **batch))
     allowed = torch.ones(9, 9, dtype=torch.bool).tril() & batch["attention_mask"].bool()[:, None, None, :]
     added = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
     for mask in (allowed, added, {"full_attention": allowed}):
         if not isinstance(mask, dict):  # GPT-NeoX takes no dict; a probe reads the one that generate() makes
-            assert read(model, **(batch | {"attention_mask": mask})).values == pytest.approx(expected, rel=1e-5)
+            assert dict(read(model, **(batch | {"attention_mask": mask}))) == pytest.approx(expected, rel=1e-5)
         assert padding_mask(mask, 2, 9).equal(batch["attention_mask"].bool())  # type: ignore[union-attr]
 
 

@@ -234,8 +234,8 @@ def test_a_resumed_trainer(tmp_path: Path) -> None:
     trainer(tmp_path, whole, **options).train()
     with contextlib.suppress(UserWarning):
         trainer(tmp_path, resumed, **options).train(resume_from_checkpoint=str(tmp_path / "trained" / "checkpoint-1"))
-    assert [(step, reading.values) for step, reading in resumed.history] == [
-        (step, reading.values) for step, reading in whole.history
+    assert [(step, dict(reading)) for step, reading in resumed.history] == [
+        (step, dict(reading)) for step, reading in whole.history
     ]
 
 
@@ -546,7 +546,7 @@ def test_a_forward_that_raises() -> None:
             with failing(model.model.norm, error()), pytest.raises(error):
                 model(IDS)
             model(IDS)
-        assert probe.read().values == measured(model, {"input_ids": IDS}).values
+        assert dict(probe.read()) == dict(measured(model, {"input_ids": IDS}))
         assert [why in note for note in probe.read().notes] == [True]
 
 

@@ -16,7 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
-from geomprobe import AttentionProfile, Decoder, GeomprobeError, Probe, Reading
+from geomprobe import AttentionProfile, Decoder, GeomprobeError, Probe
+from geomprobe.accumulators.state import TokenCount
+from geomprobe.reading import Reading, compute_reading
+from geomprobe.recording.state_store import Bank
 from tests.tiny_models import HandMade, snapshot, tiny, token_batch
 
 
@@ -53,7 +56,7 @@ def left_out(model: nn.Module, spoil: Callable[[], object], match: str, **option
     reading = probe.read()
     assert probe.fault is None
     assert [note for note in reading.notes if match in note] == reading.notes
-    assert reading.values == pytest.approx(expected.values, rel=1e-12, nan_ok=True)
+    assert dict(reading) == pytest.approx(dict(expected), rel=1e-12, nan_ok=True)
     assert snapshot(model) == before
 
 
@@ -84,7 +87,7 @@ def test_a_cache_is_understood_under_each_of_its_names(name: str) -> None:
     with torch.no_grad(), Probe(model, decoder=model.decoder, on_error="raise") as probe:
         for columns in torch.split(ids, [4, 1, 1, 3], dim=1):
             model(columns, **{name: cache})
-    assert probe.read().values == pytest.approx(expected.values, rel=1e-4)
+    assert dict(probe.read()) == pytest.approx(dict(expected), rel=1e-4)
     assert probe.read()["texts/embed"] == 2
 
 
@@ -144,7 +147,7 @@ def shared_depths(shared: bool) -> HandMade:
 @pytest.mark.parametrize("sites", [None, ["layer_00"], ["layer_02"], ["embed", "final_norm"]], ids=str)
 def test_a_layer_at_two_depths_is_read_once_at_each(sites: list[str] | None) -> None:
     expected = read(shared_depths(False), token_batch(), sites=sites)
-    assert read(shared_depths(True), token_batch(), sites=sites).values == pytest.approx(expected.values, rel=1e-12)
+    assert dict(read(shared_depths(True), token_batch(), sites=sites)) == pytest.approx(dict(expected), rel=1e-12)
 
 
 class Skipping(HandMade):
@@ -242,7 +245,7 @@ def test_hooks_registered_later_are_seen_as_the_next_layer_sees_them() -> None:
     with torch.no_grad(), Probe(model, on_error="raise") as probe:
         handles = steer()
         model(token_batch())
-    assert probe.read().values == pytest.approx(expected.values, rel=1e-12)
+    assert dict(probe.read()) == pytest.approx(dict(expected), rel=1e-12)
     for handle in handles:
         handle.remove()
     assert read(model, token_batch())["anisotropy/layer_00"] != pytest.approx(expected["anisotropy/layer_00"], rel=1e-3)
@@ -304,8 +307,12 @@ def test_a_forward_that_raises_counts_at_no_site() -> None:
 
 
 def test_sites_that_saw_other_tokens_are_told() -> None:
-    reading = Reading(mode="eval", sites=("embed", "layer_00"), values={"tokens/embed": 24, "tokens/layer_00": 12})
-    reading.note_uneven_sites()
+    counts = {"texts": 2, "generated": 0, "nonfinite": 0}
+    bank: Bank = {
+        site: {TokenCount(): {name: torch.tensor(n) for name, n in (counts | {"tokens": tokens}).items()}}
+        for site, tokens in {"embed": 24, "layer_00": 12}.items()
+    }
+    reading = compute_reading("eval", ("embed", "layer_00"), [], bank)
     assert reading.notes == ["the sites were not measured on the same tokens: 24, but layer_00 (12)"]
 
 
@@ -394,7 +401,7 @@ def test_a_decoder_that_is_checkpointed_as_a_whole_counts_once_in_training(reent
     with Probe(model, on_error="raise") as probe:
         hidden = checkpoint(lambda rows: model.model(inputs_embeds=rows)[0], embeds, use_reentrant=reentrant)
         hidden.sum().backward()
-    assert probe.read().values == pytest.approx(expected.read().values, rel=1e-12)
+    assert dict(probe.read()) == pytest.approx(dict(expected.read()), rel=1e-12)
     assert (probe.read().mode, probe.read().notes) == ("train", [])
 
 
@@ -413,7 +420,7 @@ def test_a_second_thread_is_left_out() -> None:
         handle = model.model.layers[1].register_forward_hook(run_another)
         with one_warning("two threads ran the model at the same time"):
             model(first)
-    assert probe.read().values == pytest.approx(expected.values, rel=1e-12)
+    assert dict(probe.read()) == pytest.approx(dict(expected), rel=1e-12)
     assert "two threads" in probe.read().notes[0]
 
 
@@ -433,7 +440,7 @@ def test_attention_of_a_second_thread_is_left_out() -> None:
         handle = model.model.layers[0].register_forward_pre_hook(run_another)
         with one_warning("two threads ran the model at the same time"):
             model(first)
-    assert probe.read().values == pytest.approx(expected.values, rel=1e-12, nan_ok=True)
+    assert dict(probe.read()) == pytest.approx(dict(expected), rel=1e-12, nan_ok=True)
 
 
 def test_forwards_of_several_threads_in_turn_are_all_counted() -> None:

@@ -91,7 +91,7 @@ def test_the_sweeps_offline_run_holds_one_series_per_metric_and_site(demo_run: D
     for record in swept.checkpoints:
         assert record.reading is not None
         assert record.step is not None
-        for name, value in record.reading.values.items():
+        for name, value in record.reading.items():
             if math.isfinite(value):
                 expected.setdefault(f"geomprobe/{name}", {})[record.step] = value
     for name, series in expected.items():

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "reading": {"accumulators", "metrics"},
     "recording": {"accumulators", "capture", "core"},
     "probe": {"accumulators", "capture", "metrics", "reading", "recording"},
-    "inspection": {"accumulators", "capture", "core", "metrics", "models", "probe", "reading", "report"},
+    "inspection": {"capture", "core", "metrics", "models", "probe", "reading", "report"},
     "sweeps": {"accumulators", "capture", "core", "metrics", "models", "probe", "protocols", "reading", "recording"},
     "report": {"metrics", "protocols", "sweeps", "theory"},
     "integrations": {""},  # public names only, files and schedules

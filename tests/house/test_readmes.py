@@ -112,7 +112,7 @@ def test_every_name_of_every_metric_is_in_the_reference() -> None:
         with torch.no_grad(), Probe(model, metrics, on_error="raise") as probe:
             model(token_batch())
         reading = probe.read()
-        names |= {key.split("/")[0] for key in (*reading.values, *reading._curves)}
+        names |= {key.split("/")[0] for key in (*reading, *reading.curves)}
     assert len(names) > 60
     prefixes = re.compile("(last_|mean_)?(raw_)?(stream_centered_|centered_)?")
     assert {name for name in names if f"`{prefixes.sub('', name, count=1)}`" not in told} == set()

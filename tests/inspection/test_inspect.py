@@ -17,10 +17,9 @@ from geomprobe.reading import Reading
 
 
 def inspection(tokens: tuple[str, ...], gain: tuple[float, ...]) -> Inspection:
-    reading = Reading(mode="eval", sites=("final_norm",))
-    if any(map(math.isfinite, gain)):
-        reading.add("final_norm", "gain_per_token", 1.0)
-        reading.add_curve("final_norm", "gain", Curve(gain, None, (1,) * len(gain)))
+    values, curves = {"gain_per_token/final_norm": 1.0}, {"gain/final_norm": Curve(gain, None, (1,) * len(gain))}
+    measured = any(map(math.isfinite, gain))
+    reading = Reading("eval", ("final_norm",), values if measured else None, curves=curves if measured else None)
     return Inspection(reading, tokens)
 
 

@@ -36,7 +36,7 @@ def test_wandb_run_holds_every_metric_at_its_step_beside_the_loss(tmp_path: Path
     expected: dict[str, dict[int, float]] = {}
     for step, reading in callback.history:
         prefix = "geomprobe/eval" if reading.mode == "eval" else "geomprobe"
-        for name, value in reading.values.items():
+        for name, value in reading.items():
             expected.setdefault(f"{prefix}/{name}", {})[step] = value
     assert {"geomprobe/entropy/embed", "geomprobe/eval/information_gain/final_norm"} <= set(expected)
     assert run.names("geomprobe") == set(expected)
@@ -97,7 +97,7 @@ def test_a_resumed_training_continues_the_series(tmp_path: Path) -> None:
     assert file.read_text() == written
     assert steps(resumed) == steps(whole)
     for (_, one), (_, other) in zip(resumed.history, whole.history, strict=True):
-        assert one.values == other.values
+        assert dict(one) == dict(other)
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe", b'{"step": 2}\n'], ids=["missing", "binary", "no reading"])
@@ -127,9 +127,9 @@ def test_the_same_callback_resumes_its_history(tmp_path: Path) -> None:
     callback = ProbeCallback(when=every(1))
     trained = trainer(tmp_path, callback, save_strategy="steps", save_steps=3)
     trained.train()
-    before = [(step, reading.values) for step, reading in callback.history]
+    before = [(step, dict(reading)) for step, reading in callback.history]
     trained.train(resume_from_checkpoint=str(tmp_path / "trained" / "checkpoint-3"))
-    assert [(step, reading.values) for step, reading in callback.history] == before
+    assert [(step, dict(reading)) for step, reading in callback.history] == before
 
 
 def test_the_file_holds_whole_readings_and_only_the_latest_keep_curves_in_memory(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_the_file_holds_whole_readings_and_only_the_latest_keep_curves_in_memory
     trainer(tmp_path, callback, **EVALUATION).train()
     lines = [json.loads(line) for line in (tmp_path / "new" / "geometry.jsonl").read_text().splitlines()]
     read = [(line["step"], Reading.from_dict(line)) for line in lines]
-    assert [(step, reading.values) for step, reading in read] == [(s, r.values) for s, r in callback.history]
+    assert [(step, dict(reading)) for step, reading in read] == [(s, dict(r)) for s, r in callback.history]
     assert all(len(reading.curve("gain", "embed")) == LENGTH for _, reading in read)
     assert [bool(reading.to_dict()["curves"]) for _, reading in callback.history] == [False, False, False, True, True]
 

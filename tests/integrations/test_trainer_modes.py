@@ -75,7 +75,7 @@ def test_a_training_reading_holds_the_forwards_of_the_loss_alone(tmp_path: Path,
     done, said = trained(tmp_path, mixed, kind=kind, logging_steps=1)
     assert losses(done) == losses(bare)
     assert steps(mixed) == [1, 2, 3, 4, 5, 6]
-    assert [reading.values for reading in readings(mixed)] == [reading.values for reading in readings(alone)]
+    assert [dict(reading) for reading in readings(mixed)] == [dict(reading) for reading in readings(alone)]
     assert {reading.mode for _, reading in mixed.history} == {"train"}
     assert not said
 
@@ -87,9 +87,9 @@ def test_forwards_without_gradients_are_read_apart_on_request(tmp_path: Path) ->
     assert steps(callback) == steps(callback, "no_grad") == [2, 4, 6]
     for loss, reference in zip(readings(callback), readings(callback, "no_grad"), strict=True):
         assert reference["tokens/embed"] == loss["tokens/embed"] == BATCH * ACCUMULATION * LENGTH
-        assert reference.values == pytest.approx(loss.values, rel=1e-5)  # the reference is the policy itself
+        assert dict(reference) == pytest.approx(dict(loss), rel=1e-5)  # the reference is the policy itself
     run = read_run(tmp_path)
-    for name, value in readings(callback, "no_grad")[-1].values.items():
+    for name, value in readings(callback, "no_grad")[-1].items():
         assert run.series(f"geomprobe/no_grad/{name}")[6] == value
         assert run.axes[f"geomprobe/no_grad/{name}"] == "train/global_step"
     (shared,) = [row for row in run.history if row.get("train/global_step") == 6 and "train/loss" in row]
@@ -115,7 +115,7 @@ def test_a_resumed_training_continues_both_series(tmp_path: Path) -> None:
     resumed = ProbeCallback(when=1, no_grad=True)
     trainer(tmp_path, resumed, **options).train(resume_from_checkpoint=str(tmp_path / "trained" / "checkpoint-3"))
     assert steps(resumed) == steps(resumed, "no_grad") == [1, 2, 3, 4, 5, 6]
-    assert [reading.values for _, reading in resumed.history] == [reading.values for _, reading in whole.history]
+    assert [dict(reading) for _, reading in resumed.history] == [dict(reading) for _, reading in whole.history]
 
 
 def test_a_step_in_which_nothing_counts_ends_nothing(tmp_path: Path) -> None:
@@ -312,4 +312,4 @@ def test_the_modes_of_a_compiled_model(tmp_path: Path, no_grad: bool) -> None:
     assert steps(compiled) == [3, 6]
     assert steps(compiled, "no_grad") == ([3, 6] if no_grad else [])
     for one, other in zip(readings(compiled), readings(alone), strict=True):
-        assert one.values == pytest.approx(other.values, rel=1e-4)
+        assert dict(one) == pytest.approx(dict(other), rel=1e-4)

@@ -91,7 +91,7 @@ class Case:
 
     def check_entropies(self, reading: Reading) -> float:
         """Hold a reading to the expected entropies; the worst relative error."""
-        errors = {
+        errors: dict[str, float] = {
             key: abs(reading[key] - value) / (1 if key.partition("/")[0].endswith(ABSOLUTE) else abs(value))
             for key, value in self.entropies.items()
         }

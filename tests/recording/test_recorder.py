@@ -1,6 +1,6 @@
 """Sites measured in groups: the numbers of sites measured one by one, and no waiting for the device."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,10 +16,12 @@ from geomprobe import AttentionProfile, GeomprobeError, InformationGain, Metric,
 from geomprobe.accumulators.state import Accumulator, State
 from geomprobe.capture.forward_context import ForwardContext
 from geomprobe.capture.hooks import Capture
+from geomprobe.core.attention_summary import AttentionRequest
 from geomprobe.core.rows import Rows
+from geomprobe.probe import Mode, add_consumer
 from geomprobe.recording.recorder import _Group
 from tests.accumulators.harness import attended
-from tests.tiny_models import padded, tiny, token_batch
+from tests.tiny_models import padded, snapshot, tiny, token_batch
 
 NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_GPU)]
@@ -88,7 +90,7 @@ def test_groups_of_any_size_give_the_same_numbers(group: int, entries: int, monk
         with torch.no_grad(), Probe(model, sites=layers, on_error="raise") as probe:
             for batch in batches:
                 model(**batch, use_cache=False)
-        return probe.read().values
+        return dict(probe.read())
 
     expected, some = read(), read([0, "final_norm"])
     monkeypatch.setattr(geomprobe.recording.recorder, "GROUP", group)
@@ -109,7 +111,7 @@ def test_a_state_goes_on_after_it_was_loaded_on_top_of_what_is_stacked() -> None
         model(second, use_cache=False)  # in place of which the state is loaded
         resumed.load_state_dict(saved)
         model(second, use_cache=False)
-    assert resumed.read().values == pytest.approx(both.read().values, rel=1e-12)
+    assert dict(resumed.read()) == pytest.approx(dict(both.read()), rel=1e-12)
     assert resumed.state_dict().keys() == both.state_dict().keys()
     resumed.reset()
     assert not resumed.state_dict()
@@ -193,3 +195,121 @@ def test_an_interrupted_forward_is_told() -> None:
         model(token_batch())
         assert "a forward had not ended when the next one began" in probe.read().notes[0]
         assert probe.read()["tokens/final_norm"] == 48
+
+
+class Lengths:
+    """Keeps the number of entries of the rows of each site."""
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+        self.kept: dict[str, Any] = {}
+
+    def consume(self, mode: Mode, sites: Sequence[str], rows: Rows) -> Callable[[], object]:
+        assert rows.hidden.shape[0] == len(sites)
+        self.read += [f"{mode}/{site}" for site in sites]
+        return lambda: [self.kept.setdefault(f"{mode}/{site}", []).append(rows.hidden[0].numel()) for site in sites]
+
+
+def test_a_consumer_gets_the_rows_of_the_forwards_that_count() -> None:
+    model, consumer = tiny(), Lengths()
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with add_consumer(Probe(model, [], on_error="raise", when=lambda forward: forward != 1), consumer) as probe:
+        model(token_batch(3, 7), use_cache=False)
+        model(token_batch(3, 50), use_cache=False)  # not selected
+        handle = model.model.norm.register_forward_pre_hook(fail)
+        before = len(consumer.read)
+        with pytest.raises(ZeroDivisionError):
+            model(token_batch(3, 60), use_cache=False)
+        handle.remove()
+        assert len(consumer.read) > before  # they were read, and are not kept
+        model(token_batch(2, 9), use_cache=False)
+    assert list(consumer.kept) == [f"eval/{site}" for site in probe.sites]
+    assert all(kept == [3 * 7 * 32, 2 * 9 * 32] for kept in consumer.kept.values())
+    assert probe.read()["tokens/embed"] == 3 * 7 + 2 * 9
+
+
+def test_a_consumer_that_fails_stops_the_probe_and_not_the_model() -> None:
+    class Failing(Lengths):
+        def consume(self, mode: Mode, sites: Sequence[str], rows: Rows) -> Callable[[], object]:
+            raise ZeroDivisionError("consumed")
+
+    model = tiny()
+    expected = snapshot(model)
+    with (
+        add_consumer(Probe(model), Failing()) as probe,
+        pytest.warns(RuntimeWarning, match="stopped measuring, and the model continues: ZeroDivisionError: consumed"),
+    ):
+        model(token_batch())
+    assert isinstance(probe.fault, ZeroDivisionError)
+    assert snapshot(model) == expected
+
+
+def test_a_consumer_gets_the_batch_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums of a large batch are computed in parts, which a Gram matrix must not be."""
+    split = Rows.split
+    monkeypatch.setattr(Rows, "split", lambda self: split(self, 1))
+    model, consumer = tiny(), Lengths()
+    with add_consumer(Probe(model, on_error="raise"), consumer):
+        model(token_batch(3, 7), use_cache=False)
+    assert set(map(tuple, consumer.kept.values())) == {(3 * 7 * 32,)}
+
+
+def test_a_consumer_can_ask_for_attention() -> None:
+    class Maps(Lengths):
+        attention = AttentionRequest(maps=True)
+
+        def consume(self, mode: Mode, sites: Sequence[str], rows: Rows) -> Callable[[], object]:
+            return lambda: self.kept.update(dict(zip(sites, rows.maps.isfinite().all((-3, -2, -1)).tolist(), strict=True)))
+
+    model, consumer = tiny(), Maps()
+    with add_consumer(Probe(model, [AttentionProfile()], on_error="raise"), consumer) as probe:
+        model(token_batch(), use_cache=False)
+    assert consumer.kept == {site: site != "embed" for site in probe.sites}
+    assert probe.read()["attention_sink/final_norm"] > 0
+
+
+@dataclass(frozen=True)
+class Slashed(Metric):
+    """An option that contains what separates the parts of a key."""
+
+    name: ClassVar[str] = "slashed"
+    version: ClassVar[int] = 3
+
+    option: str = ""
+
+    @property
+    def accumulators(self) -> tuple[Accumulator, ...]:
+        return (self,)
+
+    def new_state(self, width: int, device: torch.device) -> State:
+        return {"n": torch.zeros((), dtype=torch.float64, device=device)}
+
+    def contribution(self, rows: Rows) -> State:
+        return {"n": rows.mask.sum().double().expand(rows.hidden.shape[0])}
+
+    def scalars(self, states: Any) -> dict[str, Tensor | float]:
+        return {"counted": states[self]["n"]}
+
+
+def test_sums_are_saved_under_the_names_that_earlier_files_have() -> None:
+    model, metrics = tiny(), [Slashed("a/b/c")]
+    with Probe(model, metrics, sites=["embed", "final_norm"], on_error="raise") as probe:
+        model(token_batch(2, 5), use_cache=False)
+    state = probe.state_dict()
+    counts = [f"token_count.1/{name}" for name in ("tokens", "texts", "generated", "nonfinite")]
+    names = [*counts, 'slashed.3(option="a/b/c")/n']
+    assert list(state) == [f"eval/{site}/{name}" for site in probe.sites for name in names]
+    assert float(state['eval/embed/slashed.3(option="a/b/c")/n']) == 10
+    again = Probe(model, metrics, sites=["embed", "final_norm"])
+    again.load_state_dict(state)
+    assert dict(again.read()) == dict(probe.read())
+    assert list(again.state_dict()) == list(state)
+    with pytest.raises(
+        GeomprobeError, match=r"contains 'eval/embed/slashed\.3\(option=\"a/b/c\"\)', which this probe does not"
+    ):
+        Probe(model, [Slashed("a/b")], sites=["embed", "final_norm"]).load_state_dict(state)
+    with pytest.raises(GeomprobeError, match=r"does not contain 'eval/embed/slashed\.3', which this probe needs"):
+        Probe(model, [Slashed(), *metrics], sites=["embed", "final_norm"]).load_state_dict(state)

@@ -363,7 +363,7 @@ def test_offloading_changes_nothing(offload: Callable[[Any, Path], Any], attache
         for text in TEXTS:
             assert torch.equal(model(text).logits, plain(text).logits)
     reading = probe.read()
-    assert reading.values == expected.values
+    assert dict(reading) == dict(expected)
     assert all(reading.curve("gain", site) == expected.curve("gain", site) for site in expected.sites)
     if attached == "after":
         assert snapshot(model) == before
@@ -378,12 +378,12 @@ def test_a_model_loaded_partly_onto_disk(tmp_path: Path) -> None:
     load = transformers.AutoModelForCausalLM.from_pretrained
     model = load(tmp_path / "model", device_map=places, offload_folder=str(tmp_path / "offloaded"))
     assert model.model.layers[1].mlp.up_proj.weight.device.type == "meta"
-    assert measure(model, TEXTS).reading.values == measure(tiny(), TEXTS).reading.values
+    assert dict(measure(model, TEXTS).reading) == dict(measure(tiny(), TEXTS).reading)
     prompt, plain = token_batch(1, 6), tiny()
     with torch.no_grad(), Probe(model, on_error="raise") as probe, Probe(plain, on_error="raise") as expected:
         text = model.generate(prompt, max_new_tokens=5, do_sample=False)
         assert torch.equal(text, plain.generate(prompt, max_new_tokens=5, do_sample=False))
-    assert probe.read().values == expected.read().values
+    assert dict(probe.read()) == dict(expected.read())
 
 
 if __name__ == "__main__":

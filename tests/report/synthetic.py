@@ -27,7 +27,8 @@ def reading(
     """Progress from 0 (random weights) to 1 (trained)."""
     noise = np.random.default_rng([seed, int(1000 * progress), gaussian]).normal
     names = ("gaussian",) if gaussian else ("embed", *(f"layer_{i:02d}" for i in range(layers)), "final_norm")
-    made = Reading("eval", names)
+    values: dict[str, float] = {}
+    curves: dict[str, Curve] = {}
     for i, site in enumerate(names):
         depth = i / max(len(names) - 1, 1)
         bend = progress * math.sin(math.pi * depth) ** 2
@@ -75,13 +76,12 @@ def reading(
                 "attention_entropy": 4.2 - 2 * bend,
                 "attention_sink": 0.02 + 0.7 * bend,
             }
-        for metric, value in scalars.items():
-            made.add(site, metric, float(value))
+        values |= {f"{metric}/{site}": float(value) for metric, value in scalars.items()}
         gains = gain * (1 - 0.25 * np.arange(length) / length) + noise(0, 0.05, length)
         counts = tuple(int(n) for n in np.linspace(2048, 300, length))
-        made.add_curve(site, "gain", Curve(tuple(gains.tolist()), (0.3,) * length, counts))
-        made.add_curve(site, "information_gain", Curve(tuple(np.cumsum(gains).tolist()), None, counts))
-    return made
+        curves[f"gain/{site}"] = Curve(tuple(gains.tolist()), (0.3,) * length, counts)
+        curves[f"information_gain/{site}"] = Curve(tuple(np.cumsum(gains).tolist()), None, counts)
+    return Reading("eval", names, values, curves=curves)
 
 
 def record(name: str, progress: float, *, kind: Kind = "checkpoint", loss: bool = True, **fields: Any) -> Record:
@@ -107,11 +107,12 @@ def training(
     ]
     readings = [made.reading for made in records if made.reading]
     for i, made in enumerate(readings):
-        made.add("final_norm", "diff_erank", readings[0]["effective_rank/final_norm"] - made["effective_rank/final_norm"])
+        values = made._values
+        values["diff_erank/final_norm"] = readings[0]["effective_rank/final_norm"] - made["effective_rank/final_norm"]
         for site in made.sites:
-            made.add(site, "cka_first", 1 - 0.8 * i / len(readings) * math.sin(1 + len(site)) ** 2)
+            values[f"cka_first/{site}"] = 1 - 0.8 * i / len(readings) * math.sin(1 + len(site)) ** 2
             if i:
-                made.add(site, "cka_previous", 0.99 - 0.2 * math.exp(-(((i - 10) / 3) ** 2)))
+                values[f"cka_previous/{site}"] = 0.99 - 0.2 * math.exp(-(((i - 10) / 3) ** 2))
     return [
         *records,
         Record(name="step3000", model=model, step=3000, error="OSError: no such revision: step3000"),

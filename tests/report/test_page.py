@@ -308,12 +308,9 @@ def test_metrics_that_are_missing_have_no_figure(tmp_path: Path) -> None:
     for record in training(layers=3, steps=[0, 8], length=8):
         kept = None
         if record.reading is not None:
-            kept = Reading("eval", record.reading.sites)
-            for key, value in record.reading.values.items():
-                if key.startswith("anisotropy/"):
-                    kept.values[key] = value
-                elif key.startswith("curvature/"):
-                    kept.values[key] = math.nan
+            values = {key: value for key, value in record.reading.items() if key.startswith("anisotropy/")}
+            values |= {key: math.nan for key in record.reading if key.startswith("curvature/")}
+            kept = Reading("eval", record.reading.sites, values)
         records.append(replace(record, reading=kept, loss=None))
     document = report_page([Run.open(write_run(tmp_path / "run", records))])
     assert re.findall("<h[23]>(.*?)</h", document) == ["Anisotropy"]
@@ -378,8 +375,8 @@ def test_numbers_that_are_not_finite_are_gaps(runs: Callable[[str], list[Run]]) 
     (run,) = runs("one")
     reading = run.checkpoints[3].reading
     assert reading is not None
-    reading.values["anisotropy/layer_04"] = math.nan
-    del reading.values["anisotropy/layer_06"]
+    reading._values["anisotropy/layer_04"] = math.nan
+    del reading._values["anisotropy/layer_06"]
     figure = figures.across_depth(run, "anisotropy")
     assert figure is not None
     line = lines(figure)["step 4"]
@@ -412,8 +409,8 @@ def test_increments_between_the_positions_drawn_add_up_to_the_gain(runs: Callabl
     reading = run.checkpoints[-1].reading
     assert reading is not None
     gains = np.linspace(4.0, 1.0, 512)
-    reading._curves["gain/final_norm"] = Curve(tuple(gains.tolist()), None, (7,) * 512)
-    reading._curves["information_gain/final_norm"] = Curve(tuple(np.cumsum(gains).tolist()), None, (7,) * 512)
+    reading.curves["gain/final_norm"] = Curve(tuple(gains.tolist()), None, (7,) * 512)
+    reading.curves["information_gain/final_norm"] = Curve(tuple(np.cumsum(gains).tolist()), None, (7,) * 512)
     added, total = (figures.gain_curves([run], increments=increments) for increments in (True, False))
     assert added is not None
     assert total is not None

@@ -38,9 +38,9 @@ def test_two_processes_give_the_numbers_of_one(run: Run, training: Path, texts: 
         assert one.reading is not None
         assert two.reading is not None
         assert one.reading.sites == two.reading.sites
-        assert two.reading.values.keys() == one.reading.values.keys()
-        for name, value in one.reading.values.items():
-            assert two.reading.values[name] == pytest.approx(value, rel=1e-6, abs=1e-9, nan_ok=True), name
+        assert two.reading.keys() == one.reading.keys()
+        for name, value in one.reading.items():
+            assert two.reading[name] == pytest.approx(value, rel=1e-6, abs=1e-9, nan_ok=True), name
         for site in one.reading.sites:
             assert two.reading.curve("gain", site).count == one.reading.curve("gain", site).count
 
@@ -97,7 +97,7 @@ def test_export_holds_every_number(run: Run, tmp_path: Path, ending: str) -> Non
         (record.kind, record.name, key.split("/")[1], key.split("/")[0]): value
         for record in run.records
         if record.reading is not None
-        for key, value in record.reading.values.items()
+        for key, value in record.reading.items()
     }
     assert found.keys() == expected.keys()
     for key, value in expected.items():

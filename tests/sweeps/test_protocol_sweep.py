@@ -56,7 +56,7 @@ def test_numbers_are_those_of_the_last_rows(run: Run, training: Path, texts: Pat
         shares = values / values.sum()
         expected = float(torch.special.entr(shares).sum().exp())
         assert record.reading["last_raw_stream_centered_effective_rank/final_norm"] == pytest.approx(expected, rel=1e-5)
-        assert "mean_effective_rank/final_norm" in record.reading.values
+        assert "mean_effective_rank/final_norm" in record.reading
     gaussian = next(record.reading for record in run.records if record.kind == "gaussian")
     assert gaussian is not None
     assert gaussian["last_raw_stream_centered_effective_rank/gaussian"] > 5
