@@ -39,7 +39,7 @@ def draw_layers(history: Sequence[tuple[int, Reading]]) -> "NDArray[np.uint8] | 
     thin = math.ceil(len(readings) / _MOST_COLUMNS)
     readings = readings[::-thin][::-1]  # the last step is always one of them
     ranks = [[_rank(reading, site) for site in sites] for _, reading in readings]
-    figure = Figure(figsize=(6.4, 4.0), dpi=100, layout="constrained")
+    figure = Figure(figsize=(6.4, 4.0), dpi=100)
     axes = figure.add_subplot()
     mesh = axes.pcolormesh([step for step, _ in readings], range(len(sites)), np.array(ranks).T, shading="nearest")
     every = math.ceil(len(sites) / 16)
