@@ -1,7 +1,8 @@
 """Watch a model's geometry while Hugging Face Trainer trains it.
 
-Run it as it is: a small byte-level GPT-NeoX learns Python's help pages on the CPU in a few seconds. With a W&B login, set
-`report_to="wandb"`, and every number stands beside the loss in the same run.
+Run it as it is: a small byte-level GPT-NeoX learns Python's help pages on the CPU in a few seconds. With `report_to="wandb"`,
+`"tensorboard"`, `"mlflow"` or `"trackio"`, the numbers stand beside the loss in that run. All readings are in
+`trained/geomprobe.jsonl`.
 """
 
 from pydoc_data.topics import topics
@@ -40,7 +41,7 @@ args = TrainingArguments(
     report_to="none",
 )
 
-probe = ProbeCallback(when=every(20), jsonl="geometry.jsonl")
+probe = ProbeCallback(when=every(20))
 Trainer(GPTNeoXForCausalLM(config), args, train_dataset=data[:-64], eval_dataset=data[-64:], callbacks=[probe]).train()
 
 for step, reading in probe.history:

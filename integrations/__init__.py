@@ -1,4 +1,4 @@
-"""Integrations of geomprobe with Hugging Face Trainer, accelerate and Weights & Biases.
+"""Integrations of geomprobe with Hugging Face Trainer, training loops and trackers.
 
 Public names are loaded when they are first used, so that one integration can be imported without the packages of the others.
 """
@@ -7,16 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from geomprobe.integrations.accelerate_loop import log_reading
     from geomprobe.integrations.hf_trainer import ProbeCallback
+    from geomprobe.integrations.loops import log_reading
+    from geomprobe.integrations.names import flat
     from geomprobe.integrations.wandb_sink import WandbSink, offline_without_login
 
-__all__ = ["ProbeCallback", "WandbSink", "log_reading", "offline_without_login"]
+__all__ = ["ProbeCallback", "WandbSink", "flat", "log_reading", "offline_without_login"]
 
 _HOME = {
     "ProbeCallback": "geomprobe.integrations.hf_trainer",
     "WandbSink": "geomprobe.integrations.wandb_sink",
-    "log_reading": "geomprobe.integrations.accelerate_loop",
+    "flat": "geomprobe.integrations.names",
+    "log_reading": "geomprobe.integrations.loops",
     "offline_without_login": "geomprobe.integrations.wandb_sink",
 }
 

@@ -1,13 +1,15 @@
 """A callback that runs a probe inside Hugging Face Trainer, and logs its readings together with the loss."""
 
+import logging
 import math
 import os
 import re
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch.distributed as dist
 from torch import nn
@@ -16,11 +18,20 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from geomprobe import GeomprobeError, Metric, Probe, Reading
 from geomprobe.files import StepFile
-from geomprobe.integrations.flat import flat
-from geomprobe.integrations.wandb_sink import StepAxis, active_run
+from geomprobe.integrations.names import Log, check_log, flat
+from geomprobe.integrations.picture import PICTURE, draw_layers
+from geomprobe.integrations.trainer_trackers import TrainerTrackers
 from geomprobe.schedule import Schedule, as_schedule
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 __all__ = ["ProbeCallback"]
+
+_logger = logging.getLogger(__name__)
+
+_FILE = "geomprobe.jsonl"
 
 _FORWARDS = {
     "train": "in training mode with gradients (no_grad=True measures those without)",
@@ -54,7 +65,7 @@ class _Gate:
 
 
 class ProbeCallback(TrainerCallback):  # type: ignore[misc]
-    """Measure the geometry of a model while Trainer trains it, and log it to the run of the loss.
+    """Measure the geometry of a model while Trainer trains it, and log it beside the loss.
 
         Trainer(model, args, train_dataset=data, callbacks=[ProbeCallback(when=50)]).train()
 
@@ -66,16 +77,17 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     Evaluations that Trainer runs during training are measured completely, and logged as ``geomprobe/eval/<metric>/<site>``
     (``geomprobe/eval_<name>/…`` for each of several evaluation sets). They have no gradients, so the forwards of the loss
     cannot be told from others: if a trainer generates texts in an evaluation, or runs several forwards for a batch, the reading
-    has a note about it. Notes are kept in ``history`` and ``jsonl``, and each one is also issued once as a warning.
+    has a note about it. Notes are kept in ``history`` and in the file, and each one is also issued once as a warning.
 
     The results of training do not change: losses are bit-identical. After ``train(resume_from_checkpoint=…)`` with the same
     ``output_dir`` the series continues as if training had not been stopped: the readings are saved in each checkpoint as
     ``geomprobe.jsonl``, and there is no other state to save, because every reading belongs to one optimizer step.
 
-    Readings are logged to the active W&B run (that of Trainer with ``report_to="wandb"``) over ``train/global_step``, written
-    with their curves to ``jsonl``, and kept in ``history``. With several processes a reading covers the texts of all processes,
-    and the main process writes it. To log to another tracker, override :meth:`write`. This callback does not start a W&B run
-    and does not ask for a login.
+    Numbers are logged to the trackers of the Trainer (``report_to``) and to the active W&B run, at the steps of the loss. These
+    are at most 24 a step, and the picture ``geomprobe/effective_rank_layers`` of all sites over the steps so far. Complete
+    readings, with their curves, are lines of the file ``geomprobe.jsonl`` in ``output_dir``, and are kept in ``history``. The
+    file is continued after ``resume_from_checkpoint``, and begins anew with a new training. With several processes a reading
+    covers the texts of all processes, and the main process writes it. This callback starts no run and asks for no login.
 
     Evaluation outside training (use a ``Probe``), ``predict``, and forwards that other callbacks run are not measured.
 
@@ -88,7 +100,11 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         no_grad: whether to log the forwards of a step that run in training mode without gradients. Steps without such forwards
             have no such reading.
         pad_token_id: the padding token, as for ``Probe``, if batches are padded and have no mask.
-        jsonl: a file to which each reading is appended as one line of JSON: ``to_dict()`` and its ``step``.
+        to: where numbers are logged: a ``SummaryWriter``, a W&B run, anything else that :func:`log_reading` takes, or a
+            function of ``(numbers, step)``. Default: the trackers of the Trainer, and the active W&B run.
+        log: ``"overview"`` for at most 24 numbers of a reading, or ``"all"``, as for :func:`flat`.
+        jsonl: the file to which each reading is appended as one line of JSON: ``to_dict()`` and its ``step``. Default:
+            ``geomprobe.jsonl`` in ``output_dir``.
         on_error: ``"warn"``: an error in measuring or logging issues one warning, removes the probe, logs ``geomprobe/stopped``
             = 1 and discards the unfinished reading. Training continues. ``"raise"``: the error is raised.
 
@@ -99,8 +115,9 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         fault: the exception that ended the measurement, or ``None``.
 
     Raises:
-        GeomprobeError: if ``when`` is no schedule, and when training starts, if no decoder is found, a site is unknown, or
-            another probe is on the model.
+        GeomprobeError: if ``when`` is no schedule, ``to`` is no place where numbers are logged or ``log`` is unknown; and when
+            training starts, if no decoder is found, a site is unknown, another probe is on the model, or the file of readings
+            was written by something else.
     """
 
     def __init__(
@@ -112,11 +129,14 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         evaluate: bool = True,
         no_grad: bool = False,
         pad_token_id: int | None = None,
+        to: Any = None,
+        log: Log = "overview",
         jsonl: str | os.PathLike[str] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
         if on_error not in ("warn", "raise"):
             raise GeomprobeError(f"ProbeCallback(on_error={on_error!r}): expected 'warn' or 'raise'")
+        check_log(log)
         self.metrics = metrics
         self.sites = sites
         self.when = as_schedule(when)
@@ -133,8 +153,11 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self._ran = self._selected = 0  # optimizer steps of this training
         self._said: set[str] = set()
         self._writes = True
-        self._file = None if jsonl is None else StepFile(jsonl)
-        self._axis: StepAxis | None = None
+        self._jsonl = jsonl
+        self._file: StepFile | None = None
+        self._log: Log = log
+        self._trackers = TrainerTrackers(to)
+        self._drawn = 0  # readings in the latest picture
         self._finalizer: Callable[[], object] = lambda: None
 
     def close(self) -> None:
@@ -145,21 +168,6 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         """
         self._finalizer()
         self.probe = None
-
-    def write(self, step: int, values: Mapping[str, float], *, commit: bool = True) -> None:
-        """Log numbers by name at an optimizer step. Override it to log to another tracker. Only the main process calls it.
-
-        Args:
-            step: the ``global_step``.
-            values: the numbers by names such as ``geomprobe/entropy/layer_00``.
-            commit: ``False`` if Trainer logs its loss at this step next, so that both can be in one row.
-        """
-        run = active_run()
-        if run is None:
-            return
-        if self._axis is None or self._axis.run is not run:
-            self._axis = StepAxis(run, "train/global_step")
-        self._axis.log(values, step, commit=commit)
 
     # -- called by Trainer --------------------------------------------------------------------------------------------------
 
@@ -198,7 +206,10 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         # Close the probe once: in close(), or when this callback is garbage collected.
         self._finalizer = weakref.finalize(self, probe.close)
         self.probe = probe
-        self._ran, self._selected, self._said = 0, 0, set()
+        self._ran, self._selected, self._drawn, self._said = 0, 0, 0, set()
+        self._file = StepFile(self._jsonl or Path(str(args.output_dir)) / _FILE)
+        if not self._trackers.begin(args, state, control) and self._writes:
+            _logger.info("geomprobe: this training has no tracker; its readings are written to %s", self._file.path)
         self._schedule = self._logged_steps(args, state, train_dataloader) if self.when is None else self.when
         try:
             self._rewind(state.global_step)
@@ -280,6 +291,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
                 "selected by 'when' (by default, those at which Trainer logs the loss)"
             )
         self.close()
+        self._trackers.end()
 
     # -- implementation -----------------------------------------------------------------------------------------------------
 
@@ -356,7 +368,19 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             if self._writes:
                 if self._file is not None:
                     self._file.append(state.global_step, reading.to_dict())
-                self.write(state.global_step, flat(reading), commit=commit)
+                pictures = self._pictures(state) if mode == "train" else {}
+                self._trackers.log(flat(reading, self._log), state.global_step, pictures=pictures, commit=commit)
+
+    def _pictures(self, state: TrainerState) -> "dict[str, NDArray[np.uint8]]":
+        """The picture of the training so far, if there are enough readings since the latest one: each time one is drawn it is
+        5% wider, so that the time and space for all pictures of a long training stay small. The last step always has one."""
+        readings = sum(reading.mode == "train" for _, reading in self.history)
+        if readings < 1.05 * self._drawn and state.global_step < state.max_steps:
+            return {}
+        if (picture := draw_layers(self.history)) is None:
+            return {}
+        self._drawn = readings
+        return {PICTURE: picture}
 
     def _keep(self, step: int, reading: Reading) -> None:
         for i in reversed(range(len(self.history))):
@@ -414,7 +438,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         try:
             if self._file is not None:
                 self._file.append(step, {"stopped": what})
-            self.write(step, {"geomprobe/stopped": 1})
+            self._trackers.log({"geomprobe/stopped": 1}, step)
         except Exception as error:  # probably the same error that stopped the measurement
             warnings.warn(f"geomprobe could not log that it stopped: {type(error).__name__}: {error}", stacklevel=2)
 
@@ -431,7 +455,7 @@ def _never(step: int) -> bool:
 
 def _saved(args: TrainingArguments, state: TrainerState) -> StepFile:
     """The file of readings in a checkpoint."""
-    return StepFile(os.path.join(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", "geomprobe.jsonl"))
+    return StepFile(os.path.join(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", _FILE))
 
 
 def _evaluated(metrics: dict[str, float]) -> str:

@@ -1,5 +1,6 @@
 """Logs readings to a W&B run, over a step axis of their own, with or without a login."""
 
+import math
 import os
 import shlex
 import sys
@@ -9,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from geomprobe import GeomprobeError, Reading
-from geomprobe.integrations.flat import flat
+from geomprobe.integrations.names import Log, flat, prefix
 
 if TYPE_CHECKING:
     import wandb
@@ -94,22 +95,24 @@ class WandbSink:
         self._axis = StepAxis(run, self.axis)
         return self
 
-    def log(self, reading: Reading, *, step: int, loss: float | None = None) -> None:
+    def log(self, reading: Reading, *, step: int, loss: float | None = None, log: Log = "overview") -> None:
         """Log the scalars of ``reading`` at ``step`` of this sink's axis. Steps may come in any order.
 
         Args:
             reading: the reading that ``probe.read(...)`` returned.
             step: position on the axis.
             loss: loss on the same tokens, which is logged as ``geomprobe/loss``.
+            log: ``"overview"`` for at most 24 numbers, or ``"all"``, as for :func:`flat`.
 
         Raises:
-            GeomprobeError: if the sink is not open.
+            GeomprobeError: if the sink is not open, or ``log`` is neither.
             wandb.Error: if the run was finished elsewhere.
         """
-        if loss is not None:
-            reading = Reading(reading.mode, reading.sites, {**reading, "loss": loss})
+        values = flat(reading, log)
+        if loss is not None and math.isfinite(loss):
+            values[f"{prefix(reading.mode)}/loss"] = loss
         # In a run of another owner, leave the row open: if it were closed, W&B would drop numbers logged with a passed step=.
-        self._open_axis().log(flat(reading), step, commit=self._owned)
+        self._open_axis().log(values, step, commit=self._owned)
 
     def log_html(self, name: str, page: str) -> None:
         """Log a self-contained HTML page, such as that of ``geomprobe inspect``, as the panel ``geomprobe/<name>``.
@@ -160,7 +163,7 @@ class StepAxis:
         self._defined: set[str] = set()
         self._open: tuple[int, int] | None = None  # the row of W&B that was left open, and our step in it
 
-    def log(self, values: Mapping[str, float], step: int, *, commit: bool = True) -> None:
+    def log(self, values: Mapping[str, Any], step: int, *, commit: bool = True) -> None:
         """Log ``values`` at ``step``. Without ``commit`` the row stays open until the next log of the run, or its finish.
 
         Raises:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from geomprobe.files import Format, check_shape, read_json, write_whole
 from geomprobe.integrations import WandbSink
-from geomprobe.integrations.flat import safe_name
+from geomprobe.integrations.names import safe_name
 from geomprobe.reading import Reading
 from geomprobe.sweeps.records import Record
 
@@ -91,7 +91,8 @@ class SweepTracker:
             if place is None:
                 self._sink.run.summary.update(_summary_values(record, record.reading))
             else:  # a sweep measures in evaluation mode only, so the names in W&B have no prefix of the mode
-                self._sink.log(Reading("train", record.reading.sites, record.reading), step=place, loss=record.loss)
+                reading = Reading("train", record.reading.sites, record.reading)
+                self._sink.log(reading, step=place, loss=record.loss, log="all")
             self._logged.append(name)
 
     def finish(self, figures: Callable[[], Mapping[str, "Figure"]], html: Callable[[], Mapping[str, str]]) -> None:

@@ -1,5 +1,5 @@
-"""A saved view of a W&B project, with one panel for every metric and one line for every site, over training, checkpoints and
-model sizes."""
+"""A saved view of a W&B project: an overview of a training, and in closed sections one panel for every metric, with one line
+for every site, over training, checkpoints and model sizes."""
 
 import json
 import re
@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from geomprobe.errors import GeomprobeError
+from geomprobe.integrations.picture import PICTURE
 from geomprobe.integrations.wandb_sink import logged_in
 from geomprobe.metrics.base import Metric
 from geomprobe.metrics.entropy import RepresentationEntropy
@@ -22,26 +23,35 @@ __all__ = ["Panel", "Section", "save", "sections", "to_json"]
 
 @dataclass(frozen=True)
 class Panel:
-    """One line chart.
+    """One line chart, or one picture.
 
     Attributes:
         title: title of the chart.
         x: the step metric on its x axis.
         metrics: a regular expression that matches the whole names of its lines, in the syntax that RE2, JavaScript and Python
-            have in common.
+            have in common; or the name of the picture.
+        picture: whether it is a picture, of the step that is chosen with a slider.
     """
 
     title: str
     x: str
     metrics: str
+    picture: bool = False
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section of panels."""
+    """A section of panels.
+
+    Attributes:
+        name: name of the section.
+        panels: the panels.
+        open: whether its panels are shown when the view is opened.
+    """
 
     name: str
     panels: tuple[Panel, ...]
+    open: bool = False
 
 
 _KINDS = {
@@ -54,15 +64,24 @@ _KINDS = {
 
 
 def sections() -> list[Section]:
-    """Return the sections of the view: the losses, and for each kind of numbers one section for every metric class."""
+    """Return the sections of the view: an open overview of a training; and closed, the losses, and for each kind of numbers one
+    section for every metric class."""
     losses = Section("Loss", tuple(Panel(f"loss, {kind}", x, f"^{loss}$") for kind, (x, _, loss) in _KINDS.items()))
     trained, swept = _named([RepresentationEntropy(), InformationGain()]), _named(sample_metrics())
     swept["Comparisons"] = COMPARISONS
-    return [losses] + [
+    return [_overview(), losses] + [
         Section(f"{title}, {kind}", tuple(Panel(name, x, f"^{prefix}/{name}/[^/]+$") for name in names))
         for kind, (x, prefix, _) in _KINDS.items()
         for title, names in (trained if x.startswith("train/") else swept).items()
     ]
+
+
+def _overview() -> Section:
+    x, start, loss = _KINDS["training"]
+    names = ("effective_rank", "entropy", "anisotropy", "gain_per_token")
+    lines = [Panel(name, x, f"^{start}/{name}/[^/]+$") for name in names]
+    drawn = Panel("effective_rank of all layers", x, PICTURE, picture=True)
+    return Section("Overview", (Panel("loss", x, f"^{loss}$"), drawn, *lines), open=True)
 
 
 def to_json(project: str, entity: str | None, name: str) -> str:
@@ -87,7 +106,7 @@ def save(project: str, entity: str | None, name: str) -> str:
     """
     try:
         from wandb_workspaces import workspaces
-        from wandb_workspaces.reports.v2 import LinePlot
+        from wandb_workspaces.reports.v2 import LinePlot, MediaBrowser
     except ImportError as error:
         raise GeomprobeError("a view of a W&B project needs wandb-workspaces: pip install 'geomprobe[dashboard]'") from error
     import wandb
@@ -105,8 +124,13 @@ def save(project: str, entity: str | None, name: str) -> str:
             sections=[
                 workspaces.Section(
                     name=section.name,
-                    panels=[LinePlot(title=panel.title, x=panel.x, metric_regex=panel.metrics) for panel in section.panels],
-                    is_open=True,
+                    panels=[
+                        MediaBrowser(title=panel.title, media_keys=[panel.metrics])
+                        if panel.picture
+                        else LinePlot(title=panel.title, x=panel.x, metric_regex=panel.metrics)
+                        for panel in section.panels
+                    ],
+                    is_open=section.open,
                 )
                 for section in sections()
             ],

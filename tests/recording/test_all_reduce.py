@@ -153,11 +153,11 @@ class BrokenWriter(ProbeCallback):  # type: ignore[misc]
     """The main process fails to write a reading in training (step 2) or in evaluation (step 4)."""
 
     def __init__(self, kind: str | None, step: int) -> None:
-        super().__init__(when=lambda step: True)
+        super().__init__(when=lambda step: True, to=self.log)
         self.broken = (kind, step)
 
-    def write(self, step: int, values: Any, *, commit: bool = True) -> None:
-        kind = "eval" if any("/eval/" in name for name in values) else "train"
+    def log(self, numbers: Any, step: int) -> None:
+        kind = "eval" if any("/eval/" in name for name in numbers) else "train"
         if (kind, step) == self.broken:
             raise OSError("disk full")
 

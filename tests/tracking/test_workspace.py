@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from geomprobe import GeomprobeError, sweep
 from geomprobe.cli.main import app
 from geomprobe.integrations import ProbeCallback
+from geomprobe.integrations.picture import PICTURE
 from geomprobe.sweeps.records import Record
 from geomprobe.tracking.sweep_run import SweepTracker
 from geomprobe.tracking.workspace import Panel, save, sections
@@ -22,7 +23,9 @@ from tests.integrations.wandb_file import RunFile, read_run, run_files
 from tests.sweeps.conftest import save_checkpoint
 from tests.tiny_models import prose
 
-PANELS = [panel for section in sections() for panel in section.panels]
+OVERVIEW, *DETAILS = sections()
+PANELS = [panel for section in DETAILS for panel in section.panels]
+ALL = [*OVERVIEW.panels, *PANELS]
 
 
 def track(folder: Path, records: list[Record], **options: Any) -> None:
@@ -39,7 +42,7 @@ def shown(panel: Panel, run: RunFile) -> set[str]:
 
 @pytest.mark.slow
 def test_every_panel_has_lines_and_every_number_a_panel(wandb_directory: Path) -> None:
-    watcher = ProbeCallback()
+    watcher = ProbeCallback(log="all")
     trainer(wandb_directory, watcher, report_to="wandb", eval_strategy="steps", eval_steps=2).train()
     wandb.finish()
     reading = watcher.history[-1][1]
@@ -63,11 +66,26 @@ def test_every_panel_has_lines_and_every_number_a_panel(wandb_directory: Path) -
         assert 1 <= len(lines) <= len(reading.sites), panel
         assert not lines & drawn[panel.x]
         drawn[panel.x] |= lines
+    pictures = {name for name in training.names("geomprobe/") if name.startswith(PICTURE)}
+    drawn["train/global_step"] |= pictures
     counts = ("tokens", "texts", "sample_tokens")
     for x, file in runs.items():
         left = {name for name in file.names("geomprobe/") - drawn[x] if name.split("/")[-2] not in counts}
         assert left == set()
     assert {"train/loss", "eval/loss"} <= drawn["train/global_step"]
+
+
+@pytest.mark.slow
+def test_the_overview_is_open_and_full_with_what_a_training_logs_by_default(wandb_directory: Path) -> None:
+    trainer(wandb_directory, ProbeCallback(), report_to="wandb").train()
+    wandb.finish()
+    run = read_run(wandb_directory)
+    assert [section.open for section in sections()] == [True] + [False] * len(DETAILS)
+    assert len(OVERVIEW.panels) == 6
+    lines = [panel for panel in OVERVIEW.panels if not panel.picture]
+    assert [len(shown(panel, run)) for panel in lines] == [1, 4, 4, 4, 4]
+    (picture,) = [panel for panel in OVERVIEW.panels if panel.picture]
+    assert list(run.series(f"{picture.metrics}.path")) == [4, 6]
 
 
 def test_of_several_evaluation_sets_all_are_shown() -> None:
@@ -82,7 +100,7 @@ def test_dry_run_prints_it_without_the_package_or_a_login(monkeypatch: pytest.Mo
     done = CliRunner().invoke(app, ["dashboard", "--project", "p", "--entity", "e", "--name", "n", "--dry-run"])
     view = json.loads(done.stdout)
     assert (view["project"], view["entity"], view["name"]) == ("p", "e", "n")
-    assert [Panel(**panel) for section in view["sections"] for panel in section["panels"]] == PANELS
+    assert [Panel(**panel) for section in view["sections"] for panel in section["panels"]] == ALL
 
 
 # -- saving -----------------------------------------------------------------------------------------------------------------
@@ -123,9 +141,14 @@ def test_the_view_that_is_saved_has_these_panels(server: Server) -> None:
     assert (view["entityName"], view["projectName"], view["displayName"]) == ("me", "p", "n")
     saved = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
     assert [section["name"] for section in saved] == [section.name for section in sections()]
+    assert [section["isOpen"] for section in saved] == [section.open for section in sections()]
     configs = [panel["config"] for section in saved for panel in section["panels"]]
-    assert [Panel(config["chartTitle"], config["xAxis"], config["metricRegex"]) for config in configs] == PANELS
-    assert all(config["useMetricRegex"] for config in configs)
+    lines = [config for config in configs if "metricRegex" in config]
+    assert [Panel(config["chartTitle"], config["xAxis"], config["metricRegex"]) for config in lines] == [
+        panel for panel in ALL if not panel.picture
+    ]
+    assert all(config["useMetricRegex"] for config in lines)
+    assert [config["mediaKeys"] for config in configs if "mediaKeys" in config] == [[PICTURE]]
 
 
 def test_an_entity_that_is_given_is_the_one(server: Server) -> None:

@@ -24,7 +24,7 @@ def test_readings_share_the_rows_of_the_loss(wandb_directory: Path) -> None:
         for step in (10, 20):
             accelerator.log({"loss": model(token_batch(seed=step)).logits.mean().item()}, step=step)
             readings[step] = probe.read("train", reset=True)
-            log_reading(readings[step], accelerator, step=step)
+            log_reading(readings[step], accelerator, step=step, log="all")
             model.eval()(token_batch())
             log_reading(probe.read("eval", reset=True), accelerator, step=step)
             model.train()

@@ -1,0 +1,56 @@
+"""The picture of a training: the effective rank at every site over the steps so far."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from geomprobe import Reading
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["PICTURE", "draw_layers"]
+
+PICTURE = "geomprobe/effective_rank_layers"
+"""Name of the picture in trackers."""
+
+_METRIC = "effective_rank"
+_MOST_COLUMNS = 400
+
+
+def draw_layers(history: Sequence[tuple[int, Reading]]) -> "NDArray[np.uint8] | None":
+    """Draw the effective rank at all sites over the steps of the readings of mode ``train``.
+
+    Args:
+        history: the readings with their steps, in order.
+
+    Returns:
+        The picture as an array of height, width and three colours, or ``None`` if fewer than two sites or steps were measured.
+    """
+    readings = [(step, reading) for step, reading in history if reading.mode == "train"]
+    sites = [site for site in readings[-1][1].sites if f"{_METRIC}/{site}" in readings[-1][1]] if readings else []
+    if len(readings) < 2 or len(sites) < 2:
+        return None
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # not pyplot, whose figures and backend belong to the user
+
+    thin = math.ceil(len(readings) / _MOST_COLUMNS)
+    readings = readings[::-thin][::-1]  # the last step is always one of them
+    ranks = [[_rank(reading, site) for site in sites] for _, reading in readings]
+    figure = Figure(figsize=(6.4, 4.0), dpi=100)
+    axes = figure.add_subplot()
+    mesh = axes.pcolormesh([step for step, _ in readings], range(len(sites)), np.array(ranks).T, shading="nearest")
+    every = math.ceil(len(sites) / 16)
+    axes.set_yticks(range(0, len(sites), every), sites[::every], fontsize=7)
+    axes.set_xlabel("step")
+    figure.colorbar(mesh, label="effective rank")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _rank(reading: Reading, site: str) -> float:
+    name = f"{_METRIC}/{site}"
+    return reading[name] if name in reading else math.nan  # noqa: SIM401  # a gap where nothing was measured
