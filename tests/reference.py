@@ -187,7 +187,7 @@ def hold_to_twin(reading: Reading, texts: Sequence[Mapping[str, Array]]) -> None
         spectral = entropies(np.concatenate(rows)) | text_entropies(rows)
         spectral = {name: value for name, value in spectral.items() if f"{name}/{site}" in reading}
         assert {name: reading[f"{name}/{site}"] for name in spectral} == pytest.approx(spectral, rel=ROUNDED, abs=ROUNDED), site
-        assert len(spectral) == 14
+        assert len(spectral) == 17
         near = [2 * EPS32 * gain_condition(each) for each in rows]
         total, tokens = sum(curve.sum() for curve in curves), sum(map(len, curves))
         allowed = sum(each.sum() for each in near)

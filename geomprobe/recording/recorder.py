@@ -28,10 +28,8 @@ class Consumer(Protocol):
 
     def consume(self, mode: Mode, sites: Sequence[str], rows: Rows) -> Callable[[], object]:
         """Read the rows ``(sites, batch, length, width)`` of successive sites, and return a function that keeps the result. It
-        is called when the forward has ended, and is not called if the forward is left out.
-
-        Texts on a KV cache are not handed over.
-        """
+        is called when the forward has ended, and is not called if the forward is left out. Texts on a KV cache are not handed
+        over, and rows that ``generate`` runs again without one are handed over again."""
         ...
 
 
