@@ -17,7 +17,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
-from geomprobe import GeomprobeError, Metric, Probe, Reading
+from geomprobe import Decoder, GeomprobeError, Metric, Probe, Reading
 from geomprobe.files import StepFile
 from geomprobe.integrations.names import Log, check_log, flat
 from geomprobe.integrations.picture import PICTURE, draw_layers
@@ -95,6 +95,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     Args:
         metrics: the metrics to compute. Default: ``RepresentationEntropy()`` and ``InformationGain()``.
         sites: the sites to measure, as for ``Probe``. Default: all.
+        decoder: a function that returns the ``Decoder`` of the model, for a model in which it is not found, such as
+            ``lambda model: Decoder(base=model, layers=model.transformer.h, final_norm=model.transformer.ln_f)``.
         when: which optimizer steps to measure, counted from 1: a schedule, or ``50`` for ``every(50)``. Default: those at which
             Trainer logs the loss (with ``logging_strategy="epoch"`` the last step of each epoch, with ``"no"`` none).
         evaluate: whether to measure evaluations.
@@ -126,6 +128,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         metrics: Sequence[Metric] | None = None,
         *,
         sites: Sequence[int | str] | None = None,
+        decoder: Callable[[Any], Decoder] | None = None,
         when: Schedule | int | None = None,
         evaluate: bool = True,
         no_grad: bool = False,
@@ -140,6 +143,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         check_log(log)
         self.metrics = metrics
         self.sites = sites
+        self.decoder = decoder
         self.when = as_schedule(when)
         self.evaluate = evaluate
         self.no_grad = no_grad
@@ -198,6 +202,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             model,
             self.metrics,
             sites=self.sites,
+            decoder=None if self.decoder is None else self.decoder(model),
             when=self._gate,
             on_error=self.on_error,
             pad_token_id=self.pad_token_id,
