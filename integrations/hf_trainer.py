@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
@@ -21,6 +20,7 @@ from geomprobe import Decoder, GeomprobeError, Metric, Probe, Reading
 from geomprobe.files import StepFile
 from geomprobe.integrations.names import Log, check_log, flat
 from geomprobe.integrations.picture import PICTURE, draw_layers
+from geomprobe.integrations.ranks import on_any_rank
 from geomprobe.integrations.trainer_trackers import TrainerTrackers
 from geomprobe.schedule import Schedule, as_schedule
 
@@ -348,7 +348,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             return
         with self._guarded(state):
             fault = self.fault if self.probe is None else self.probe.fault
-            self._stopped = _on_any_rank(fault is not None)
+            self._stopped = on_any_rank(fault is not None)
             if self.probe is None:
                 return
             if self._stopped:
@@ -467,12 +467,3 @@ def _evaluated(metrics: dict[str, float]) -> str:
     """``eval``, or ``eval_<name>`` for one of several evaluation sets: the prefix of the names of Trainer's metrics."""
     prefix = next((key.removesuffix("_runtime") for key in reversed(metrics) if key.endswith("_runtime")), "eval")
     return prefix if prefix.startswith("eval") else f"eval_{prefix}"
-
-
-def _on_any_rank(flag: bool) -> bool:
-    """Whether ``flag`` is true in any process. This is a collective operation."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return flag
-    flags = [flag] * dist.get_world_size()
-    dist.all_gather_object(flags, flag)
-    return any(flags)
