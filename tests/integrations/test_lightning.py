@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow  # it trains
 BATCH, LENGTH = 2, 12
 
 
-class Module(lightning.LightningModule):
+class Module(lightning.LightningModule):  # type: ignore[misc]
     def __init__(self, *, train: bool = True) -> None:
         super().__init__()
         self.model = tiny().train(train)
@@ -50,8 +50,8 @@ def fit(folder: Path, module: Module, *callbacks: Any, **options: Any) -> CSVLog
     settings: dict[str, Any] = {"max_steps": 4, "accumulate_grad_batches": 2, "log_every_n_steps": 2, "val_check_interval": 4}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "accelerator": "cpu"}
     trainer = lightning.Trainer(logger=logger, callbacks=list(callbacks), **(settings | quiet | options))
-    batches = DataLoader(token_batch(16, LENGTH), batch_size=BATCH)
-    trainer.fit(module, batches, DataLoader(token_batch(6, LENGTH, seed=1), batch_size=BATCH))
+    training, validation = list(token_batch(16, LENGTH)), list(token_batch(6, LENGTH, seed=1))
+    trainer.fit(module, DataLoader(training, batch_size=BATCH), DataLoader(validation, batch_size=BATCH))  # type: ignore[arg-type]
     return logger
 
 
@@ -69,7 +69,10 @@ def test_readings_are_those_of_whole_steps_and_of_validations(tmp_path: Path, pr
     assert not hooks(module.model)
     records = StepFile(Path(logger.log_dir) / "geomprobe.jsonl").records()
     assert [(record["step"], record["mode"]) for record in records] == [(2, "train"), (2, "eval"), (4, "train"), (4, "eval")]
-    texts = {"train": token_batch(16, LENGTH)[4:8], "eval": token_batch(6, LENGTH, seed=1)}  # the second step, of two batches
+    texts: dict[str, Any] = {
+        "train": token_batch(16, LENGTH)[4:8],
+        "eval": token_batch(6, LENGTH, seed=1),
+    }  # the second step, of two batches
     for record in records[:2]:
         reading = Reading.from_dict(record)
         module.model.train(record["mode"] == "train")
@@ -97,7 +100,7 @@ def test_a_model_in_evaluation_mode_is_told(tmp_path: Path) -> None:
         fit(tmp_path, Module(train=False), callback, max_steps=1)
 
 
-class Stops(lightning.Callback):
+class Stops(lightning.Callback):  # type: ignore[misc]
     def on_train_batch_end(self, *arguments: Any) -> None:
         raise ArithmeticError
 
