@@ -40,12 +40,12 @@ class Probe:
         print(probe.read())
 
     Args:
-        model: any model that contains one Hugging Face decoder, wrapped or not.
+        model: any model that contains one Hugging Face decoder, wrapped or not; or any other with ``decoder``.
         metrics: the metrics to compute. Default: ``RepresentationEntropy()`` and ``InformationGain()``.
         sites: the sites to measure, as indices of layers or as names (``"layer_05"``, ``"embed"``, ``"final_norm"``). Default:
             all.
         decoder: the decoder and its layers, for a model in which they cannot be found automatically, such as
-            ``Decoder(base=model, layers=model.blocks)``.
+            ``Decoder(base=model, layers=model.blocks, final_norm=model.norm)``.
         when: which forwards to measure: a function of the number of forwards before (such as ``every(20)``), or a whole number
             n for ``every(n)``. Default: all.
         on_error: ``"warn"``: an error inside the probe issues one warning and removes the probe from the model. The model
@@ -169,7 +169,8 @@ class Probe:
     @staticmethod
     def on(model: nn.Module) -> "Probe | None":
         """Return the probe that is attached to ``model``, or ``None``."""
-        return _on(find_decoder(model).base)
+        inside = set(model.modules())
+        return next((probe for probe in _attached if probe._decoder.base in inside), None)
 
     def __enter__(self) -> Self:
         return self.attach()

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from geomprobe.integrations.hf_trainer import ProbeCallback
+    from geomprobe.integrations.lightning import LightningCallback
     from geomprobe.integrations.loops import log_reading
     from geomprobe.integrations.names import flat
     from geomprobe.integrations.wandb_sink import WandbSink, offline_without_login
 
-__all__ = ["ProbeCallback", "WandbSink", "flat", "log_reading", "offline_without_login"]
+__all__ = ["LightningCallback", "ProbeCallback", "WandbSink", "flat", "log_reading", "offline_without_login"]
 
 _HOME = {
+    "LightningCallback": "geomprobe.integrations.lightning",
     "ProbeCallback": "geomprobe.integrations.hf_trainer",
     "WandbSink": "geomprobe.integrations.wandb_sink",
     "flat": "geomprobe.integrations.names",

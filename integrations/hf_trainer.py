@@ -11,15 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
-from geomprobe import GeomprobeError, Metric, Probe, Reading
+from geomprobe import Decoder, GeomprobeError, Metric, Probe, Reading
 from geomprobe.files import StepFile
 from geomprobe.integrations.names import Log, check_log, flat
 from geomprobe.integrations.picture import PICTURE, draw_layers
+from geomprobe.integrations.ranks import on_any_rank
 from geomprobe.integrations.trainer_trackers import TrainerTrackers
 from geomprobe.schedule import Schedule, as_schedule
 
@@ -94,6 +94,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     Args:
         metrics: the metrics to compute. Default: ``RepresentationEntropy()`` and ``InformationGain()``.
         sites: the sites to measure, as for ``Probe``. Default: all.
+        decoder: a function that returns the ``Decoder`` of the model, for a model in which it is not found, such as
+            ``lambda model: Decoder(base=model, layers=model.transformer.h, final_norm=model.transformer.ln_f)``.
         when: which optimizer steps to measure, counted from 1: a schedule, or ``50`` for ``every(50)``. Default: those at which
             Trainer logs the loss (with ``logging_strategy="epoch"`` the last step of each epoch, with ``"no"`` none).
         evaluate: whether to measure evaluations.
@@ -125,6 +127,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         metrics: Sequence[Metric] | None = None,
         *,
         sites: Sequence[int | str] | None = None,
+        decoder: Callable[[Any], Decoder] | None = None,
         when: Schedule | int | None = None,
         evaluate: bool = True,
         no_grad: bool = False,
@@ -139,6 +142,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         check_log(log)
         self.metrics = metrics
         self.sites = sites
+        self.decoder = decoder
         self.when = as_schedule(when)
         self.evaluate = evaluate
         self.no_grad = no_grad
@@ -197,6 +201,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             model,
             self.metrics,
             sites=self.sites,
+            decoder=None if self.decoder is None else self.decoder(model),
             when=self._gate,
             on_error=self.on_error,
             pad_token_id=self.pad_token_id,
@@ -342,7 +347,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             return
         with self._guarded(state):
             fault = self.fault if self.probe is None else self.probe.fault
-            self._stopped = _on_any_rank(fault is not None)
+            self._stopped = on_any_rank(fault is not None)
             if self.probe is None:
                 return
             if self._stopped:
@@ -462,12 +467,3 @@ def _evaluated(metrics: dict[str, float]) -> str:
     """``eval``, or ``eval_<name>`` for one of several evaluation sets: the prefix of the names of Trainer's metrics."""
     prefix = next((key.removesuffix("_runtime") for key in reversed(metrics) if key.endswith("_runtime")), "eval")
     return prefix if prefix.startswith("eval") else f"eval_{prefix}"
-
-
-def _on_any_rank(flag: bool) -> bool:
-    """Whether ``flag`` is true in any process. This is a collective operation."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return flag
-    flags = [flag] * dist.get_world_size()
-    dist.all_gather_object(flags, flag)
-    return any(flags)

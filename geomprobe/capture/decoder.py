@@ -13,17 +13,29 @@ __all__ = ["Decoder", "find_decoder"]
 
 @dataclass(frozen=True)
 class Decoder:
-    """The decoder of a model and its layers: found by :func:`find_decoder`, or given by the user for other models.
+    """The decoder of a model and its parts: found by :func:`find_decoder`, or given by the user for a model that Transformers
+    does not know.
+
+        Probe(gpt, decoder=Decoder(base=gpt, layers=gpt.transformer.h, final_norm=gpt.transformer.ln_f))
 
     Attributes:
-        base: the decoder. One call of it is one forward, and its output is the site ``final_norm`` (``last_hidden_state`` in
-            Transformers), which is usually the output of a norm after the last layer.
-        layers: the decoder layers in order. The input of the first one is the site ``embed`` (``hidden_states[0]`` in
+        base: the module of which one call is one forward. Its token ids are the argument ``input_ids``, or else the first
+            argument that is a tensor of integers of two dimensions; its mask, if it has one, is ``attention_mask``.
+        layers: the decoder layers in order. The hidden states are the first argument of a layer, and its output, or the first
+            of its outputs. They may be in any container, such as ``nn.ModuleList`` or ``nn.Sequential``.
+        embed: the module whose output is the site ``embed``. Default: the input of the first layer (``hidden_states[0]`` in
             Transformers).
+        final_norm: the module whose output is the site ``final_norm``, such as the norm before the head. Default: the output of
+            ``base`` (``last_hidden_state`` in Transformers). Needed if ``base`` returns logits.
+
+    Raises:
+        GeomprobeError: if one of these is no module, there are no layers, or a part is not inside ``base``.
     """
 
     base: nn.Module
     layers: Sequence[nn.Module]
+    embed: nn.Module | None = None
+    final_norm: nn.Module | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, nn.Module) or not all(isinstance(layer, nn.Module) for layer in self.layers):
@@ -32,6 +44,13 @@ class Decoder:
                 "of modules"
             )
         object.__setattr__(self, "layers", tuple(self.layers))
+        inside = set(self.base.modules())
+        for name, part in (("embed", self.embed), ("final_norm", self.final_norm)):
+            if part is not None and part not in inside:
+                raise GeomprobeError(
+                    f"Decoder({name}={type(part).__name__}): expected a module inside base, which is a "
+                    f"{type(self.base).__name__}, so that it runs when base is called"
+                )
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -84,7 +103,7 @@ def find_decoder(model: nn.Module) -> Decoder:
             f"found no decoder layers in {type(model).__name__}: it has neither layers of a class named in "
             f"_can_record_outputs['hidden_states'], nor a ModuleList of config.num_hidden_layers modules; "
             f"it contains {_lists(model)}. Give a Hugging Face decoder or a model that contains one, or name the layers with "
-            "Probe(decoder=Decoder(base=…, layers=…))"
+            f"Probe(model, decoder={_line(model)})"
         )
     encoders = [base for base, layers in found if _is_encoder(layers)]
     found = [(base, layers) for base, layers in found if base not in encoders]
@@ -94,10 +113,14 @@ def find_decoder(model: nn.Module) -> Decoder:
             "decoders, in which each token adds to those before it: give a decoder such as GPT-NeoX or Llama"
         )
     if len(found) > 1:
+        own = _own_decoder(model, {base for base, _ in found})
+        found = [(base, layers) for base, layers in found if base in own] or found
+    if len(found) > 1:
         names = ", ".join(type(base).__name__ for base, _ in found)
         raise GeomprobeError(
             f"{type(model).__name__} contains {len(found)} stacks of layers ({names}), and a probe measures one: "
-            "give the one to measure, for example Probe(model.get_decoder())"
+            "give the one to measure, for example Probe(model, decoder=Decoder(base=…, layers=…)), or in Trainer "
+            "ProbeCallback(decoder=lambda model: …)"
         )
     base, layers = found[0]
     if any(type(layer).__name__ == "PipelineIdentityLayer" for layer in layers):
@@ -142,6 +165,34 @@ def _counted(model: nn.Module) -> list[tuple[nn.Module, nn.ModuleList]]:
 
 def _stacks(owner: nn.Module) -> list[nn.ModuleList]:
     return [child for child in owner.children() if isinstance(child, nn.ModuleList) and len(child) > 0]
+
+
+def _own_decoder(model: nn.Module, bases: set[nn.Module]) -> set[nn.Module]:
+    """The modules of the decoder that a model of Transformers names, among the stacks ``bases`` inside it. No vision tower is
+    one of them."""
+    for module in model.modules():
+        if callable(get := getattr(module, "get_decoder", None)) and bases <= set(module.modules()):
+            decoder = get()
+            return set(decoder.modules()) if isinstance(decoder, nn.Module) else set()
+    return set()
+
+
+def _line(model: nn.Module) -> str:
+    """The ``Decoder(…)`` to write for a model, with the names of the longest list of modules and of a norm after it."""
+    lists = {name: len(child) for name, child in model.named_modules() if isinstance(child, nn.ModuleList | nn.Sequential)}
+    if not lists:
+        return "Decoder(base=…, layers=…)"
+    name = max(lists, key=lambda name: lists[name])
+    owner, _, last = name.rpartition(".")
+    siblings = [sibling for sibling, _ in model.get_submodule(owner).named_children()] if name else []
+    norms = [one for one in siblings if siblings.index(one) > siblings.index(last) and (one.startswith("ln") or "norm" in one)]
+    norm = f", final_norm={_path('.'.join(filter(None, (owner, norms[0]))))}" if norms else ""
+    return f"Decoder(base=model, layers={_path(name)}{norm})"
+
+
+def _path(name: str) -> str:
+    """A submodule as an expression: ``model.blocks[0].norm``."""
+    return "model" + "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in name.split(".") if part)
 
 
 def _lists(model: nn.Module) -> str:

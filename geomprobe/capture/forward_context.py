@@ -211,9 +211,11 @@ def carries_cache(arguments: dict[str, Any]) -> bool:
 
 
 def _looks_like_cache(name: str, value: Any) -> bool:
-    if value is None or isinstance(value, bool | int | Tensor):
+    if name in _POSITIONS:  # of models that keep a cache themselves
+        return isinstance(value, Tensor) or bool(value)
+    if value is None or isinstance(value, bool | int | str | Tensor):
         return False
-    return name in _CACHES or name in ("state", "mems") or "past" in name or "cache" in type(value).__name__.lower()
+    return name in ("state", "mems") or "past" in name or "cache" in name or "cache" in type(value).__name__.lower()
 
 
 def _is_readable(cache: Any) -> bool:
@@ -225,6 +227,10 @@ def _is_readable(cache: Any) -> bool:
 _CACHES = ("past_key_values", "cache", "cache_params")
 """The names of the argument: ``cache`` is that of Transformers 5.24 and later, ``cache_params`` that of older state-space
 models."""
+
+
+_POSITIONS = ("input_pos", "start_pos")
+"""The names by which models outside Transformers are told where in their own cache new tokens stand."""
 
 
 def padding_runs(ids: Tensor, pad: int, eos: Collection[int] = ()) -> Tensor:

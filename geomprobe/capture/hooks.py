@@ -200,11 +200,12 @@ class Capture:
         # A module that is used at several depths gets one hook, which reports them in turn.
         places: dict[nn.Module, list[int]] = {}
         for number, layer in enumerate(layers):
-            places.setdefault(layer, []).append(number)
+            # With a module for the embeddings, the first layer's input is no site.
+            places.setdefault(layer, []).append(number if number or self._decoder.embed is None else _PASSED)
         places = {layer: numbers for layer, numbers in places.items() if not watched.isdisjoint(numbers)}
-        self._places = {numbers[0]: tuple(numbers) for numbers in places.values()}
+        self._places = {max(numbers): tuple(numbers) for numbers in places.values()}
         for layer, numbers in places.items():
-            hook = partial(self._before_layer, numbers[0])
+            hook = partial(self._before_layer, max(numbers))
             self._keep(layer._forward_pre_hooks, layer.register_forward_pre_hook(hook, with_kwargs=True))
         if (last := len(layers)) in watched:
             # A last layer that is used before too is passed as often as it is used.
@@ -212,6 +213,11 @@ class Capture:
             self._places[last] = (*[_PASSED] * (times - 1), last)
             hook = partial(self._after_layer, last)
             self._keep(layers[-1]._forward_hooks, layers[-1].register_forward_hook(hook))
+        for number, module in ((0, self._decoder.embed), (last + 1, self._decoder.final_norm)):
+            if module is not None and number in self._numbers:
+                self._places[number] = (number,)
+                hook = partial(self._after_layer, number)
+                self._keep(module._forward_hooks, module.register_forward_hook(hook))
         if self._numbers[-1] > last:
             self._places[last + 1] = (last + 1,)
         self._keep(base._forward_hooks, base.register_forward_hook(self._close, always_call=True))
@@ -291,7 +297,7 @@ class Capture:
         self._end(self._sequences)
 
     def _open(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
+        arguments = _with_ids(dict(zip(self._parameters, args, strict=False)) | kwargs)
         mode = mode_of(base.training, torch.is_grad_enabled())
         if not torch.compiler.is_compiling():
             for table, handle in self._last:
@@ -473,8 +479,8 @@ class Capture:
         if unnamed and tuple(hidden.shape) != (*self._shape, self._width):
             self._listener.noted(
                 f"final_norm was not measured: the output of {type(self._decoder.base).__name__} is {tuple(hidden.shape)}, "
-                f"and its layers have width {self._width}, so it is probably logits. Choose the other sites with sites=…, or "
-                "name a decoder whose output is hidden states with Decoder(base=…, layers=…)"
+                f"and its layers have width {self._width}, so it is probably logits. Name the module that returns hidden "
+                "states with Decoder(base=…, layers=…, final_norm=…), or choose the other sites with sites=…"
             )
         elif hidden.dim() != 3 or hidden.shape[:2] != self._shape or hasattr(hidden, "placements"):
             self._leave_out(
@@ -500,7 +506,7 @@ class Capture:
 
     def _close(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         completed = output is not None  # the hook is called with always_call, and after an exception there is no output
-        if completed and "final_norm" in self._sites:
+        if completed and "final_norm" in self._sites and self._decoder.final_norm is None:
             named = getattr(output, "last_hidden_state", None)
             last = len(self._decoder.sites)
             self._pass(last if named is None else last - 1, output if named is None else named)
@@ -590,6 +596,20 @@ _PACKED_CACHE = (
     "packed documents were run on a KV cache, where the next token belongs to the last document only, and were left out: run "
     "packed documents without past_key_values, or give each document its own batch row"
 )
+
+
+def _with_ids(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a decoder, in which the token ids are named ``input_ids``. Models that Transformers does not know have
+    other names for them. Dynamo traces this."""
+    if arguments.get("input_ids") is not None or arguments.get("inputs_embeds") is not None:
+        return arguments
+    for value in arguments.values():
+        if isinstance(value, Tensor) and value.dim() == 2 and value.dtype in _INTEGERS:
+            return {**arguments, "input_ids": value}
+    return arguments
+
+
+_INTEGERS = (torch.int64, torch.int32)
 
 
 def _in_backward() -> bool:

@@ -57,7 +57,7 @@ def log_spaced(steps: int) -> list[int]:
 def train(out: Path, *, steps: int = 400, probe: bool = True, quiet: bool = False) -> Demo:
     """Train the small model. At log-spaced steps the held-out text is measured, and a checkpoint is saved in ``out``."""
     record = _Record(log_spaced(steps))
-    watcher = ProbeCallback(when=record.steps.__contains__)
+    watcher = ProbeCallback(when=record.steps.__contains__, log="all")  # every name that the sweep logs too
     callbacks = [record, *([watcher] if probe else [])]
     trainer = toy_trainer(out, steps=steps, report_to="wandb", run_name="geomprobe demo", quiet=quiet, callbacks=callbacks)
     trainer.train()
@@ -120,14 +120,15 @@ def sweep_and_report(out: Path, steps: Sequence[int]) -> Path:
 
 
 def _clear(out: Path) -> None:
-    """Make ``out`` the folder of a new demo. The checkpoints, sweep and report of an earlier demo are deleted."""
+    """Make ``out`` the folder of a new demo. The checkpoints, readings, sweep and report of an earlier demo are deleted."""
     try:
         if out.is_dir() and any(out.iterdir()) and not (out / TEXT).exists():
             raise GeomprobeError(f"{out} contains other files: give an empty folder or that of an earlier demo (--out)")
         for folder in (out / SWEEP, *out.glob("checkpoint-*")):
             if folder.is_dir():
                 shutil.rmtree(folder)
-        (out / REPORT).unlink(missing_ok=True)
+        for file in (REPORT, "geomprobe.jsonl"):
+            (out / file).unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GeomprobeError(f"cannot write {out}: {error}; give another folder (--out)") from error

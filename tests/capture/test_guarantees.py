@@ -605,7 +605,9 @@ def test_an_encoder() -> None:
     Guard(geomprobe.probe, "find_decoder", lambda model: Decoder(model, list(model.children()))),
 )
 def test_a_model_without_layers() -> None:
-    with pytest.raises(GeomprobeError, match=r"found no decoder layers in Sequential.*name the layers with Probe\(decoder="):
+    with pytest.raises(
+        GeomprobeError, match=r"found no decoder layers in Sequential.*name the layers with Probe\(model, decoder="
+    ):
         Probe(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
 
 

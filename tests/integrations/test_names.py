@@ -11,7 +11,14 @@ from geomprobe.integrations import flat
 
 
 def test_names_are_there_and_others_are_not() -> None:
-    assert dir(geomprobe.integrations) == ["ProbeCallback", "WandbSink", "flat", "log_reading", "offline_without_login"]
+    assert dir(geomprobe.integrations) == [
+        "LightningCallback",
+        "ProbeCallback",
+        "WandbSink",
+        "flat",
+        "log_reading",
+        "offline_without_login",
+    ]
     for name in dir(geomprobe.integrations):
         assert getattr(geomprobe.integrations, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'Callback'"):

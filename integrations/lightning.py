@@ -1,0 +1,165 @@
+"""A callback that runs a probe inside a Trainer of Lightning, and logs its readings where the loss is logged."""
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from geomprobe import Decoder, GeomprobeError, Metric, Probe, Reading
+from geomprobe.files import StepFile
+from geomprobe.integrations.names import Log, check_log, flat
+from geomprobe.integrations.ranks import on_any_rank
+from geomprobe.schedule import Schedule, as_schedule
+
+try:
+    from lightning.pytorch import Callback
+except ImportError:
+    Callback = object
+
+__all__ = ["LightningCallback"]
+
+
+class LightningCallback(Callback):  # type: ignore[misc]
+    """Measure the geometry of a model while Lightning trains it.
+
+        lightning.Trainer(logger=logger, callbacks=[LightningCallback(when=50)]).fit(module, data)
+
+    A measured step is one optimizer step, including all batches of ``accumulate_grad_batches``. Validations are measured
+    completely, apart from the training. The numbers go to the loggers of the Trainer at the step of the loss (Lightning counts
+    from 0, so the first optimizer step is logged at 0). Complete readings are lines of ``geomprobe.jsonl`` in the folder of the
+    logger. The results of training do not change.
+
+    Lightning leaves a model in the mode in which it was given: call ``model.train()`` after ``from_pretrained``.
+
+    Args:
+        metrics: the metrics to compute, as for ``Probe``.
+        sites: the sites to measure, as for ``Probe``. Default: all.
+        decoder: a function that returns the ``Decoder`` of the ``LightningModule``, if it is not found.
+        when: which optimizer steps to measure, counted from 1: a schedule, or ``50`` for ``every(50)``. Default: those at which
+            Lightning logs (``log_every_n_steps``).
+        log: ``"overview"`` for at most 24 numbers of a reading, or ``"all"``, as for :func:`flat`.
+        jsonl: the file of readings. Default: ``geomprobe.jsonl`` in ``trainer.log_dir``, or else in ``default_root_dir``.
+        on_error: ``"warn"``: an error in measuring issues one warning and ends the measurement, an error in logging issues one
+            warning, and training continues. ``"raise"``: the error is raised.
+
+    Attributes:
+        probe: the probe while training runs, else ``None``.
+
+    Raises:
+        GeomprobeError: if ``lightning`` is not installed, or ``when`` or ``log`` is unknown; and when training starts, as for
+            ``Probe``.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[Metric] | None = None,
+        *,
+        sites: Sequence[int | str] | None = None,
+        decoder: Callable[[Any], Decoder] | None = None,
+        when: Schedule | int | None = None,
+        log: Log = "overview",
+        jsonl: str | os.PathLike[str] | None = None,
+        on_error: Literal["warn", "raise"] = "warn",
+    ) -> None:
+        if Callback is object:
+            raise GeomprobeError("LightningCallback needs the package lightning: pip install 'geomprobe[lightning]'")
+        check_log(log)
+        self.probe: Probe | None = None
+        self._options: dict[str, Any] = {"metrics": metrics, "sites": sites, "on_error": on_error}
+        self._decoder = decoder
+        self._when = as_schedule(when)
+        self._log: Log = log
+        self._jsonl = jsonl
+        self._raise = on_error == "raise"
+        self._file: StepFile
+        self._step = 0  # the optimizer step that runs, counted from 1
+        self._measured = self._within = self._warned = False
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """:meta private:"""
+        decoder = None if self._decoder is None else self._decoder(pl_module)
+        probe = Probe(pl_module, decoder=decoder, when=lambda forward: self._measured, modes=["train", "eval"], **self._options)
+        folder = trainer.log_dir or trainer.default_root_dir  # on every rank: the first one tells the others
+        self._file = StepFile(self._jsonl or Path(folder) / "geomprobe.jsonl")
+        if trainer.is_global_zero:
+            self._file.rewind(trainer.global_step)
+        self._step, self._measured, self._warned = 0, False, False
+        self.probe = probe.attach()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """:meta private:"""
+        if self.probe is None or self._step == trainer.global_step + 1:
+            return
+        self._step = trainer.global_step + 1
+        when = self._when or (lambda step: step % trainer.log_every_n_steps == 0)
+        self._measured = bool(when(self._step))
+        self.probe.reset("train")
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """:meta private:"""
+        if self._measured and trainer.global_step >= self._step:
+            self._report(trainer, "train", self._step)
+        if trainer.global_step >= self._step:
+            self._measured = False
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """:meta private:"""
+        if self.probe is not None:  # there is none yet in the sanity check
+            self.probe.reset("eval")
+            self._within, self._measured = self._measured, True
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """:meta private:"""
+        if self.probe is not None:
+            self._measured = self._within
+            self._report(trainer, "eval", trainer.global_step)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """:meta private:"""
+        self.close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """:meta private:"""
+        self.close()
+
+    def close(self) -> None:
+        """Remove the probe from the model. Calling this twice is safe."""
+        if self.probe is not None:
+            self.probe.close()
+            self.probe = None
+
+    def _report(self, trainer: Any, mode: Literal["train", "eval"], step: int) -> None:
+        """Read the numbers, which is a collective operation, and write them on the main process."""
+        if self.probe is None:
+            return
+        try:
+            if on_any_rank(self.probe.fault is not None):  # a rank without a probe would be waited for
+                self.close()
+                return
+            reading = self.probe.read(mode, reset=True)
+            if trainer.is_global_zero:
+                self._write(trainer, reading, step)
+        except Exception as error:  # the probe stays, because the other ranks wait for this one in the next report
+            if not str(error).startswith("nothing to read"):
+                if self._raise:
+                    raise
+                self._warn(
+                    f"the reading of step {step} was not logged, and training continues: {type(error).__name__}: {error}"
+                )
+            elif mode == "train":
+                self._warn(
+                    f"nothing was measured in step {step}, because no forward in training mode with gradients ran: Lightning "
+                    "leaves a model in the mode in which it was given, so call model.train() after from_pretrained"
+                )
+
+    def _write(self, trainer: Any, reading: Reading, step: int) -> None:
+        self._file.append(step, reading.to_dict())
+        for logger in trainer.loggers:
+            logger.log_metrics(flat(reading, self._log), step=max(step - 1, 0))
+
+    def _warn(self, text: str) -> None:
+        """Issue a warning, once in a training."""
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"geomprobe: {text}", RuntimeWarning, stacklevel=2)
