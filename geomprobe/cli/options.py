@@ -62,7 +62,7 @@ def _parameter(argument: Argument, kind: Any) -> inspect.Parameter:
     switch = (flag,) if argument.default is False else ()  # without a --no-…
     choices = [choice for part in (kind, *get_args(kind)) if get_origin(part) is Literal for choice in get_args(part)]
     if choices:  # as an enumeration, because Typer has understood Literal for a short time only
-        names: Any = Enum("Choices", dict(zip(choices, choices, strict=True)))
+        names: Any = Enum("Choices", dict(zip(choices, choices, strict=True)))  # type: ignore[misc]
         kind = Optional[names] if argument.default is None else names  # noqa: UP045
     option = typer.Option(*switch, help=argument.says.text, min=argument.says.least)
     default = inspect.Parameter.empty if argument.default is MISSING else "" if argument.default == () else argument.default
