@@ -28,7 +28,7 @@ def project() -> dict[str, Any]:
 
 def modules() -> dict[str, Path]:
     """Every file that must be installed, by its place in the installed tree."""
-    ours = [path for kind in ("*.py", "*.html") for path in (ROOT / "geomprobe").rglob(kind)]
+    ours = [path for kind in ("*.py", "*.j2") for path in (ROOT / "geomprobe").rglob(kind)]
     placed = {f"geomprobe/{path.relative_to(ROOT / 'geomprobe')}": path for path in ours}
     for path in (ROOT / "integrations").rglob("*.py"):
         placed[f"geomprobe/integrations/{path.relative_to(ROOT / 'integrations')}"] = path

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
 
 from geomprobe import GeomprobeError
 from geomprobe.sweeps.processes import Team
@@ -31,4 +32,4 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_two_processes_without_a_launchers_variables(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(work, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(work, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
