@@ -39,7 +39,7 @@ def modules() -> dict[str, Path]:
 def test_every_package_of_the_tree_is_listed(project: dict[str, Any]) -> None:
     packages = {place.removesuffix("/__init__.py").replace("/", ".") for place in modules() if place.endswith("__init__.py")}
     assert set(project["tool"]["setuptools"]["packages"]) == packages
-    folders = {place.rpartition("/")[0].replace("/", ".") for place in modules()}
+    folders = {place.rpartition("/")[0].replace("/", ".") for place in modules() if place.endswith(".py")}
     assert folders == packages, "a folder of modules has no __init__.py"
 
 
