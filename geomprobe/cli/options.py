@@ -65,5 +65,5 @@ def _parameter(argument: Argument, kind: Any) -> inspect.Parameter:
         names: Any = Enum("Choices", dict(zip(choices, choices, strict=True)))  # type: ignore[misc]
         kind = Optional[names] if argument.default is None else names  # noqa: UP045
     option = typer.Option(*switch, help=argument.says.text, min=argument.says.least)
-    default = inspect.Parameter.empty if argument.default is MISSING else "" if argument.default == () else argument.default
+    default = {MISSING: inspect.Parameter.empty, (): ""}.get(argument.default, argument.default)
     return inspect.Parameter(argument.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
