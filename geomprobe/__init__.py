@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from geomprobe.probe import Probe
     from geomprobe.reading import Reading
     from geomprobe.schedule import every
+    from geomprobe.sweeps.config import SweepConfig
     from geomprobe.sweeps.sweep import sweep
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "Probe",
     "Reading",
     "RepresentationEntropy",
+    "SweepConfig",
     "every",
     "sweep",
 ]
@@ -50,6 +52,7 @@ _HOME = {
     "Probe": "geomprobe.probe",
     "Reading": "geomprobe.reading",
     "RepresentationEntropy": "geomprobe.metrics.entropy",
+    "SweepConfig": "geomprobe.sweeps.config",
     "every": "geomprobe.schedule",
     "sweep": "geomprobe.sweeps.sweep",
 }

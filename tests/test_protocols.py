@@ -3,7 +3,7 @@
 import itertools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from geomprobe import AttentionProfile, Curvature, GeomprobeError, Metric, Probe, Reading, RepresentationEntropy
-from geomprobe.cli.options import ProtocolName
 from geomprobe.core.similarity import debiased_cka
 from geomprobe.models.loading import Loaded, load
 from geomprobe.protocols import PROTOCOLS, find_protocol
+from geomprobe.sweeps.config import ProtocolName
 from geomprobe.sweeps.dataset import Batch
 from geomprobe.sweeps.measure import anchor_grams
 from tests import reference
@@ -28,7 +28,7 @@ BLOCK = ReadmeBlock(ROOT / "geomprobe/metrics/README.md", "protocols")
 
 
 def test_the_command_line_knows_the_same_protocols() -> None:
-    assert [name.value for name in ProtocolName] == list(PROTOCOLS)
+    assert list(get_args(ProtocolName)) == list(PROTOCOLS)
     with pytest.raises(GeomprobeError, match="there is no protocol 'two-phases': expected one of three-phases, "):
         find_protocol("two-phases")
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from geomprobe.cli.console import VERBOSE, Command, keeps, say, show, without_loading_bars
-from geomprobe.cli.options import CkaRows, Device, Dtype, ProtocolName, WhichRows
+from geomprobe.cli.options import Device, Dtype, arguments_as_options
 from geomprobe.cli.paper import app as paper
 from geomprobe.errors import GeomprobeError
 from geomprobe.files import check_writable, read_text, write_whole
@@ -121,53 +121,11 @@ def inspect(
 
 
 @app.command(cls=Command, short_help="Measure many checkpoints or models on the same tokens.")
+@arguments_as_options(
+    {"models": list[str], "data": str, "out": Path, "revisions": str}, without=("progress", "on_record"), before="dtype"
+)
 def sweep(
-    models: Annotated[
-        list[str],
-        typer.Argument(help="A folder that contains checkpoint-* folders; or one or more hub ids or directories of models."),
-    ],
-    data: Annotated[str, typer.Option(help="A .txt, .jsonl[.gz] or .parquet file, or the id of a dataset (NAME:CONFIG).")],
-    out: Annotated[Path, typer.Option(help="Output folder; an existing run is resumed.")],
-    revisions: Annotated[str, typer.Option(help="Revisions of one model on the hub: step1,step512,…")] = "",
-    field: Annotated[str, typer.Option(help="Field with the text of a document, or with its list of messages.")] = "text",
-    split: Annotated[str, typer.Option(help="Split of a dataset on the hub.")] = "train",
-    tokens: Annotated[int, typer.Option(help="Number of tokens that every checkpoint reads.", min=2)] = 65_536,
-    length: Annotated[
-        int | None,
-        typer.Option(help="Maximum tokens per text. Default: 256, or what the model allows if that is less.", min=2),
-    ] = None,
-    sample: Annotated[
-        int, typer.Option(help="Number of tokens on which expensive metrics (information gain, Lasso …) are measured.", min=2)
-    ] = 1024,
-    batch_tokens: Annotated[int, typer.Option(help="Maximum tokens per batch, padding included.", min=2)] = 2048,
-    texts: Annotated[
-        int | None, typer.Option(help="Number of texts to read. Default: as many as --tokens are enough for.", min=1)
-    ] = None,
-    truncate: Annotated[
-        bool, typer.Option("--truncate", help="Read only the first --length tokens of each document, and do not divide it.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the order of documents and of the null baselines.")] = 0,
-    sketch: Annotated[
-        int | None, typer.Option(help="Approximate covariances by this number of random directions.", min=1)
-    ] = None,
-    protocol: Annotated[ProtocolName | None, typer.Option(help="Measure the numbers of a published protocol too.")] = None,
-    rows: Annotated[
-        WhichRows, typer.Option(help="last or mean: measure entropies and ranks of one row for each text too.")
-    ] = WhichRows.all,
-    cka_rows: Annotated[CkaRows, typer.Option(help="Compare rows of length one by CKA, or rows as they are.")] = CkaRows.unit,
-    baselines: Annotated[
-        bool, typer.Option(help="Measure null baselines too: a model with random weights, and Gaussian rows.")
-    ] = True,
-    wandb: Annotated[str | None, typer.Option("--wandb", help="Log to this W&B project.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Dtype of the weights; auto is that of the checkpoint.")] = Dtype.float32,
-    device: Device = None,
-    device_map: Annotated[str | None, typer.Option(help="auto, for models that do not fit on one device.")] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Hub id or directory of the tokenizer, for checkpoints without one.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the models.")
-    ] = False,
+    *, wandb: Annotated[str | None, typer.Option("--wandb", help="Log to this W&B project.")] = None, **arguments: Any
 ) -> None:
     """Measure many checkpoints, or models of several sizes, on the same tokens. A sweep that was stopped can be resumed."""
     from geomprobe.sweeps.checkpoints import find_checkpoints
@@ -176,46 +134,19 @@ def sweep(
     from geomprobe.tracking.closing import closing_figures, closing_page
     from geomprobe.tracking.sweep_run import SweepTracker
 
-    keeps(f"The records that were finished are kept in {out}; run the same command to go on")
-    of = [name.strip() for name in revisions.split(",") if name.strip()]
+    keeps(f"The records that were finished are kept in {arguments['out']}; run the same command to go on")
+    arguments["revisions"] = [name.strip() for name in arguments["revisions"].split(",") if name.strip()]
     main = os.environ.get("RANK", "0") == "0"
     tracker = None
     if wandb is not None and main:
-        steps = [checkpoint.step for checkpoint in find_checkpoints(models, of)]
-        config = {"models": models, "revisions": of, "data": data, "tokens": tokens}
-        tracker = SweepTracker(out, wandb, config, axis="parameters" if None in steps else "step")
+        steps = [checkpoint.step for checkpoint in find_checkpoints(arguments["models"], arguments["revisions"])]
+        shown = {name: arguments[name] for name in ("models", "revisions", "data", "tokens")}
+        tracker = SweepTracker(arguments["out"], wandb, shown, axis="parameters" if None in steps else "step")
     with tracker or nullcontext():
-        run = run_sweep(
-            models,
-            data=data,
-            out=out,
-            revisions=of,
-            field=field,
-            split=split,
-            tokens=tokens,
-            length=length,
-            sample=sample,
-            batch_tokens=batch_tokens,
-            texts=texts,
-            truncate=truncate,
-            seed=seed,
-            sketch=sketch,
-            rows=rows.value,
-            cka_rows=cka_rows.value,
-            protocol=None if protocol is None else protocol.value,
-            baselines=baselines,
-            dtype=dtype.value,
-            device=device,
-            device_map=device_map,
-            tokenizer=tokenizer,
-            trust_remote_code=trust_remote_code,
-            progress=True,
-            on_record=None if tracker is None else tracker.record,
-        )
+        run = run_sweep(**arguments, progress=True, on_record=None if tracker is None else tracker.record)
         if tracker is not None:
-            tracker.finish(
-                lambda: closing_figures(run), lambda: closing_page(run, device=device, trust_remote_code=trust_remote_code)
-            )
+            chosen = {name: arguments[name] for name in ("device", "trust_remote_code")}
+            tracker.finish(lambda: closing_figures(run), lambda: closing_page(run, **chosen))
     if not main:
         return
     show(table(run))
@@ -223,7 +154,7 @@ def sweep(
         raise GeomprobeError(
             f"{len(run.failed)} of {len(run.records)} records failed (see above); run the same command to try these again"
         )
-    say(f"\nmake a report of it:  geomprobe report {out}")
+    say(f"\nmake a report of it:  geomprobe report {arguments['out']}")
 
 
 @app.command(cls=Command, short_help="Write all numbers of a sweep to one table.")

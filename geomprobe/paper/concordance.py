@@ -4,11 +4,11 @@ The items are in :data:`geomprobe.paper.items.ITEMS`; here they are printed, for
 for the ``README.md`` of this folder, which a test holds to it.
 """
 
-import html
 import textwrap
 from collections.abc import Collection, Sequence
 
 from geomprobe.paper.items import ITEMS, Item
+from geomprobe.report.render import render
 
 __all__ = ["to_html", "to_markdown", "to_text"]
 
@@ -47,19 +47,7 @@ def to_markdown() -> str:
 
 def to_html(on_page: Collection[str] = ()) -> str:
     """A ``<table>``; commands whose sections are ``on_page`` are links to them."""
-    rows = []
-    for item in ITEMS:
-        computed = "<br>".join(f"<code>{html.escape(name)}</code>" for name in item.functions)
-        command = f"geomprobe paper {item.command}"
-        if item.command:
-            computed += f'<br><a href="#{item.command}">{command}</a>' if item.command in on_page else f"<br>{command}"
-        test = "<br>".join(f"<code>{html.escape(part)}</code>" for part in item.test.split("::"))
-        cells = (html.escape(item.subject), html.escape(_verdict(item)), computed, test)
-        rows.append(f"<tr><th>{html.escape(item.name)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    names = ("item", "what it is", "verdict", "computed by", "tested by")
-    head = "".join(f"<th>{name}</th>" for name in names)
-    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<div class="scroll"><table class="concordance">{body}</table></div>'
+    return render("geomprobe.paper", "concordance.html.j2", items=ITEMS, on_page=on_page)
 
 
 def _verdict(item: Item) -> str:

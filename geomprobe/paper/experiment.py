@@ -1,6 +1,5 @@
 """A figure or table of the paper as something that runs: numbers, a picture of them, and what they say of its claims."""
 
-import html
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -82,19 +81,6 @@ class Table:
 
         title = [part for whole in self.title.splitlines() for part in textwrap.wrap(whole, 80)]
         return "\n".join([*title, "", *map(line, (self.columns, *self.rows))])
-
-    def to_html(self) -> str:
-        """A ``<table>``."""
-
-        def line(cells: Sequence[str], tag: str) -> str:
-            kinds = ["th"] + ['td class="words"'] * (self.words - 1) + [tag] * (len(cells) - self.words)
-            return "".join(f"<{kind}>{html.escape(cell)}</{kind[:2]}>" for kind, cell in zip(kinds, cells, strict=True))
-
-        rows = "".join(f"<tr>{line(row, 'td')}</tr>" for row in self.rows)
-        return (
-            f'<div class="scroll"><table><caption>{html.escape(self.title)}</caption>'
-            f"<thead><tr>{line(self.columns, 'th')}</tr></thead><tbody>{rows}</tbody></table></div>"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
+from typing import cast
 
 from geomprobe.errors import GeomprobeError
 from geomprobe.files import write_whole
@@ -16,6 +17,7 @@ from geomprobe.models.toy import held_out_text, toy_trainer
 from geomprobe.paper.experiment import Request, Table
 from geomprobe.report.theme import si_format
 from geomprobe.report.token_page import printable
+from geomprobe.sweeps.config import DtypeName
 from geomprobe.sweeps.records import Record, Run
 from geomprobe.sweeps.sweep import sweep
 
@@ -111,7 +113,7 @@ def _swept(request: Request, data: str, key: str) -> Run:
         tokens=request.tokens,
         sample=min(_SAMPLE, request.tokens),
         seed=request.seed,
-        dtype=request.dtype,
+        dtype=cast(DtypeName, request.dtype),  # which the sweep checks
         device=request.device,
         progress=True,
     )

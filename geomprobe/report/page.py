@@ -3,20 +3,18 @@
 import json
 import math
 import re
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geomprobe.errors import GeomprobeError
 from geomprobe.protocols import PROTOCOLS, Protocol
 from geomprobe.report import figures
 from geomprobe.report.descriptions import COMPACT, describe
-from geomprobe.report.theme import escape_label, si_format, template
+from geomprobe.report.render import content_hash, render
+from geomprobe.report.theme import shorten, si_format, template
 from geomprobe.sweeps.records import Record, Run
 
 if TYPE_CHECKING:
@@ -62,9 +60,9 @@ class FigureGroup:
     """Figures under one heading, with an explanation and a caveat.
 
     Attributes:
-        title: the heading.
-        read: how to read the figures.
-        caveat: what they do not mean.
+        title: the heading, as HTML.
+        read: how to read the figures, as HTML.
+        caveat: what they do not mean, as HTML.
         views: sets of figures of which one is visible at a time, by the values of the switches: ``(run, normalisation)``.
         tabled: number of figures of a view whose numbers are in a table; the other figures show the same numbers again.
     """
@@ -94,29 +92,25 @@ def report_page(runs: Sequence[Run]) -> str:
             raise GeomprobeError(f"{run.path}: this run has no measured checkpoint, so there is nothing to show: {why}")
     compared = _comparable(runs)
     drawn: list[dict[str, Any]] = []
-    body = "".join(_section(title, plates, drawn) for title, plates in _sections(compared) if plates)
-    page = files("geomprobe.report").joinpath("report.html").read_text("utf-8")
+    sections = [_section(title, groups, drawn) for title, groups in _sections(compared) if groups]
     from plotly.offline import get_plotlyjs
 
     plotly: str = get_plotlyjs()
-    script = page.rpartition("<script>")[2].partition("</script>")[0]
-    parts = {
-        "title": escape_label(" · ".join(run.name for run in runs), most=80),
-        "script_hashes": " ".join(
-            f"'sha256-{b64encode(sha256(code.encode()).digest()).decode()}'" for code in (plotly, script)
-        ),
-        "summary": _summary(compared),
-        "facts": _facts(runs),
-        "notes": "".join(f"<li>{note}</li>" for note in _notes(runs)),
-        "body": body,
-        "data": json.dumps(
-            {"themes": {"light": template(), "dark": template(dark=True)}, "figures": drawn},
-            separators=(",", ":"),
-            allow_nan=False,
-        ).replace("<", "\\u003c"),
-        "plotly": plotly,
-    }
-    return re.sub(r"\{\{(\w+)\}\}", lambda field: parts[field[1]], page)  # one pass: a name may contain {{…}} itself
+    summary, courses = _summary(compared)
+    return render(
+        "geomprobe.report",
+        "report.html.j2",
+        title=shorten(" · ".join(run.name for run in runs), most=80),
+        plotly=plotly,
+        plotly_hash=content_hash(plotly),
+        summary=summary,
+        courses=courses,
+        facts=_facts(runs),
+        failed=_failed(runs),
+        notes=_notes(runs),
+        sections=sections,
+        data={"themes": {"light": template(), "dark": template(dark=True)}, "figures": drawn},
+    )
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------------
@@ -304,118 +298,142 @@ def _one(found: Iterable["Figure | None"]) -> dict[tuple[str, ...], Sequence["Fi
 # -- page -------------------------------------------------------------------------------------------------------------------
 
 
-def _section(title: str, plates: Sequence[FigureGroup], drawn: list[dict[str, Any]]) -> str:
+class Sign(NamedTuple):
+    """An entry of a legend.
+
+    Attributes:
+        name: the label, as HTML.
+        style: the look of the sign before it.
+        shape: the kind of the sign: ``"dot"``, ``"ramp"``, or a line if it is empty.
+        before: another label before the sign of a sequence.
+    """
+
+    name: str
+    style: str
+    shape: str = ""
+    before: str = ""
+
+
+class Table(NamedTuple):
+    """The numbers of a figure: one column per line, one row per position on the x axis."""
+
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
+
+
+class Panel(NamedTuple):
+    """A figure with its texts. ``table`` is ``None`` for figures whose numbers are in another table, and empty for a map."""
+
+    number: int
+    title: str
+    heading: bool
+    unit: str
+    is_map: bool
+    signs: list[Sign]
+    spoken: str
+    notes: list[str]
+    table: Table | tuple[()] | None
+
+
+class View(NamedTuple):
+    """The figures that are visible at a time: those of the choices ``place``, which are ``called`` so."""
+
+    place: str
+    called: str
+    signs: list[Sign]
+    least: int
+    panels: list[Panel]
+
+
+def _section(title: str, groups: Sequence[FigureGroup], drawn: list[dict[str, Any]]) -> dict[str, Any]:
     """Figure groups under a heading; a single group uses its own title as heading. Small groups side by side share a legend."""
-    shared: list[str] = []
+    shared: list[Sign] = []
     if title == _OTHERS:
-        figures = [figure for plate in plates for view in plate.views.values() for figure in view]
-        shared = max((_legend(figure.to_plotly_json()["data"]) for figure in figures), key=len)
-    inner = "".join(_figure_group(plate, drawn, shared, alone=len(plates) == 1) for plate in plates)
-    return (
-        f"<section{' class=small' * (title == _OTHERS)}><h2>{title if len(plates) > 1 else plates[0].title}</h2>"
-        f'{_listed(shared)}<div class="plates">{inner}</div></section>'
-    )
+        every = [figure for group in groups for view in group.views.values() for figure in view]
+        shared = max((_legend(figure.to_plotly_json()["data"]) for figure in every), key=len)
+    alone = len(groups) == 1
+    plates = [_figure_group(group, drawn, shared) | {"heading": not alone} for group in groups]
+    return {"title": groups[0].title if alone else title, "small": title == _OTHERS, "signs": shared, "plates": plates}
 
 
-def _figure_group(plate: FigureGroup, drawn: list[dict[str, Any]], shared: Sequence[str], *, alone: bool) -> str:
-    keys = list(plate.views)
-    choices = [list(dict.fromkeys(values)) for values in zip(*keys, strict=True)]
-    number = len(drawn)
-    switches = "".join(
-        f'<fieldset class="switch"><legend class="spoken">{plate.title}: show</legend>'
-        + "".join(
-            f'<label><input type="radio" name="p{number}-{place}" value="{i}"{" checked" * (i == 0)}>'
-            f"<span>{escape_label(label)}</span></label>"
-            for i, label in enumerate(labels)
-        )
-        + "</fieldset>"
+def _figure_group(group: FigureGroup, drawn: list[dict[str, Any]], shared: Sequence[Sign]) -> dict[str, Any]:
+    choices = [list(dict.fromkeys(values)) for values in zip(*group.views, strict=True)]
+    number, views = len(drawn), []
+    for key, shown in group.views.items():
+        chosen = [(labels.index(value), shorten(value)) for labels, value in zip(choices, key, strict=True) if len(labels) > 1]
+        place, called = "-".join(str(option) for option, _ in chosen), ", ".join(value for _, value in chosen)
+        views.append(_view(group, shown, place, called, drawn, shared))
+    switches = [
+        {"name": f"p{number}-{place}", "labels": [shorten(label) for label in labels]}
         for place, labels in enumerate(choices)
         if len(labels) > 1
-    )
-    views = ""
-    for key in keys:
-        chosen = [
-            (str(labels.index(value)), escape_label(value))
-            for labels, value in zip(choices, key, strict=True)
-            if len(labels) > 1
-        ]
-        place = "-".join(option for option, _ in chosen)
-        called = ", ".join(value for _, value in chosen)
-        views += (
-            f'<div class="view" data-view="{place}"{"" if key == keys[0] else " hidden"}>'
-            f"{_view(plate, plate.views[key], called, drawn, shared)}</div>"
-        )
-    title = "" if alone else f"<h3>{plate.title}</h3>"
-    return (
-        f'<figure class="plate"><figcaption>{title}<p>{plate.read} <i>{plate.caveat}</i></p></figcaption>{switches}{views}'
-        '<p class="none" hidden>This run does not have these numbers.</p></figure>'
-    )
+    ]
+    return {"title": group.title, "read": group.read, "caveat": group.caveat, "switches": switches, "views": views}
 
 
-def _view(plate: FigureGroup, view: Sequence["Figure"], called: str, drawn: list[dict[str, Any]], shared: Sequence[str]) -> str:
-    plain = [json.loads(figure.to_json()) for figure in view]
+def _view(
+    group: FigureGroup,
+    shown: Sequence["Figure"],
+    place: str,
+    called: str,
+    drawn: list[dict[str, Any]],
+    shared: Sequence[Sign],
+) -> View:
+    plain = [json.loads(figure.to_json()) for figure in shown]
     legends = [_legend(figure["data"]) for figure in plain]
     longest = max(legends, key=len)
-    if together := len(view) > 1 and all(set(legend) <= set(longest) for legend in legends if legend):
+    if together := len(shown) > 1 and all(set(legend) <= set(longest) for legend in legends if legend):
         shared = longest
-    panels, tables = _listed(longest) if together else "", ""
-    panels += f'<div class="panels" style="--least:{_LEAST.get(len(view), 27)}rem">'
+    panels = []
     for i, (figure, legend) in enumerate(zip(plain, legends, strict=True)):
         title, unit = figure["layout"].pop("title")["text"], figure["layout"]["yaxis"].pop("title")["text"]
         is_map = figure["data"][0]["type"] == "heatmap"
-        unit = f"<span>{unit}</span>" if unit and not is_map else ""
-        heading = f"<h4>{title} {unit}</h4>" if len(view) > 1 or title != plate.title else f"<h4>{unit}</h4>"
-        note = "".join(f'<p class="law">{said["text"]}</p>' for said in figure["layout"].pop("annotations", ()))
+        notes = [said["text"] for said in figure["layout"].pop("annotations", ())]
         figure["layout"].pop("margin", None)
-        own = "" if set(legend) <= set(shared) else _listed(legend)
-        panels += (
-            f'<div class="panel{" map" * is_map}">{heading}{own}<div class="plot" role="img" '
-            f'aria-label="{title}. {_spoken(figure["data"])}" data-figure="{len(drawn)}"></div>{note}</div>'
-        )
-        if i < (plate.tabled or len(view)):
-            tables += (
-                f'<div class="scroll" tabindex="0" role="region" aria-label="{title}, numbers">'
-                f"<table><caption>{title}</caption>{_table(figure['data'])}</table></div>"
+        panels.append(
+            Panel(
+                number=len(drawn),
+                title=title,
+                heading=len(shown) > 1 or title != group.title,
+                unit="" if is_map else unit,
+                is_map=is_map,
+                signs=[] if set(legend) <= set(shared) else legend,
+                spoken=_spoken(figure["data"]),
+                notes=notes,
+                table=_table(figure["data"]) if i < (group.tabled or len(shown)) else None,
             )
+        )
         drawn.append(_packed(figure))
-    return f"{panels}</div><details><summary>Numbers{f': {called}' * bool(called)}</summary>{tables}</details>"
+    return View(place, called, longest if together else [], _LEAST.get(len(shown), 27), panels)
 
 
-def _legend(traces: Sequence[Mapping[str, Any]]) -> list[str]:
+def _legend(traces: Sequence[Mapping[str, Any]]) -> list[Sign]:
     """The legend of a figure. A long sequence is shown by its first and last name with the colours between; a single line and a
     heatmap have no legend."""
     if len(traces) < 2:
         return []
     sequence = [trace for trace in traces if trace["line"]["dash"] == "solid"]
-    items = []
+    signs = []
     if not all(trace["showlegend"] for trace in sequence):
         colours = ",".join(f"light-dark({trace['line']['color']},{trace['meta']})" for trace in sequence)
-        ends = sequence[0]["name"], sequence[-1]["name"]
-        items.append(f'<li>{ends[0]}<i class="ramp" style="background:linear-gradient(90deg,{colours})"></i>{ends[1]}</li>')
+        style = f"background:linear-gradient(90deg,{colours})"
+        signs.append(Sign(sequence[-1]["name"], style, "ramp", before=sequence[0]["name"]))
         traces = [trace for trace in traces if trace["line"]["dash"] != "solid"]
     for trace in traces:
         if trace["showlegend"]:
             several = sum(other["legendgroup"] == trace["legendgroup"] for other in traces) > 1
             colour = "var(--muted)" if several else f"light-dark({trace['line']['color']},{trace['meta']})"
             border = {"solid": "solid", "dash": "dashed", "dot": "dotted"}[trace["line"]["dash"]]
-            sign = (
-                f' class="dot" style="background:{colour}"'
-                if trace["mode"] == "markers"
-                else f' style="border-top:2px {border} {colour}"'
-            )
-            items.append(f"<li><i{sign}></i>{trace['legendgroup']}</li>")
-    return items
+            dot = trace["mode"] == "markers"
+            style = f"background:{colour}" if dot else f"border-top:2px {border} {colour}"
+            signs.append(Sign(trace["legendgroup"], style, "dot" if dot else ""))
+    return signs
 
 
-def _listed(legend: Sequence[str]) -> str:
-    return f'<ul class="key">{"".join(legend)}</ul>' if legend else ""
-
-
-def _table(traces: Sequence[Mapping[str, Any]]) -> str:
-    """The numbers of a figure as a table with one column per line and one row per position on the x axis. Texts are escaped
-    already."""
+def _table(traces: Sequence[Mapping[str, Any]]) -> Table | tuple[()]:
+    """The numbers of a figure, whose names and labels are HTML; nothing for a map."""
     if traces[0]["type"] == "heatmap":
-        return ""
+        return ()
     lines = [trace for trace in traces if trace["name"] != "power law"]
     rows = {label: None for trace in sorted(lines, key=lambda t: -len(t["x"])) for label in trace["customdata"]}
     columns = [dict(zip(trace["customdata"], trace["y"], strict=True)) for trace in lines]
@@ -423,12 +441,8 @@ def _table(traces: Sequence[Mapping[str, Any]]) -> str:
         rows.pop("gaussian")
         for i in constant:
             columns[i] = dict.fromkeys(rows, lines[i]["y"][0])
-    head = "".join(f"<th scope=col>{trace['name']}" for trace in lines)
-    body = "".join(
-        f"<tr><th scope=row>{label}" + "".join(f"<td>{_cell(column.get(label))}" for column in columns)  # end tags are optional
-        for label in rows
-    )
-    return f"<thead><tr><td>{head}<tbody>{body}"
+    cells = [(label, [_cell(column.get(label)) for column in columns]) for label in rows]
+    return Table([trace["name"] for trace in lines], cells)
 
 
 def _cell(value: float | None) -> str:
@@ -462,23 +476,21 @@ def _packed(plain: dict[str, Any]) -> dict[str, Any]:
 # -- what was measured ------------------------------------------------------------------------------------------------------
 
 
-def _summary(runs: Sequence[Run]) -> str:
-    """A sentence with the first and last numbers of the run."""
+def _summary(runs: Sequence[Run]) -> tuple[str, list[tuple[str, str, str, str]]]:
+    """The beginning of a sentence, and what each metric of the first figures does in it: its name, its first number, its last
+    one, and the unit. The first number is empty if there is one checkpoint only."""
     if len(runs) > 1:
-        return f"{len(runs)} runs over training."
+        return f"{len(runs)} runs over training", []
     first, last = runs[0].checkpoints[0], runs[0].checkpoints[-1]
     courses = []
     for metric, (name, unit) in _GLANCE.items():
         start, end = (record.loss if metric == "loss" else _at_end(record, metric) for record in (first, last))
-        if start is not None and end is not None and first is not last:
-            courses.append(f"{name} went from <b>{start:.3g}</b> to <b>{end:.3g}</b> {unit}")
-        elif end is not None:
-            courses.append(f"{name} is <b>{end:.3g}</b> {unit}")
-    between = f"From {_called(first)} to {_called(last)}" if first is not last else f"At {_called(last)}"
-    *most, final = courses or [""]
-    return (
-        f"{between}, {', '.join(most)}{', and ' * bool(most)}{final}." if final else f"{len(runs[0].checkpoints)} checkpoints."
-    )
+        if end is not None:
+            began = "" if start is None or first is last else f"{start:.3g}"
+            courses.append((name, began, f"{end:.3g}", unit))
+    if not courses:
+        return f"{len(runs[0].checkpoints)} checkpoints", []
+    return f"From {_called(first)} to {_called(last)}" if first is not last else f"At {_called(last)}", courses
 
 
 def _at_end(record: Record, metric: str) -> float | None:
@@ -487,11 +499,11 @@ def _at_end(record: Record, metric: str) -> float | None:
 
 
 def _called(record: Record) -> str:
-    return f"step {record.step:,}" if record.step is not None else escape_label(record.name, most=40)
+    return f"step {record.step:,}" if record.step is not None else shorten(record.name, most=40)
 
 
-def _facts(runs: Sequence[Run]) -> str:
-    """A list of what was measured."""
+def _facts(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """What was measured: names and their values."""
     facts: dict[str, dict[str, None]] = {}  # the distinct values of all runs, by name
 
     def say(name: str, *values: str) -> None:
@@ -506,17 +518,17 @@ def _facts(runs: Sequence[Run]) -> str:
             if any(r.kind == kind for r in run.records)
         ]
         for name, protocol in _protocols([run]).items():
-            say("Protocol", f"{name}: {escape(protocol.title)} ({escape(protocol.source)})")
+            say("Protocol", f"{name}: {protocol.title} ({protocol.source})")
         versions = run.manifest["versions"]
-        say("Data", escape_label(data["name"], most=80))
+        say("Data", shorten(data["name"], most=80))
         say("Tokens", ", ".join(f"{data[key]:,} {name}" for key, name in counts.items() if isinstance(data.get(key), int)))
-        say("Hash", f"<code>{escape_label(data['hash'], most=80)}</code>")
+        say("Hash", shorten(data["hash"], most=80))
         read = f"{len(run.checkpoints)} measured" + f", {len(run.failed)} failed" * bool(run.failed)
-        say("Checkpoints", f"{escape_label(run.name)}: {read}" if len(runs) > 1 else read)
+        say("Checkpoints", f"{shorten(run.name)}: {read}" if len(runs) > 1 else read)
         say("Baselines", ", ".join(nulls))
         say(
             "Versions",
-            ", ".join(f"{escape_label(str(name))}\u00a0{escape_label(str(version))}" for name, version in versions.items()),
+            ", ".join(f"{shorten(str(name))}\u00a0{shorten(str(version))}" for name, version in versions.items()),
         )
         folders = {str(Path(r.model).parent) for r in run.checkpoints}
         together = len(folders) == 1 < len(run.checkpoints) and all(
@@ -526,17 +538,17 @@ def _facts(runs: Sequence[Run]) -> str:
             size = f"{si_format(r.parameters)} parameters" if r.parameters else ""
             shape = ", ".join(part for part in (size, f"d\u00a0=\u00a0{r.width}" * bool(r.width)) if part)
             where = folders.copy().pop() if together else r.model or r.name  # checkpoints of one training are in one folder
-            say("Models", escape_label(where, most=80) + f" ({shape})" * bool(shape))
-    listed = "".join(f"<div><dt>{name}</dt><dd>{'; '.join(values)}</dd></div>" for name, values in facts.items() if values)
-    failed = [
-        f"<li><b>{escape_label(r.name, most=80)}</b>{f' of {escape_label(run.name)}' * (len(runs) > 1)}: "
-        f"{escape_label(r.error or '', most=400)}</li>"
+            say("Models", shorten(where, most=80) + f" ({shape})" * bool(shape))
+    return [(name, list(values)) for name, values in facts.items() if values]
+
+
+def _failed(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
+    """What failed: its name, that of its run if there are several, and its error."""
+    return [
+        (shorten(record.name, most=80), shorten(run.name) * (len(runs) > 1), shorten(record.error or "", most=400))
         for run in runs
-        for r in run.failed
+        for record in run.failed
     ]
-    return f"<dl>{listed}</dl>" + (
-        f'<details class="failed"><summary>{len(failed)} failed</summary><ul>{"".join(failed)}</ul></details>' if failed else ""
-    )
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
@@ -551,4 +563,4 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     if len(counts) > 1:
         notes.append("These checkpoints read different numbers of tokens, with which entropies and ranks grow.")
     said = dict.fromkeys(note for record in read if record.reading for note in record.reading.notes)
-    return notes + [escape_label(note, most=300) for note in list(said)[:8]]
+    return notes + [shorten(note, most=300) for note in list(said)[:8]]

@@ -7,7 +7,7 @@ from typing import Any
 from geomprobe.report.token_page import printable
 from geomprobe.sweeps.records import Kind
 
-__all__ = ["BASELINES", "Ink", "categorical", "escape_label", "sequence", "si_format", "template"]
+__all__ = ["BASELINES", "Ink", "categorical", "escape_label", "sequence", "shorten", "si_format", "template"]
 
 Ink = tuple[str, str]
 """A colour for the light scheme and one for the dark scheme."""
@@ -93,17 +93,24 @@ def template(*, dark: bool = False) -> dict[str, Any]:
     }
 
 
+def shorten(text: str, *, most: int = 26) -> str:
+    """Return text from a run for a page: invisible characters are shown, and text longer than ``most`` characters is shortened
+    in the middle.
+
+    >>> shorten("EleutherAI/pythia-160m-deduped", most=20)
+    'Eleuth…-160m-deduped'
+    """
+    shown = printable(text)
+    return shown if len(shown) <= most else f"{shown[: most // 3]}…{shown[-(most - most // 3 - 1) :]}"
+
+
 def escape_label(text: str, *, most: int = 26) -> str:
-    """Return text from a run for a figure or page: HTML is escaped, invisible characters are shown, and text longer than
-    ``most`` characters is shortened in the middle.
+    """Return text from a run, shortened, for a figure, in which Plotly reads labels as HTML.
 
     >>> escape_label("<b>a model</b>")
     '&lt;b&gt;a model&lt;/b&gt;'
     """
-    shown = printable(text)
-    if len(shown) > most:
-        shown = f"{shown[: most // 3]}…{shown[-(most - most // 3 - 1) :]}"
-    return html.escape(shown)
+    return html.escape(shorten(text, most=most))
 
 
 def si_format(number: float) -> str:

@@ -1,17 +1,15 @@
 """An interactive page of one text: the information gain of each token, and its weights on earlier tokens."""
 
-import html
-import json
 import math
 import re
 import unicodedata
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
-from importlib.resources import files
+from typing import NamedTuple
 
 from geomprobe.errors import GeomprobeError
+from geomprobe.report.render import render
 
 __all__ = ["KINDS", "Row", "TokenPage", "printable"]
 
@@ -67,32 +65,26 @@ class TokenPage:
 
     def to_html(self) -> str:
         """Return the page as one self-contained HTML document, which works from a file or in a frame."""
-        template = files("geomprobe.report").joinpath("tokens.html").read_text("utf-8")
-        script = template.partition("<script>")[2].partition("</script>")[0]
         start = self.sites.index(self.start) if self.start in self.sites else len(self.sites) - 1
         gain = self.gain[start]
         low, high = _range(gain)
-        parts = {
-            "title": html.escape(printable(self.title)),
-            "script_hash": b64encode(sha256(script.encode()).digest()).decode(),
-            "notes": "".join(f"<li>{html.escape(printable(note))}</li>" for note in self.notes),
-            "text": "".join(_token(token, value, low, high) for token, value in zip(self.tokens, gain, strict=True)),
-            "site": html.escape(printable(self.sites[start])),
-            "low": _nats(low),
-            "high": _nats(high),
-            "data": self._data(start),
-        }
-        return re.sub(r"\{\{(\w+)\}\}", lambda field: parts[field[1]], template)  # one pass: a text may contain {{…}} itself
-
-    def _data(self, start: int) -> str:
-        data = {
-            "start": start,
-            "sites": [printable(site) for site in self.sites],
-            "gain": [_thousandths(row) for row in self.gain],
-            "r2": [_thousandths(row) for row in self.r2],
-            "picks": {kind: [_packed(row) for row in self.picks[kind]] for kind in KINDS if kind in self.picks},
-        }
-        return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+        return render(
+            "geomprobe.report",
+            "tokens.html.j2",
+            title=printable(self.title),
+            notes=[printable(note) for note in self.notes],
+            tokens=[_token(token, value, low, high) for token, value in zip(self.tokens, gain, strict=True)],
+            site=printable(self.sites[start]),
+            low=_nats(low),
+            high=_nats(high),
+            data={
+                "start": start,
+                "sites": [printable(site) for site in self.sites],
+                "gain": [_thousandths(row) for row in self.gain],
+                "r2": [_thousandths(row) for row in self.r2],
+                "picks": {kind: [_packed(row) for row in self.picks[kind]] for kind in KINDS if kind in self.picks},
+            },
+        )
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -129,12 +121,20 @@ def _packed(row: Row) -> str:
     return b64encode(packed).decode()
 
 
-def _token(token: str, gain: float, low: float, high: float) -> str:
-    """A token as HTML, shaded by its gain. A single space before a word is written between the tokens."""
+class _Token(NamedTuple):
+    """A token on the page. A single space before a word is written between the tokens, as ``gap``."""
+
+    gap: str
+    word: str
+    shade: str
+    ends_line: bool
+
+
+def _token(token: str, gain: float, low: float, high: float) -> _Token:
+    """A token, shaded by its gain; without a shade where the gain is not known."""
     gap, word = (" ", token[1:]) if token.startswith(" ") and token[1:2].strip() else ("", token)
-    shade = f' style="--g:{(gain - low) / ((high - low) or 1):.3f}"' if math.isfinite(gain) else ' data-unknown=""'
-    end = "<br>" if "\n" in word else ""
-    return f'{gap}<span class="t"{shade}>{html.escape(_visible(word))}</span>{end}'
+    shade = f"{(gain - low) / ((high - low) or 1):.3f}" if math.isfinite(gain) else ""
+    return _Token(gap, _visible(word), shade, "\n" in word)
 
 
 def _visible(token: str) -> str:

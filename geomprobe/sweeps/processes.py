@@ -18,6 +18,9 @@ T = TypeVar("T")
 class Team:
     """The processes that ``accelerate launch`` or ``torchrun`` started, or the single process without them.
 
+    It asks ``torch.distributed`` and not accelerate's state, which takes the processes of a group that was made without the
+    variables of a launcher, as by ``torch.multiprocessing.spawn``, for single ones: each would write the folder.
+
     Attributes:
         rank: number of this process; 0 is the main process.
         size: number of processes.

@@ -15,8 +15,8 @@ from geomprobe.metrics.base import Metric
 from geomprobe.metrics.entropy import RepresentationEntropy
 from geomprobe.metrics.information_gain import InformationGain
 from geomprobe.probe import Probe
+from geomprobe.sweeps.comparisons import COMPARISONS
 from geomprobe.sweeps.measure import sample_metrics
-from geomprobe.sweeps.sweep import COMPARISONS
 
 __all__ = ["Panel", "Section", "save", "sections", "to_json"]
 

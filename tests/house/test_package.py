@@ -28,7 +28,7 @@ def project() -> dict[str, Any]:
 
 def modules() -> dict[str, Path]:
     """Every file that must be installed, by its place in the installed tree."""
-    ours = [path for kind in ("*.py", "*.html") for path in (ROOT / "geomprobe").rglob(kind)]
+    ours = [path for kind in ("*.py", "*.j2") for path in (ROOT / "geomprobe").rglob(kind)]
     placed = {f"geomprobe/{path.relative_to(ROOT / 'geomprobe')}": path for path in ours}
     for path in (ROOT / "integrations").rglob("*.py"):
         placed[f"geomprobe/integrations/{path.relative_to(ROOT / 'integrations')}"] = path
@@ -39,7 +39,7 @@ def modules() -> dict[str, Path]:
 def test_every_package_of_the_tree_is_listed(project: dict[str, Any]) -> None:
     packages = {place.removesuffix("/__init__.py").replace("/", ".") for place in modules() if place.endswith("__init__.py")}
     assert set(project["tool"]["setuptools"]["packages"]) == packages
-    folders = {place.rpartition("/")[0].replace("/", ".") for place in modules()}
+    folders = {place.rpartition("/")[0].replace("/", ".") for place in modules() if place.endswith(".py")}
     assert folders == packages, "a folder of modules has no __init__.py"
 
 

@@ -17,7 +17,7 @@ from geomprobe import (
     Probe,
     RepresentationEntropy,
 )
-from geomprobe.sweeps.sweep import COMPARISONS
+from geomprobe.sweeps.comparisons import COMPARISONS
 from tests.house.test_imports import COMMON, MAY_IMPORT, ROOT, SOURCES, home
 from tests.tiny_models import tiny, token_batch
 

@@ -41,7 +41,7 @@ def experiment(measured: list[Request], of: str = "nothing", name: str = "fig9")
     return Experiment(
         name=name,
         title=EVIL,
-        place="Figure 9",
+        place=EVIL,
         read=EVIL,
         caveat=EVIL,
         of=of,

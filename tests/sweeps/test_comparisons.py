@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from geomprobe import GeomprobeError, sweep
+from geomprobe.sweeps import comparisons
 from geomprobe.sweeps import sweep as module
 from geomprobe.sweeps.records import READINGS, Record, Run
 from tests.sweeps.conftest import save_checkpoint
@@ -162,7 +163,7 @@ def test_a_full_disk_ends_the_sweep_and_records_no_failure(
 
     seen: list[Record] = []
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_write_anchor", full)
+        patch.setattr(comparisons, "write_whole", full)
         with pytest.raises(GeomprobeError, match=r"anchor-.*No space left"):
             begin(on_record=seen.append)
     assert [record.kind for record in seen] == ["untrained", "gaussian"]  # the checkpoint is neither recorded nor failed
