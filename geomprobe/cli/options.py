@@ -64,6 +64,7 @@ def _parameter(argument: Argument, kind: Any) -> inspect.Parameter:
     if choices:  # as an enumeration, because Typer has understood Literal for a short time only
         names: Any = Enum("Choices", dict(zip(choices, choices, strict=True)))  # type: ignore[misc]
         kind = Optional[names] if argument.default is None else names  # noqa: UP045
-    option = typer.Option(*switch, help=argument.says.text, min=argument.says.least)
+    metavar = "<name>" if len("|".join(choices)) > 60 else None  # longer ones do not fit on a line of help
+    option = typer.Option(*switch, help=argument.says.text, min=argument.says.least, metavar=metavar)
     default = {MISSING: inspect.Parameter.empty, (): ""}.get(argument.default, argument.default)
     return inspect.Parameter(argument.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])

@@ -63,7 +63,10 @@ class SweepConfig:
     truncate: Annotated[bool, Says("Read only the first --length tokens of each document, and do not divide it.")] = False
     seed: Annotated[int, Says("Seed of the order of documents and of the null baselines.")] = 0
     sketch: Annotated[int | None, Says("Approximate covariances by this number of random directions.", least=1)] = None
-    protocol: Annotated[ProtocolName | None, Says("Measure the numbers of a published protocol too.")] = None
+    protocol: Annotated[
+        ProtocolName | None,
+        Says(f"Measure the numbers of a published protocol too: {', '.join(get_args(ProtocolName))}."),
+    ] = None
     rows: Annotated[
         Literal["all", "last", "mean"], Says("last or mean: measure entropies and ranks of one row for each text too.")
     ] = "all"
