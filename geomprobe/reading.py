@@ -283,11 +283,17 @@ def compute_reading(
                 _put(reading._values, name, site, float(value), "number")
             for name, curve in metric.curves(states).items():
                 _put(reading.curves, name, site, curve, "curve")
-    if len(set(counts.values())) > 1:
-        most = max(counts.values())
-        fewer = ", ".join(f"{site} ({count:.0f})" for site, count in counts.items() if count < most)
-        reading.notes.append(f"the sites were not measured on the same tokens: {most:.0f}, but {fewer}")
+    reading.notes += _uneven_sites(counts)
     return reading
+
+
+def _uneven_sites(counts: Mapping[str, float]) -> list[str]:
+    """A note if the sites, by their numbers of tokens, were not measured on the same ones."""
+    if len(set(counts.values())) < 2:
+        return []
+    most = max(counts.values())
+    fewer = ", ".join(f"{site} ({count:.0f})" for site, count in counts.items() if count < most)
+    return [f"the sites were not measured on the same tokens: {most:.0f}, but {fewer}"]
 
 
 def _put(table: dict[str, T], name: str, site: str, value: T, what: str) -> None:

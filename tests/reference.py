@@ -101,6 +101,10 @@ def rankme(values: Array, floor: float) -> float:
     return math.exp(scipy.stats.entropy(counted(values, 2, floor) * np.sqrt(values)))
 
 
+LEFT_OUT = ("rankme_left_out", "alpha_req_left_out")
+"""Numbers that say how much was left out as rounding errors."""
+
+
 def left_out(values: Array, floor: float, rank: int) -> dict[str, float]:
     """The largest share of the singular values that RankMe's floor may hide, among those that ``rank`` allows."""
     values = np.sort(values)[::-1][:rank]
