@@ -102,16 +102,23 @@ def rankme(values: Array, floor: float) -> float:
 
 
 LEFT_OUT = ("rankme_left_out", "alpha_req_left_out")
-"""Numbers that say how much was left out as rounding errors."""
+"""Numbers that say how much was left out as rounding errors: shares of at most 1, whose own rounding is not small."""
+
+
+def like(expected: Mapping[str, float], relative: float, absolute: float | None = None) -> dict[str, Any]:
+    """What the numbers of another way to the same rows are equal to."""
+    return {
+        key: pytest.approx(value, rel=relative, abs=1e-3 if key.startswith(LEFT_OUT) else absolute, nan_ok=True)
+        for key, value in expected.items()
+    }
 
 
 def left_out(values: Array, floor: float, rank: int) -> dict[str, float]:
     """The largest share of the singular values that RankMe's floor may hide, among those that ``rank`` allows."""
     values = np.sort(values)[::-1][:rank]
-    kept = counted(values, 2, floor) * np.sqrt(values)
-    doubtful = values < 2 * floor * values.max()
-    missing = (np.sqrt(values + floor * values.max()) - kept)[doubtful].sum()
-    return {"rankme_left_out": float(missing / (missing + kept.sum()))}
+    weights, edge = counted(values, 2, floor), floor * values.max()
+    missing = ((1 - weights) * np.sqrt(np.maximum(values, edge) + edge)).sum()
+    return {"rankme_left_out": float(missing / (missing + (weights * np.sqrt(values)).sum()))}
 
 
 def alpha_req(values: Array, floor: float) -> float:

@@ -141,17 +141,18 @@ def rankme(eigenvalues: Tensor, floor: float = 0.0) -> Tensor:
 def rankme_left_out(eigenvalues: Tensor, floor: float, rank: int) -> Tensor:
     """Return the largest share of ``Σ√λ`` that :func:`rankme` with this floor may have left out, 0 to 1.
 
-    An eigenvalue that is left out or weighted down may in truth be larger by the floor. Of a covariance of known ``rank``, only
-    so many eigenvalues can be more than rounding errors. It is 0 for a floor of 0.
+    An eigenvalue that counts with a weight w < 1 is in truth at most itself plus the floor, and at most twice the floor if it is
+    below it, so that at most ``(1 − w) √(max(λ, floor) + floor)`` is left out. Of a covariance of known ``rank``, only so many
+    eigenvalues can be more than rounding errors. It is 0 for a floor of 0.
 
-    >>> round(float(rankme_left_out(torch.tensor([1.0, 1.0, 1e-9]), floor=1e-6, rank=3)), 6)  # 0.001 / 2.001
-    0.0005
+    >>> round(float(rankme_left_out(torch.tensor([1.0, 1.0, 1e-9]), floor=1e-6, rank=3)), 6)  # √2e-6 / (2 + √2e-6)
+    0.000707
     """
     values = eigenvalues.clamp_min(0).sort(dim=-1, descending=True).values[..., : max(rank, 1)]
     edge = floor * values.amax(-1, keepdim=True)
-    kept = _above(floor, _WHOLE_ROOT, values, values) * values.sqrt()
-    missing = torch.where(values < _WHOLE_ROOT * edge, (values + edge).sqrt() - kept, 0).sum(-1)
-    return missing / (missing + kept.sum(-1))
+    weights = _above(floor, _WHOLE_ROOT, values, values)
+    missing = ((1 - weights) * (torch.maximum(values, edge) + edge).sqrt()).sum(-1)
+    return missing / (missing + (weights * values.sqrt()).sum(-1))
 
 
 class PowerLaw(NamedTuple):

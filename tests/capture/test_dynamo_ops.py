@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from geomprobe import AttentionProfile, ContextLasso, GeomprobeError, InformationGain, Probe, every
+from tests.reference import like
 from tests.tiny_models import hooks, padded, tiny, token_batch
 
 pytestmark = pytest.mark.slow  # it compiles graphs
@@ -38,7 +39,7 @@ def run(model: Any, batches: list[dict[str, Tensor]]) -> None:
 def assert_same(probe: Probe, eager: Probe, tolerance: float) -> None:
     """The graph rounds the model's own hidden states in its own way; with the same kernels, not even that."""
     actual, expected = probe.read(), eager.read()
-    assert dict(actual) == pytest.approx(dict(expected), rel=tolerance, nan_ok=True)
+    assert dict(actual) == like(expected, tolerance)
     for site in expected.sites:
         assert actual.curve("gain", site).mean == pytest.approx(expected.curve("gain", site).mean, rel=tolerance, abs=tolerance)
 
@@ -70,7 +71,7 @@ def test_attention_in_a_full_graph(family: str, implementation: str, backend: st
     assert counters["stats"]["unique_graphs"] == 1
     actual, expected = probe.read(), eager.read()
     assert expected["tokens/layer_00"] == 2 * 19
-    assert dict(actual) == pytest.approx(dict(expected), rel=tolerance, abs=tolerance, nan_ok=True)
+    assert dict(actual) == like(expected, tolerance, tolerance)
 
 
 def test_a_mask_that_no_operator_takes_is_refused() -> None:
