@@ -141,9 +141,9 @@ def rankme(eigenvalues: Tensor, floor: float = 0.0) -> Tensor:
 def rankme_left_out(eigenvalues: Tensor, floor: float, rank: int) -> Tensor:
     """Return the largest share of ``Σ√λ`` that :func:`rankme` with this floor may have left out, 0 to 1.
 
-    An eigenvalue that counts with a weight w < 1 is in truth at most itself plus the floor, and at most twice the floor if it is
-    below it, so that at most ``(1 − w) √(max(λ, floor) + floor)`` is left out. Of a covariance of known ``rank``, only so many
-    eigenvalues can be more than rounding errors. It is 0 for a floor of 0.
+    An eigenvalue that counts with a weight w < 1 is in truth at most itself plus the floor, so that at most
+    ``(1 − w) √(max(λ, floor) + floor)`` is left out. Of a covariance of known ``rank``, only so many eigenvalues can be more
+    than rounding errors. It is 0 for a floor of 0.
 
     >>> round(float(rankme_left_out(torch.tensor([1.0, 1.0, 1e-9]), floor=1e-6, rank=3)), 6)  # √2e-6 / (2 + √2e-6)
     0.000707
