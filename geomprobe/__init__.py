@@ -6,7 +6,7 @@ Public names are loaded when they are first used, so that ``import geomprobe`` a
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from geomprobe.errors import GeomprobeError
+from geomprobe.errors import EmptyReadingError, GeomprobeError
 
 if TYPE_CHECKING:
     from geomprobe.capture.decoder import Decoder
@@ -29,6 +29,7 @@ __all__ = [
     "ContextLasso",
     "Curvature",
     "Decoder",
+    "EmptyReadingError",
     "GeomprobeError",
     "InformationGain",
     "MassiveActivations",

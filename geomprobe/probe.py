@@ -12,7 +12,7 @@ from geomprobe.accumulators.state import TokenCount, wanted_attention
 from geomprobe.capture.decoder import Decoder, find_decoder
 from geomprobe.capture.generation import MODES, StopTokens
 from geomprobe.capture.hooks import CALLED_DIRECTLY, Capture
-from geomprobe.errors import GeomprobeError
+from geomprobe.errors import EmptyReadingError, GeomprobeError, is_whole
 from geomprobe.metrics.base import Metric
 from geomprobe.metrics.entropy import RepresentationEntropy
 from geomprobe.metrics.information_gain import InformationGain
@@ -85,7 +85,7 @@ class Probe:
         self.modes = MODES if modes is None else tuple(modes)
         if isinstance(modes, str) or not self.modes or not set(self.modes) <= set(MODES):
             raise GeomprobeError(f"Probe(modes={modes!r}): expected a list of some of {', '.join(map(repr, MODES))}")
-        if pad_token_id is not None and (not isinstance(pad_token_id, int) or isinstance(pad_token_id, bool)):
+        if pad_token_id is not None and not is_whole(pad_token_id):
             raise GeomprobeError(f"Probe(pad_token_id={pad_token_id!r}): expected the id of a token, such as 0")
         decoder = decoder or find_decoder(model)
         self.sites = decoder.select(sites)
@@ -199,8 +199,9 @@ class Probe:
             reset: whether to discard the sums of this mode afterwards, so that the next reading starts from zero.
 
         Raises:
-            GeomprobeError: if nothing was measured, if several modes were measured and ``mode`` is not given, or if two metrics
-                have a number of the same name.
+            EmptyReadingError: if nothing was measured.
+            GeomprobeError: if several modes were measured and ``mode`` is not given, or if two metrics have a number of the same
+                name.
         """
         self._capture.end_dead_sequences()
         banks = self._recorder.with_sequences(self._capture.sequences).over_ranks(replicas(self._model)).banks
@@ -212,7 +213,7 @@ class Probe:
         if mode not in banks:
             raise GeomprobeError(f"read({mode!r}): expected 'train', 'eval' or 'no_grad'")
         if not banks[mode]:
-            raise GeomprobeError(f"nothing to read: {self._why_empty(seen)}")
+            raise EmptyReadingError(f"nothing to read: {self._why_empty(seen)}")
         notes = [*self._recorder.notes, *self._capture.notes(mode)]
         with torch.inference_mode(False), torch.no_grad():
             reading = compute_reading(mode, self.sites, self.metrics, banks[mode], notes)

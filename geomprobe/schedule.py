@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from geomprobe.errors import GeomprobeError
+from geomprobe.errors import GeomprobeError, is_whole
 
 __all__ = ["Schedule", "as_schedule", "every"]
 
@@ -21,7 +21,7 @@ def every(n: int) -> Schedule:
     Raises:
         GeomprobeError: if ``n`` is not a positive whole number.
     """
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+    if not is_whole(n, least=1):
         raise GeomprobeError(f"every({n!r}): expected a whole number of steps, 1 or more")
     return lambda step: step % n == 0
 
@@ -37,7 +37,7 @@ def as_schedule(when: Schedule | int | None) -> Schedule | None:
     """
     if when is None or callable(when):
         return when
-    if not isinstance(when, int) or isinstance(when, bool) or when < 1:
+    if not is_whole(when, least=1):
         raise GeomprobeError(
             f"when={when!r}: expected a whole number of steps, 1 or more, or a function from a step number to a bool, such as "
             "every(50) or {1, 10, 100}.__contains__"

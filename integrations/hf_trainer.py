@@ -15,7 +15,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
-from geomprobe import Decoder, GeomprobeError, Metric, Probe, Reading
+from geomprobe import Decoder, EmptyReadingError, GeomprobeError, Metric, Probe, Reading
 from geomprobe.files import StepFile
 from geomprobe.integrations.names import Log, check_log, flat
 from geomprobe.integrations.picture import PICTURE, draw_layers
@@ -356,9 +356,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             try:
                 reading = self.probe.read(mode, reset=True)
                 reading.mode = name
-            except GeomprobeError as error:
-                if not str(error).startswith("nothing to read"):
-                    raise
+            except EmptyReadingError:
                 if mode in _FORWARDS:
                     self._say(f"nothing was measured, because no forward {_FORWARDS[mode]} ran that could be counted", where)
                 return

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from geomprobe import Decoder, GeomprobeError, Metric, Probe, Reading
+from geomprobe import Decoder, EmptyReadingError, GeomprobeError, Metric, Probe, Reading
 from geomprobe.files import StepFile
 from geomprobe.integrations.names import Log, check_log, flat
 from geomprobe.integrations.ranks import on_any_rank
@@ -140,18 +140,16 @@ class LightningCallback(Callback):  # type: ignore[misc]
             reading = self.probe.read(mode, reset=True)
             if trainer.is_global_zero:
                 self._write(trainer, reading, step)
-        except Exception as error:  # the probe stays, because the other ranks wait for this one in the next report
-            if not str(error).startswith("nothing to read"):
-                if self._raise:
-                    raise
-                self._warn(
-                    f"the reading of step {step} was not logged, and training continues: {type(error).__name__}: {error}"
-                )
-            elif mode == "train":
+        except EmptyReadingError:
+            if mode == "train":
                 self._warn(
                     f"nothing was measured in step {step}, because no forward in training mode with gradients ran: Lightning "
                     "leaves a model in the mode in which it was given, so call model.train() after from_pretrained"
                 )
+        except Exception as error:  # the probe stays, because the other ranks wait for this one in the next report
+            if self._raise:
+                raise
+            self._warn(f"the reading of step {step} was not logged, and training continues: {type(error).__name__}: {error}")
 
     def _write(self, trainer: Any, reading: Reading, step: int) -> None:
         self._file.append(step, reading.to_dict())

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from geomprobe.errors import GeomprobeError
+from geomprobe.errors import GeomprobeError, is_whole
 
 __all__ = ["Decoder", "find_decoder"]
 
@@ -71,8 +71,7 @@ class Decoder:
             raise GeomprobeError("sites=[] measures nothing: name a site, or leave the argument out to measure all sites")
         chosen = set()
         for site in sites:
-            is_index = isinstance(site, int) and not isinstance(site, bool)
-            if is_index and -len(self.layers) <= int(site) < len(self.layers):
+            if is_whole(site) and -len(self.layers) <= int(site) < len(self.layers):
                 chosen.add(f"layer_{int(site) % len(self.layers):02d}")
             elif site in self.sites:
                 chosen.add(str(site))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from geomprobe.accumulators.attention import AttentionSum
 from geomprobe.accumulators.state import Accumulator, State
-from geomprobe.errors import GeomprobeError
+from geomprobe.errors import GeomprobeError, is_whole
 from geomprobe.metrics.base import Curve, Metric
 
 __all__ = ["AttentionProfile"]
@@ -53,7 +53,7 @@ class AttentionProfile(Metric):
     sink_threshold: float = 0.3
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sink_tokens, int) or isinstance(self.sink_tokens, bool) or not 0 <= self.sink_tokens <= 64:
+        if not is_whole(self.sink_tokens, least=0) or self.sink_tokens > 64:
             raise GeomprobeError(f"AttentionProfile(sink_tokens={self.sink_tokens!r}): expected a whole number from 0 to 64")
         if not isinstance(self.sink_threshold, int | float) or not 0 < self.sink_threshold < 1:
             raise GeomprobeError(

@@ -13,7 +13,7 @@ from geomprobe.accumulators.covariance_sketch import CovarianceSketch, sketched_
 from geomprobe.accumulators.state import Accumulator, State
 from geomprobe.accumulators.text_entropy import TextEntropySum
 from geomprobe.core import spectrum
-from geomprobe.errors import GeomprobeError
+from geomprobe.errors import GeomprobeError, is_whole
 from geomprobe.metrics.base import Metric
 
 __all__ = ["RepresentationEntropy"]
@@ -95,13 +95,13 @@ class RepresentationEntropy(Metric):
         for name in ("unit", "texts", "text_spectrum", "clipped"):
             if not isinstance(getattr(self, name), bool) and (name, self.texts) != ("texts", None):
                 self._refuse(name, "True or False")
-        if self.sketch is not None and (not _is_whole(self.sketch) or self.sketch < 1):
+        if self.sketch is not None and not is_whole(self.sketch, least=1):
             self._refuse("sketch", "a number of directions, such as 512")
         try:
             first, last = self.alpha_range
         except (TypeError, ValueError):
             first = last = 0
-        if not (_is_whole(first) and _is_whole(last) and 1 <= first < last):
+        if not (is_whole(first, least=1) and is_whole(last) and first < last):
             self._refuse("alpha_range", "the first and the last rank, such as (4, 100)")
         object.__setattr__(self, "alpha_range", (first, last))  # a list, as in JSON, would not be hashable
         if self.center == "text" and not self.unit and self.rows == "mean":
@@ -223,10 +223,6 @@ class RepresentationEntropy(Metric):
             if self.clipped:
                 measured["clipped_text_matrix_entropy"] = state["clipped_matrix_entropy"] / texts
         return measured
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _over_log(entropy: Tensor, count: float) -> Tensor | float:

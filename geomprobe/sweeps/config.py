@@ -11,7 +11,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from geomprobe.errors import GeomprobeError
+from geomprobe.errors import GeomprobeError, is_whole
 
 if TYPE_CHECKING:
     from geomprobe.sweeps.records import Record
@@ -132,7 +132,7 @@ def _check(argument: Argument, value: object) -> None:
     elif bool in kinds:
         holds, expected = isinstance(value, bool), "True or False"
     elif int in kinds:
-        holds = isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
+        holds = is_whole(value, least)
         expected = "a whole number" if least is None else f"a whole number, {least} or more"
     elif optional:
         holds, expected = isinstance(value, str), "a text or None"
