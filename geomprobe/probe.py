@@ -200,8 +200,8 @@ class Probe:
 
         Raises:
             EmptyReadingError: if nothing was measured.
-            GeomprobeError: if several modes were measured and ``mode`` is not given, or if two metrics have a number of the same
-                name.
+            GeomprobeError: if several modes were measured and ``mode`` is not given, or if two metrics have a number of the
+                same name.
         """
         self._capture.end_dead_sequences()
         banks = self._recorder.with_sequences(self._capture.sequences).over_ranks(replicas(self._model)).banks

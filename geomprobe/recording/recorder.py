@@ -7,6 +7,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from geomprobe.accumulators.covariance import Covariance
+from geomprobe.accumulators.covariance_sketch import CovarianceSketch
 from geomprobe.accumulators.state import Accumulator
 from geomprobe.capture.forward_context import ForwardContext
 from geomprobe.capture.generation import REARRANGED, CachedSequence, Mode
@@ -18,6 +20,12 @@ from geomprobe.recording.state_store import GROUP, StateStore
 from geomprobe.schedule import Schedule
 
 __all__ = ["Consumer", "Recorder"]
+
+_RECOMPUTED = (
+    "texts were generated without a cache, so their last and mean rows were computed anew in every forward: rankme and "
+    "alpha_req of centred, last or mean rows contain the rounding of the model. Generate with use_cache=True to measure them "
+    "exactly"
+)
 
 _ENTRIES = 1 << 24
 """Largest number of entries of a tensor when several sites are measured together: 128 MiB in float64."""
@@ -121,6 +129,8 @@ class Recorder:
         if completed and self.fault is None:
             try:
                 self._group.commit()
+                if context is not None and self._is_recomputed(context):
+                    self.noted(_RECOMPUTED, warn=False)
             except Exception as error:
                 self.failed(error)
         else:
@@ -183,6 +193,14 @@ class Recorder:
         if sequence.rearranged:
             self.noted(REARRANGED)
         return not sequence.rearranged
+
+    def _is_recomputed(self, context: ForwardContext) -> bool:
+        """Whether rows that an earlier forward added are subtracted as a later one computed them, which leaves its rounding.
+        This is so for what depends on a whole text: rows of tokens alone are added and subtracted in the same forward."""
+        return context.refed is not None and any(
+            isinstance(each, Covariance | CovarianceSketch) and (each.center or each.rows != "all")
+            for each in self.store.accumulators
+        )
 
     def _tell_gains(self, sequence: CachedSequence) -> None:
         if self._live is None or self._on_gain is None:

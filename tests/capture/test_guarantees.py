@@ -329,8 +329,35 @@ def test_rows_that_end_apart_in_a_loop() -> None:
 
 
 @guarantee(
+    '`generate` without a cache, and `RepresentationEntropy` with `center="text"`, `rows="last"` or `rows="mean"`',
+    "Approximate: `rankme` and `alpha_req` contain the rounding with which the model computes a token again, and a note says "
+    "so. Other numbers agree to float32.",
+    Guard(Recorder, "_is_recomputed", lambda self, context: False),
+)
+def test_rows_that_are_computed_again() -> None:
+    model, batch = tiny(), prompts()
+    how = {"max_new_tokens": 6, "pad_token_id": 0, "eos_token_id": None, "do_sample": False}
+    metrics = [RepresentationEntropy(), RepresentationEntropy(rows="last"), RepresentationEntropy(center="text", texts=False)]
+    for cached in (True, False):
+        with Probe(model, metrics, on_error="raise") as probe:
+            output = model.generate(**batch, **how, use_cache=cached)
+        reading = probe.read()
+        assert [note for note in reading.notes if "without a cache" in note] == reading.notes
+        assert len(reading.notes) == (not cached)
+        with torch.no_grad(), Probe(model, metrics, on_error="raise") as probe:
+            for row in fed(output, None):
+                model(row.unsqueeze(0), use_cache=False)
+        expected = probe.read()
+        for name in ("last_effective_rank", "centered_effective_rank", "last_stable_rank", "rankme"):
+            assert reading[f"{name}/layer_01"] == pytest.approx(expected[f"{name}/layer_01"], rel=1e-4), name
+    with Probe(model, [RepresentationEntropy()], on_error="raise") as probe:
+        model.generate(**batch, **how, use_cache=False)
+    assert probe.read().notes == []  # every row that is subtracted is one that was added in the same forward
+
+
+@guarantee(
     "`generate` without a cache (`use_cache=False`), from token ids or embeddings (vision-language models)",
-    "Exact. Each position is counted once.",
+    "Exact, except for the row above. Each position is counted once.",
     Guard(ForwardContext, "refed_rows", lambda *_: None),
 )
 def test_generate_without_a_cache() -> None:
