@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from geomprobe.metrics.entropy import RepresentationEntropy
     from geomprobe.metrics.information_gain import InformationGain
     from geomprobe.probe import Probe
-    from geomprobe.reading import Reading
-    from geomprobe.schedule import every
+    from geomprobe.reading import Cost, Reading
+    from geomprobe.schedule import budget, every
     from geomprobe.sweeps.config import SweepConfig
     from geomprobe.sweeps.sweep import sweep
 
@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionProfile",
     "ContextLasso",
+    "Cost",
     "Curvature",
     "Decoder",
     "EmptyReadingError",
@@ -38,6 +39,7 @@ __all__ = [
     "Reading",
     "RepresentationEntropy",
     "SweepConfig",
+    "budget",
     "every",
     "sweep",
 ]
@@ -45,6 +47,7 @@ __all__ = [
 _HOME = {
     "AttentionProfile": "geomprobe.metrics.attention",
     "ContextLasso": "geomprobe.metrics.context_lasso",
+    "Cost": "geomprobe.reading",
     "Curvature": "geomprobe.metrics.curvature",
     "Decoder": "geomprobe.capture.decoder",
     "InformationGain": "geomprobe.metrics.information_gain",
@@ -54,6 +57,7 @@ _HOME = {
     "Reading": "geomprobe.reading",
     "RepresentationEntropy": "geomprobe.metrics.entropy",
     "SweepConfig": "geomprobe.sweeps.config",
+    "budget": "geomprobe.schedule",
     "every": "geomprobe.schedule",
     "sweep": "geomprobe.sweeps.sweep",
 }

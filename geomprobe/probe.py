@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Literal, Self
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from geomprobe.accumulators.state import TokenCount, wanted_attention
+from geomprobe.capture.clock import Clock
 from geomprobe.capture.decoder import Decoder, find_decoder
 from geomprobe.capture.generation import MODES, StopTokens
 from geomprobe.capture.hooks import CALLED_DIRECTLY, Capture
@@ -16,12 +18,12 @@ from geomprobe.errors import EmptyReadingError, GeomprobeError, is_whole
 from geomprobe.metrics.base import Metric
 from geomprobe.metrics.entropy import RepresentationEntropy
 from geomprobe.metrics.information_gain import InformationGain
-from geomprobe.reading import Reading, compute_reading
+from geomprobe.reading import Cost, Reading, compute_reading
 from geomprobe.recording.all_reduce import replicas
 from geomprobe.recording.live_gain import GainUpdate
 from geomprobe.recording.recorder import Consumer, Recorder
 from geomprobe.recording.state_store import Mode
-from geomprobe.schedule import Schedule, as_schedule
+from geomprobe.schedule import Budget, Schedule, as_schedule
 
 __all__ = ["Mode", "Probe", "add_consumer"]
 
@@ -46,8 +48,8 @@ class Probe:
             all.
         decoder: the decoder and its layers, for a model in which they cannot be found automatically, such as
             ``Decoder(base=model, layers=model.blocks, final_norm=model.norm)``.
-        when: which forwards to measure: a function of the number of forwards before (such as ``every(20)``), or a whole number
-            n for ``every(n)``. Default: all.
+        when: which forwards to measure: a function of the number of forwards before (such as ``every(20)``), a whole number n
+            for ``every(n)``, or ``budget(0.01)`` for as many as take 1% of the time of the run. Default: all.
         on_error: ``"warn"``: an error inside the probe issues one warning and removes the probe from the model. The model
             continues, and the numbers measured so far are kept. A forward that the probe does not understand is left out with a
             warning and a note. ``"raise"``: both raise an error in the program that runs the model, for tests and research.
@@ -93,11 +95,14 @@ class Probe:
         self._decoder = decoder
         self._status: Literal["new", "attached", "closed"] = "new"
         # Metrics share equal accumulators: dict.fromkeys keeps the order and drops duplicates.
+        self._clock = clock = Clock()
+        schedule = as_schedule(when)
+        schedule = schedule.bound(lambda: clock.seconds) if isinstance(schedule, Budget) else schedule
         accumulators = dict.fromkeys([TokenCount(), *(need for metric in self.metrics for need in metric.accumulators)])
         self._recorder = Recorder(
             tuple(accumulators),
             self.sites,
-            when=as_schedule(when),
+            when=schedule,
             on_error=on_error,
             on_gain=on_gain,
             sigma=None if on_gain is None else self._sigma(),
@@ -112,6 +117,7 @@ class Probe:
             wanted_attention(accumulators),
             pad_token_id,
             self.modes,
+            self._clock,
         )
 
     def __repr__(self) -> str:
@@ -155,6 +161,7 @@ class Probe:
                 "attached one with Probe.on(model).close()"
             )
         self._capture.attach()
+        self._clock.run()
         _attached.add(self)
         self._status = "attached"
         return self
@@ -163,6 +170,7 @@ class Probe:
         """Remove all hooks. The numbers stay readable. Calling this twice is safe."""
         self._capture.detach()
         self._recorder.drop()
+        self._clock.halt()
         _attached.discard(self)
         self._status = "closed"
 
@@ -203,6 +211,24 @@ class Probe:
             GeomprobeError: if several modes were measured and ``mode`` is not given, or if two metrics have a number of the
                 same name.
         """
+        with self._clock.span():
+            reading = self._read(mode)
+            if reset:
+                self.reset(reading.mode)  # type: ignore[arg-type]
+        reading.cost = self.cost
+        return reading
+
+    @property
+    def cost(self) -> Cost:
+        """What this probe has cost this process so far (:class:`~geomprobe.reading.Cost`)."""
+        seconds, elapsed, when = self._clock.seconds, self._clock.elapsed, self._recorder.when
+        return Cost(seconds, seconds / elapsed if elapsed else 0.0, when.interval if isinstance(when, Budget) else None)
+
+    def timed(self) -> AbstractContextManager[None]:
+        """Return a context whose time is part of the cost, for what a loop does with a reading, such as logging it."""
+        return self._clock.span()
+
+    def _read(self, mode: Mode | None) -> Reading:
         self._capture.end_dead_sequences()
         banks = self._recorder.with_sequences(self._capture.sequences).over_ranks(replicas(self._model)).banks
         seen = [name for name, sites in banks.items() if sites]
@@ -216,10 +242,7 @@ class Probe:
             raise EmptyReadingError(f"nothing to read: {self._why_empty(seen)}")
         notes = [*self._recorder.notes, *self._capture.notes(mode)]
         with torch.inference_mode(False), torch.no_grad():
-            reading = compute_reading(mode, self.sites, self.metrics, banks[mode], notes)
-        if reset:
-            self.reset(mode)
-        return reading
+            return compute_reading(mode, self.sites, self.metrics, banks[mode], notes)
 
     def reset(self, mode: Mode | None = None) -> None:
         """Discard the sums of ``mode``, or of all modes if it is ``None``."""

@@ -6,6 +6,7 @@ import json
 import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -17,7 +18,7 @@ from geomprobe.metrics.base import Curve, Metric
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Reading", "compute_reading"]
+__all__ = ["Cost", "Reading", "compute_reading"]
 
 T = TypeVar("T")
 
@@ -50,16 +51,33 @@ _COLUMNS = {
     "lasso_attention_jaccard": ("jaccard", "{:.3f}"),
     "eq5_r2": ("Eq.5 R²", "{:.3f}"),
 }
+_NO_COST = {"cost": None}
 _BAR = 10
 _GENERATED = "contains generation"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a probe has cost one process since it was attached, in measured forwards, in readings and (with a callback) in
+    logging.
+
+    Attributes:
+        seconds: the time spent: on the host, or on the device if that is longer.
+        share: this time divided by the time since the probe was attached.
+        interval: with ``when=budget(…)`` every how many steps the model is measured at present, else ``None``.
+    """
+
+    seconds: float
+    share: float
+    interval: int | None = None
 
 
 class Reading(Mapping[str, float]):
     """Numbers named ``metric/site``, and curves over positions in the text, with the number of tokens and texts behind them.
 
     A reading is a mapping of its numbers: ``reading["entropy/layer_05"]``, ``reading.items()``, ``dict(reading)``.
-    ``reading["entropy"]`` returns the numbers of one metric at all sites. Two readings are equal if everything in them is; a
-    reading and a dict are equal if the numbers are.
+    ``reading["entropy"]`` returns the numbers of one metric at all sites. Two readings are equal if everything in them but the
+    cost is; a reading and a dict are equal if the numbers are.
 
     Args:
         mode: ``"train"``, ``"eval"`` or ``"no_grad"``; for one of several evaluation sets of Trainer ``"eval_<name>"``.
@@ -68,6 +86,10 @@ class Reading(Mapping[str, float]):
             the other numbers were computed from.
         notes: remarks that a reader must know, such as rows that were left out or a probe that stopped early.
         curves: the curves by ``"metric/site"``.
+
+    Attributes:
+        cost: what the measurement has cost (:class:`Cost`), if a probe returned this reading. It is not part of ``to_dict()``,
+            because it differs between two runs of the same training.
     """
 
     def __init__(
@@ -83,6 +105,7 @@ class Reading(Mapping[str, float]):
         self.notes = list(notes)
         self.curves = dict(curves or {})
         self._values = dict(values or {})
+        self.cost: Cost | None = None
 
     # -- look up ------------------------------------------------------------------------------------------------------------
 
@@ -109,7 +132,7 @@ class Reading(Mapping[str, float]):
         return len(self._values)
 
     def __eq__(self, other: object) -> bool:
-        return vars(self) == vars(other) if isinstance(other, Reading) else super().__eq__(other)
+        return vars(self) | _NO_COST == vars(other) | _NO_COST if isinstance(other, Reading) else super().__eq__(other)
 
     def get(self, key: str, default: Any = None, /) -> Any:
         """Return the number of a full key, or ``default`` if there is none."""

@@ -1,27 +1,28 @@
 """A callback that runs a probe inside Hugging Face Trainer, and logs its readings together with the loss."""
 
 import logging
-import math
 import os
 import re
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from geomprobe import Decoder, EmptyReadingError, GeomprobeError, Metric, Probe, Reading
 from geomprobe.files import StepFile
 from geomprobe.integrations.names import Log, check_log, flat
 from geomprobe.integrations.picture import PICTURE, draw_layers
-from geomprobe.integrations.ranks import on_any_rank
+from geomprobe.integrations.ranks import largest, on_any_rank
+from geomprobe.integrations.records import reading_of, record_of
 from geomprobe.integrations.trainer_trackers import TrainerTrackers
-from geomprobe.schedule import Schedule, as_schedule
+from geomprobe.schedule import Budget, Schedule, as_schedule, budget
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,9 +97,10 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         sites: the sites to measure, as for ``Probe``. Default: all.
         decoder: a function that returns the ``Decoder`` of the model, for a model in which it is not found, such as
             ``lambda model: Decoder(base=model, layers=model.transformer.h, final_norm=model.transformer.ln_f)``.
-        when: which optimizer steps to measure, counted from 1: a schedule, or ``50`` for ``every(50)``. Default: those at which
-            Trainer logs the loss (with ``logging_strategy="epoch"`` the last step of each epoch, with ``"no"`` none).
-        evaluate: whether to measure evaluations.
+        when: which optimizer steps to measure, counted from 1: a schedule, or ``50`` for ``every(50)``. Default:
+            ``budget(0.01)``, as many as can be measured, read and logged in 1% of the time of the training steps. All processes
+            measure the same steps.
+        evaluate: whether to measure evaluations. They are measured whole, whatever their cost.
         no_grad: whether to log the forwards of a step that run in training mode without gradients. Steps without such forwards
             have no such reading.
         pad_token_id: the padding token, as for ``Probe``, if batches are padded and have no mask.
@@ -143,7 +145,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self.metrics = metrics
         self.sites = sites
         self.decoder = decoder
-        self.when = as_schedule(when)
+        self.when: Schedule = as_schedule(when) or budget()
         self.evaluate = evaluate
         self.no_grad = no_grad
         self.pad_token_id = pad_token_id
@@ -153,7 +155,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self.fault: Exception | None = None
         self._gate = _Gate()
         self._stopped = False  # whether measuring has stopped on all ranks
-        self._schedule: Schedule = _never
+        self._schedule: Schedule = lambda step: False
         self._ran = self._selected = 0  # optimizer steps of this training
         self._said: set[str] = set()
         self._writes = True
@@ -181,7 +183,6 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         state: TrainerState,
         control: TrainerControl,
         model: nn.Module | None = None,
-        train_dataloader: object = None,
         **_: Any,
     ) -> None:
         """:meta private:"""
@@ -215,7 +216,6 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self._file = StepFile(self._jsonl or Path(str(args.output_dir)) / _FILE)
         if not self._trackers.begin(args, state, control) and self._writes:
             _logger.info("geomprobe: this training has no tracker; its readings are written to %s", self._file.path)
-        self._schedule = self._logged_steps(args, state, train_dataloader) if self.when is None else self.when
         try:
             self._rewind(state.global_step)
         except (GeomprobeError, OSError):  # the file is not ours, or cannot be written: training does not begin
@@ -223,6 +223,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             raise
         if state.global_step and not self.history:  # the earlier steps were measured by another process
             self.history = self._earlier(_saved(args, state))
+        self._schedule = self._bound()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
@@ -243,6 +244,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             commit = not (control.should_log and "wandb" in (args.report_to or ()))
             for mode in self._modes:
                 self._report(mode, mode, state, commit=commit)
+            if isinstance(self._schedule, Budget) and self._takes_part():
+                self._schedule.update(largest)
         self._await_evaluation(control)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -286,14 +289,14 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             saved = _saved(args, state)
             with self._guarded(state):
                 if saved.path.parent.is_dir():  # a hyperparameter search saves its checkpoints elsewhere
-                    saved.replace({"step": step, **reading.to_dict()} for step, reading in self.history)
+                    saved.replace({"step": step, **record_of(reading)} for step, reading in self.history)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
-        if self.probe is not None and self._ran and not self._selected and self._schedule is not _never:
+        if self.probe is not None and self._ran and not self._selected:
             self._say(
                 f"no training step was measured: none of the {self._ran} optimizer steps up to step {state.global_step} was "
-                "selected by 'when' (by default, those at which Trainer logs the loss)"
+                "selected by 'when'"
             )
         self.close()
         self._trackers.end()
@@ -309,25 +312,16 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         """The modes of the readings of a step."""
         return ("train", "no_grad") if self.no_grad else ("train",)
 
-    def _logged_steps(self, args: TrainingArguments, state: TrainerState, data: Any) -> Schedule:
-        """The steps at which Trainer logs the loss, as far as they are known before they run."""
-        first = 1 if args.logging_first_step else 0
-        if args.logging_strategy == "steps":
-            return lambda step: bool(step % state.logging_steps == 0 or step == first)
-        if args.logging_strategy == "epoch":
-            if has_length(data):
-                epoch = max(1, math.ceil(len(data) / args.gradient_accumulation_steps))
-            else:
-                epoch = state.max_steps
-                self._say(
-                    "the training data has no length, so the last step of an epoch is not known before it runs: only the "
-                    "last step of the training will be measured. Pass ProbeCallback(when=50), for example"
-                )
-            return lambda step: step % epoch == 0 or step in (first, state.max_steps)
-        if first:
-            return lambda step: step == first
-        self._say("no training step will be measured, because logging_strategy='no': pass ProbeCallback(when=50), for example")
-        return _never
+    def _bound(self) -> Schedule:
+        """The schedule of this training. A budget follows the clock of its probe, and continues with the interval of the latest
+        reading; between readings it does not change, so that all processes measure the same steps."""
+        if self.probe is None or not isinstance(self.when, Budget):
+            return self.when
+        probe = self.probe
+        schedule = self.when.bound(lambda: probe.cost.seconds, waits=True)
+        costs = [reading.cost for _, reading in self.history if reading.mode == "train" and reading.cost is not None]
+        schedule.interval = int(largest(costs[-1].interval or 1 if costs else schedule.interval))
+        return schedule
 
     def _await_evaluation(self, control: TrainerControl) -> None:
         if self._takes_part() and self.evaluate:
@@ -352,27 +346,35 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
                 return
             if self._stopped:
                 raise fault or GeomprobeError("measuring stopped on another rank, see the warning there for the cause")
-            where = f" ({name} reading of step {state.global_step})"
-            try:
-                reading = self.probe.read(mode, reset=True)
-                reading.mode = name
-            except EmptyReadingError:
-                if mode in _FORWARDS:
-                    self._say(f"nothing was measured, because no forward {_FORWARDS[mode]} ran that could be counted", where)
-                return
-            if mode == "eval" and self._gate.most_forwards > 1:
-                reading.notes.append(
-                    f"up to {self._gate.most_forwards} forwards ran for one batch of the evaluation, and this reading contains "
-                    "them all: not only those of the loss, if the trainer also ran a reference model or generated texts"
-                )
-            for note in reading.notes:
-                self._say(note, where)
-            self._keep(state.global_step, reading)
-            if self._writes:
-                if self._file is not None:
-                    self._file.append(state.global_step, reading.to_dict())
-                pictures = self._pictures(state) if mode == "train" else {}
-                self._trackers.log(flat(reading, self._log), state.global_step, pictures=pictures, commit=commit)
+            with self.probe.timed():
+                self._read_and_log(self.probe, mode, name, state, commit)
+
+    def _read_and_log(
+        self, probe: Probe, mode: Literal["train", "eval", "no_grad"], name: str, state: TrainerState, commit: bool
+    ) -> None:
+        where = f" ({name} reading of step {state.global_step})"
+        try:
+            reading = probe.read(mode, reset=True)
+            reading.mode = name
+            if isinstance(self._schedule, Budget):
+                reading.cost = replace(probe.cost, interval=self._schedule.interval)
+        except EmptyReadingError:
+            if mode in _FORWARDS:
+                self._say(f"nothing was measured, because no forward {_FORWARDS[mode]} ran that could be counted", where)
+            return
+        if mode == "eval" and self._gate.most_forwards > 1:
+            reading.notes.append(
+                f"up to {self._gate.most_forwards} forwards ran for one batch of the evaluation, and this reading contains "
+                "them all: not only those of the loss, if the trainer also ran a reference model or generated texts"
+            )
+        for note in reading.notes:
+            self._say(note, where)
+        self._keep(state.global_step, reading)
+        if self._writes:
+            if self._file is not None:
+                self._file.append(state.global_step, record_of(reading))
+            pictures = self._pictures(state) if mode == "train" else {}
+            self._trackers.log(flat(reading, self._log), state.global_step, pictures=pictures, commit=commit)
 
     def _pictures(self, state: TrainerState) -> "dict[str, NDArray[np.uint8]]":
         """The picture of the training so far, if there are enough readings since the latest one: each time one is drawn it is
@@ -390,6 +392,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             when, old = self.history[i]
             if old.mode == reading.mode:
                 self.history[i] = (when, Reading(old.mode, old.sites, old, old.notes))
+                self.history[i][1].cost = old.cost
                 break
         self.history.append((step, reading))
 
@@ -399,7 +402,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             records = saved.records()
             if not records:
                 warnings.warn(f"geomprobe: no earlier readings in {saved.path}: the history starts at this step", stacklevel=2)
-            return [(record["step"], Reading.from_dict(record)) for record in records]
+            return [(record["step"], reading_of(record)) for record in records]
         except (OSError, ValueError, GeomprobeError) as error:
             if self.on_error == "raise":
                 raise
@@ -450,10 +453,6 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self.history = [(at, reading) for at, reading in self.history if step and at <= step]
         if self._file is not None and self._writes:
             self._file.rewind(step)
-
-
-def _never(step: int) -> bool:
-    return False
 
 
 def _saved(args: TrainingArguments, state: TrainerState) -> StepFile:

@@ -3,14 +3,16 @@
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from geomprobe import Decoder, EmptyReadingError, GeomprobeError, Metric, Probe, Reading
 from geomprobe.files import StepFile
 from geomprobe.integrations.names import Log, check_log, flat
-from geomprobe.integrations.ranks import on_any_rank
-from geomprobe.schedule import Schedule, as_schedule
+from geomprobe.integrations.ranks import largest, on_any_rank
+from geomprobe.integrations.records import interval_of, record_of
+from geomprobe.schedule import Budget, Schedule, as_schedule, budget
 
 try:
     from lightning.pytorch import Callback
@@ -36,8 +38,9 @@ class LightningCallback(Callback):  # type: ignore[misc]
         metrics: the metrics to compute, as for ``Probe``.
         sites: the sites to measure, as for ``Probe``. Default: all.
         decoder: a function that returns the ``Decoder`` of the ``LightningModule``, if it is not found.
-        when: which optimizer steps to measure, counted from 1: a schedule, or ``50`` for ``every(50)``. Default: those at which
-            Lightning logs (``log_every_n_steps``).
+        when: which optimizer steps to measure, counted from 1: a schedule, or ``50`` for ``every(50)``. Default:
+            ``budget(0.01)``, as many as can be measured, read and logged in 1% of the time of the training steps. All processes
+            measure the same steps.
         log: ``"overview"`` for at most 24 numbers of a reading, or ``"all"``, as for :func:`flat`.
         jsonl: the file of readings. Default: ``geomprobe.jsonl`` in ``trainer.log_dir``, or else in ``default_root_dir``.
         on_error: ``"warn"``: an error in measuring issues one warning and ends the measurement, an error in logging issues one
@@ -68,7 +71,8 @@ class LightningCallback(Callback):  # type: ignore[misc]
         self.probe: Probe | None = None
         self._options: dict[str, Any] = {"metrics": metrics, "sites": sites, "on_error": on_error}
         self._decoder = decoder
-        self._when = as_schedule(when)
+        self._when: Schedule = as_schedule(when) or budget()
+        self._schedule: Schedule = self._when
         self._log: Log = log
         self._jsonl = jsonl
         self._raise = on_error == "raise"
@@ -84,6 +88,10 @@ class LightningCallback(Callback):  # type: ignore[misc]
         self._file = StepFile(self._jsonl or Path(folder) / "geomprobe.jsonl")
         if trainer.is_global_zero:
             self._file.rewind(trainer.global_step)
+        if isinstance(self._when, Budget):
+            self._schedule = self._when.bound(lambda: probe.cost.seconds, waits=True)
+            known = interval_of(self._file.records()) if trainer.is_global_zero else None
+            self._schedule.interval = int(largest(known or self._when.interval))
         self._step, self._measured, self._warned = 0, False, False
         self.probe = probe.attach()
 
@@ -92,14 +100,15 @@ class LightningCallback(Callback):  # type: ignore[misc]
         if self.probe is None or self._step == trainer.global_step + 1:
             return
         self._step = trainer.global_step + 1
-        when = self._when or (lambda step: step % trainer.log_every_n_steps == 0)
-        self._measured = bool(when(self._step))
+        self._measured = bool(self._schedule(self._step))
         self.probe.reset("train")
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """:meta private:"""
         if self._measured and trainer.global_step >= self._step:
             self._report(trainer, "train", self._step)
+            if isinstance(self._schedule, Budget) and self.probe is not None:
+                self._schedule.update(largest)
         if trainer.global_step >= self._step:
             self._measured = False
 
@@ -137,9 +146,12 @@ class LightningCallback(Callback):  # type: ignore[misc]
             if on_any_rank(self.probe.fault is not None):  # a rank without a probe would be waited for
                 self.close()
                 return
-            reading = self.probe.read(mode, reset=True)
-            if trainer.is_global_zero:
-                self._write(trainer, reading, step)
+            with self.probe.timed():
+                reading = self.probe.read(mode, reset=True)
+                if isinstance(self._schedule, Budget):
+                    reading.cost = replace(self.probe.cost, interval=self._schedule.interval)
+                if trainer.is_global_zero:
+                    self._write(trainer, reading, step)
         except EmptyReadingError:
             if mode == "train":
                 self._warn(
@@ -152,7 +164,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
             self._warn(f"the reading of step {step} was not logged, and training continues: {type(error).__name__}: {error}")
 
     def _write(self, trainer: Any, reading: Reading, step: int) -> None:
-        self._file.append(step, reading.to_dict())
+        self._file.append(step, record_of(reading))
         for logger in trainer.loggers:
             logger.log_metrics(flat(reading, self._log), step=max(step - 1, 0))
 

@@ -38,6 +38,8 @@ def flat(reading: Reading, log: Log = "all") -> dict[str, float]:
     """Return the scalars of a reading by the names that trackers get: ``geomprobe/<metric>/<site>`` for training, and
     ``geomprobe/<mode>/<metric>/<site>`` for another mode, such as ``eval`` or ``no_grad``.
 
+    ``geomprobe/cost`` is the share of the time of the run that measuring has taken so far, if a probe returned the reading.
+
     Numbers that are not finite, such as those of a metric that is undefined for the measured texts, are left out, which gives a
     gap in a chart. Curves are left out too, because they have one more dimension than a chart over training steps can show.
 
@@ -48,9 +50,9 @@ def flat(reading: Reading, log: Log = "all") -> dict[str, float]:
     Args:
         reading: the reading.
         log: ``"all"`` for all scalars, or ``"overview"`` for at most 24: ``entropy``, ``effective_rank``, ``anisotropy``,
-            ``gain_per_token`` and ``alpha_req`` at the first, middle and last measured layer and at ``final_norm``, and the
-            number of tokens as ``geomprobe/tokens``. If there are four sites or fewer, these are taken. If none of the five
-            metrics was measured, the measured ones are taken in their order.
+            ``gain_per_token`` and ``alpha_req`` at the first, middle and last measured layer and at ``final_norm``, the number
+            of tokens as ``geomprobe/tokens``, and the cost. If there are four sites or fewer, these are taken. If none of the
+            five metrics was measured, the measured ones are taken in their order.
 
     Raises:
         GeomprobeError: if ``log`` is neither.
@@ -59,6 +61,8 @@ def flat(reading: Reading, log: Log = "all") -> dict[str, float]:
     start = prefix(reading.mode)
     names = reading if log == "all" else _overview(reading)
     values = {f"{start}/{name}": reading[name] for name in names}
+    if reading.cost is not None:
+        values[f"{start}/cost"] = reading.cost.share
     if log == "overview" and (tokens := f"tokens/{reading.sites[-1] if reading.sites else ''}") in reading:
         values[f"{start}/tokens"] = reading[tokens]
     return {name: value for name, value in values.items() if math.isfinite(value)}
@@ -83,4 +87,4 @@ def _overview(reading: Reading) -> list[str]:
     measured = [metric for metric in reading.metrics if metric not in _COUNTS]
     metrics = [metric for metric in _OVERVIEW if metric in measured] or measured
     names = [f"{metric}/{site}" for metric in metrics for site in sites]
-    return [name for name in names if name in reading][: _MOST - 1]  # one is left for the number of tokens
+    return [name for name in names if name in reading][: _MOST - 2]  # two are left for the number of tokens and the cost

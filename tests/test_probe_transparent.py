@@ -261,8 +261,8 @@ def test_copies_of_a_watched_model_are_not_watched(tmp_path: Path) -> None:
 
 def test_a_probe_shows_nothing_but_its_own() -> None:
     probe = Probe(tiny())
-    actions = {"attach", "close", "on", "read", "reset", "state_dict", "load_state_dict"}
-    facts = {"fault", "metrics", "modes", "paused", "sites"}
+    actions = {"attach", "close", "on", "read", "reset", "state_dict", "load_state_dict", "timed"}
+    facts = {"cost", "fault", "metrics", "modes", "paused", "sites"}
     assert {name for name in dir(probe) if not name.startswith("_")} == actions | facts
 
 

@@ -157,7 +157,7 @@ def test_a_name_belongs_to_one_metric() -> None:
 
 def test_a_reading_shows_what_is_for_readers(measured: Reading) -> None:
     of_a_mapping = {"get", "items", "keys", "values"}
-    own = {"curve", "curves", "metrics", "mode", "notes", "site", "sites"}
+    own = {"cost", "curve", "curves", "metrics", "mode", "notes", "site", "sites"}
     saved = {"from_dict", "from_json", "to_dict", "to_json", "to_pandas"}
     assert {name for name in dir(measured) if not name.startswith("_")} == of_a_mapping | own | saved
 

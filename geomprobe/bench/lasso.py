@@ -110,7 +110,8 @@ def _compare(solvers: dict[str, Solver], rounds: int, device: torch.device, gap:
 
         return run
 
-    seconds = timed({name: kept(name) for name in solvers}, rounds, device)
+    times = timed({name: kept(name) for name in solvers}, rounds, device)
+    seconds = {name: [each.wall for each in runs] for name, runs in times.items()}
     speed_ups = {
         name: [theirs / mine for theirs, mine in zip(times, seconds["geomprobe"], strict=True)]
         for name, times in seconds.items()

@@ -18,7 +18,16 @@ from geomprobe.models.loading import load
 from geomprobe.probe import Probe
 from geomprobe.recording.live_gain import GainUpdate
 
-__all__ = ["bench_attention", "bench_decode", "bench_memory", "bench_model", "bench_overhead"]
+__all__ = [
+    "arithmetic_floor",
+    "bench_attention",
+    "bench_decode",
+    "bench_memory",
+    "bench_model",
+    "bench_overhead",
+    "tokens_for",
+    "training_step",
+]
 
 
 def bench_model(what: str, *, model: str | None, device: str | None, dtype: str) -> nn.Module:
@@ -54,7 +63,7 @@ def bench_overhead(model: nn.Module, *, batch: int = 2, length: int = 256, round
     state with hooks and computes at the end.
     """
     device = next(model.parameters()).device
-    ids = _tokens(model, batch, length)
+    ids = tokens_for(model, batch, length)
     decoder = find_decoder(model)
     probe = Probe(model, decoder=decoder, on_error="raise")
     resting = Probe(model, decoder=decoder, when=lambda step: False, on_error="raise")
@@ -96,12 +105,7 @@ def bench_overhead(model: nn.Module, *, batch: int = 2, length: int = 256, round
         {"bare": forward, "probe": watched, "off": off, "numpy": with_numpy, "store": stored}, rounds, device
     )
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
-
-    def step() -> None:
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    step = training_step(model, ids)
 
     def watched_step() -> None:
         with probe:
@@ -110,12 +114,10 @@ def bench_overhead(model: nn.Module, *, batch: int = 2, length: int = 256, round
     model.train()
     training = interleaved({"bare": step, "probe": watched_step}, max(3, rounds // 2), device)
     model.eval()
-    flops = _flops(model, forward)
-    added = _probe_flops(model, len(probe.sites), batch, length)
     return {
         "forward": {name: vars(ratio) for name, ratio in inference.items()},
         "training_step": {name: vars(ratio) for name, ratio in training.items()},
-        "arithmetic_floor": 1 + added / flops,
+        "arithmetic_floor": arithmetic_floor(model, forward, len(probe.sites), batch, length),
         "numpy_added_over_probe_added": _added(inference["numpy"]) / _added(inference["probe"]),
         "shape": {"batch": batch, "length": length, "sites": len(probe.sites), "threads": torch.get_num_threads()},
     }
@@ -125,7 +127,7 @@ def bench_decode(model: nn.Module, *, tokens: int = 256, rounds: int = 5) -> dic
     """Compare ``generate`` with ``on_gain``, which receives the information gain of every new token at every site, to
     ``generate`` without a probe."""
     device = next(model.parameters()).device
-    ids = _tokens(model, 1, 8)
+    ids = tokens_for(model, 1, 8)
     updates: list[GainUpdate] = []
 
     def bare() -> None:
@@ -154,7 +156,7 @@ def bench_memory(
     from tqdm import tqdm
 
     device = next(model.parameters()).device
-    ids = _tokens(model, batch, length)
+    ids = tokens_for(model, batch, length)
     decoder = find_decoder(model)
     model.eval()
     at_few = seen = 0
@@ -199,7 +201,7 @@ def bench_attention(
 
     model.eval()
     longest: Any = model.config.max_position_embeddings  # type: ignore[union-attr]
-    ids, text = _tokens(model, batch, length), _tokens(model, 1, min(long, longest))
+    ids, text = tokens_for(model, batch, length), tokens_for(model, 1, min(long, longest))
     ratios = interleaved(
         {"bare": lambda: forward(ids), "probe": lambda: watched(ids), "maps": lambda: maps(ids)}, rounds, device
     )
@@ -215,7 +217,7 @@ def bench_attention(
     }
 
 
-def _tokens(model: nn.Module, batch: int, length: int) -> Tensor:
+def tokens_for(model: nn.Module, batch: int, length: int) -> Tensor:
     """Random token ids on the device of the model."""
     vocabulary: Any = model.config.vocab_size  # type: ignore[union-attr]
     return torch.randint(0, vocabulary, (batch, length), device=next(model.parameters()).device)
@@ -235,19 +237,29 @@ def _numpy_sums(hidden: Tensor) -> None:
 
 
 def _added(ratio: Ratio) -> float:
-    return ratio.median - 1
+    return ratio.cpu_median - 1
 
 
-def _flops(model: nn.Module, forward: Callable[[], object]) -> int:
+def training_step(model: nn.Module, ids: Tensor) -> Callable[[], None]:
+    """Return a function that runs one training step on ``ids``."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+
+    def step() -> None:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def arithmetic_floor(model: nn.Module, forward: Callable[[], object], sites: int, batch: int, length: int) -> float:
+    """Return the arithmetic operations of a measured forward relative to those of a bare one: a covariance, a Gram matrix and
+    two Cholesky factors at every site, without the savings of symmetry."""
     with FlopCounterMode(display=False) as counter:
         forward()
-    return int(counter.get_total_flops())
-
-
-def _probe_flops(model: nn.Module, sites: int, batch: int, length: int) -> float:
-    """Operations for a covariance, a Gram matrix and two Cholesky factors at every site, without the savings of symmetry."""
     width = int(model.config.hidden_size)  # type: ignore[union-attr,arg-type]
-    return sites * batch * (2 * length * width**2 + 2 * length**2 * width + 2 * length**3 / 3)
+    added = sites * batch * (2 * length * width**2 + 2 * length**2 * width + 2 * length**3 / 3)
+    return float(1 + added / counter.get_total_flops())
 
 
 def _peak_of(run: Callable[[], object], device: torch.device) -> int:

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from time import perf_counter
 from types import FrameType
 from typing import Any, Protocol, cast
 
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.hooks import RemovableHandle
 
 from geomprobe.capture import attention_tap, dynamo_ops
+from geomprobe.capture.clock import Clock
 from geomprobe.capture.decoder import Decoder
 from geomprobe.capture.forward_context import Call, ForwardContext, carries_cache
 from geomprobe.capture.generation import MODES, REARRANGED, CachedSequence, GenerateCall, Mode, StopTokens, mode_of
@@ -101,6 +103,7 @@ class Capture:
             reported with the attention of that layer, ``final_norm`` with that of the last layer.
         pad_token_id: the padding token, for calls without a mask.
         modes: the modes to capture. Forwards of other modes are not looked at.
+        clock: adds up the time that captured forwards spend in hooks.
 
     The hidden states of a layer are taken where the next layer receives them, so that they include what other hooks changed.
     """
@@ -115,6 +118,7 @@ class Capture:
         attention: AttentionRequest | None = None,
         pad_token_id: int | None = None,
         modes: Collection[Mode] = MODES,
+        clock: Clock | None = None,
     ) -> None:
         self._model = model
         self._decoder = decoder
@@ -123,6 +127,8 @@ class Capture:
         self._stop_tokens = stop_tokens
         self.attention = attention
         self._modes = frozenset(modes)
+        self._clock = clock or Clock()
+        self._device: torch.device | None = None  # of the latest hidden state
         self._attended: dict[int, AttentionRows | None] = {}
         self._context: ForwardContext | None = None
         self._shape = (0, 0)  # batch and length of the present forward
@@ -274,7 +280,7 @@ class Capture:
                 return
             self._attended[layer] = None
             if layer in self._attention_layers:
-                with full_precision(call.device.type):
+                with self._clock.span(call.device), full_precision(call.device.type):
                     layout = context.layout(call.batch, call.length, call.device)
                     self._attended[layer] = call.rows(layout, context.starts, self.attention or AttentionRequest())
         except GeomprobeError as error:
@@ -313,6 +319,7 @@ class Capture:
         """Open a context when the decoder is called."""
         if _in_backward():  # a decoder that is checkpointed as a whole runs again
             return
+        began = perf_counter()
         if mode == "no_grad" and _is_checkpointed():
             mode = "train"
         if not self._claim():
@@ -341,6 +348,7 @@ class Capture:
                 self.padding.look(call)
                 if (adapter := self._adapter) is not None:
                     self._adapters.setdefault(context.mode, set()).add((adapter.disable_adapters, str(adapter.active_adapters)))
+                self._clock.add(perf_counter() - began)
             self._context = context
         except GeomprobeError as error:
             self._leave_out(str(error))
@@ -491,8 +499,10 @@ class Capture:
             )
         else:
             self._width = hidden.shape[-1]
+            self._device = hidden.device
             if number in self._numbers:
-                self._listener.captured(context, self._decoder.sites[number], hidden, self._take_attention(number))
+                with self._clock.span(hidden.device):
+                    self._listener.captured(context, self._decoder.sites[number], hidden, self._take_attention(number))
 
     def _take_attention(self, number: int) -> AttentionRows | None:
         """The attention that is reported with a site. It is dropped afterwards, unless ``final_norm`` needs it too."""
@@ -548,7 +558,11 @@ class Capture:
             self._abandon(context)
         elif context is not None and context.sequence is not None:
             context.sequence.complete()
-        self._listener.closed(context, completed)
+        if context is None:
+            self._listener.closed(context, completed)
+        else:
+            with self._clock.span(self._device):
+                self._listener.closed(context, completed)
 
     def end_dead_sequences(self) -> None:
         """End the sequences whose caches were garbage collected, to which no tokens can be added."""

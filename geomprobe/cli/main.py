@@ -242,15 +242,73 @@ def bench(
     ] = None,
     tokens: Annotated[int, typer.Option(help="Number of tokens per checkpoint, for sweep.", min=64)] = 65_536,
     rounds: Annotated[int, typer.Option(help="Number of interleaved rounds.", min=3)] = 9,
+    every: Annotated[
+        int | None, typer.Option(help="For overhead: measure one of so many forwards, as when=every(N) does.", min=1)
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="For overhead: train with when=budget(SHARE), such as 0.01, for --steps steps.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Number of training steps, for --budget.", min=250)] = 300,
+    shapes: Annotated[
+        bool, typer.Option("--shapes", help="For overhead: compare several widths, and numbers and lengths of texts.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Measure the cost of geomprobe relative to the bare model, in interleaved runs."""
+    """Measure the cost of geomprobe relative to the bare model, in interleaved runs. Every ratio is given in wall time and in
+    CPU time, with its quartiles."""
     keeps("Nothing is kept; run the same command to start again")
+    if what is not Bench.overhead and (every is not None or budget is not None or shapes):
+        raise GeomprobeError(f"bench {what}: --every, --budget and --shapes belong to bench overhead")
     with without_loading_bars():
-        results, text = _bench(
-            what, model=model, device=device, dtype=dtype.value, batch=batch, length=length, tokens=tokens, rounds=rounds
-        )
+        if what is Bench.overhead and shapes:
+            results, text = _shapes(device=device, dtype=dtype.value, rounds=rounds)
+        elif every is not None or budget is not None:
+            results, text = _schedules(
+                bench_model=(what, model, device, dtype.value),
+                every=every,
+                budget=budget,
+                batch=batch,
+                length=length or 256,
+                rounds=rounds,
+                steps=steps,
+            )
+        else:
+            results, text = _bench(
+                what, model=model, device=device, dtype=dtype.value, batch=batch, length=length, tokens=tokens, rounds=rounds
+            )
     show(json.dumps(results) if as_json else text)
+
+
+def _shapes(*, device: str | None, dtype: str, rounds: int) -> tuple[dict[str, Any], str]:
+    from geomprobe.bench.schedules import bench_shapes
+    from geomprobe.bench.timing import table
+
+    results = bench_shapes(device=device, dtype=dtype, rounds=rounds)
+    return results, table(results)
+
+
+def _schedules(
+    *,
+    bench_model: tuple[str, str | None, str | None, str],
+    every: int | None,
+    budget: float | None,
+    batch: int,
+    length: int,
+    rounds: int,
+    steps: int,
+) -> tuple[dict[str, Any], str]:
+    """The results of a schedule, and their table."""
+    from geomprobe.bench import schedules
+    from geomprobe.bench.overhead import bench_model as model_of
+    from geomprobe.bench.timing import table
+
+    what, model, device, dtype = bench_model
+    watched = model_of(what, model=model, device=device, dtype=dtype)
+    if budget is not None:
+        results = schedules.bench_budget(watched, share=budget, batch=batch, length=length, steps=steps)
+    else:
+        results = schedules.bench_every(watched, every_nth=every or 1, batch=batch, length=length, rounds=rounds)
+    return results, table(results)
 
 
 def _bench(

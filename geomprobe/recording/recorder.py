@@ -261,16 +261,17 @@ class _Group:
 
     def flush(self) -> None:
         """Measure the collected hidden states, and discard them."""
+        if self._context is None:  # nothing was collected, as in all forwards that are not measured
+            return
         context, hidden, attention = self._context, self._buffer[: self._held], AttentionRows.stacked(self._attention)
         sites = slice(self._start, self._start + self._held)
         self._discard()
-        if context is not None:
-            with full_precision(hidden.device.type):
-                rows, refed = context.rows(hidden, attention), context.refed_rows(hidden, attention)
-                self._pending.append(self._store.measure(context.mode, sites, rows))
-                if refed is not None:
-                    self._pending.append(self._store.measure(context.mode, sites, refed, sign=-1))
-                self._pending += [each.consume(context.mode, self._sites[sites], rows) for each in self._consumers]
+        with full_precision(hidden.device.type):
+            rows, refed = context.rows(hidden, attention), context.refed_rows(hidden, attention)
+            self._pending.append(self._store.measure(context.mode, sites, rows))
+            if refed is not None:
+                self._pending.append(self._store.measure(context.mode, sites, refed, sign=-1))
+            self._pending += [each.consume(context.mode, self._sites[sites], rows) for each in self._consumers]
 
     def commit(self) -> None:
         """Add everything that was measured since the last call to the states."""

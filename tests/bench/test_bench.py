@@ -12,8 +12,9 @@ from geomprobe import GeomprobeError
 from geomprobe.bench.lasso import bench_lasso
 from geomprobe.bench.lasso import table as lasso_table
 from geomprobe.bench.overhead import bench_attention, bench_decode, bench_memory, bench_overhead
+from geomprobe.bench.schedules import bench_budget, bench_every, bench_shapes
 from geomprobe.bench.sweep import bench_sweep
-from geomprobe.bench.timing import Ratio, table
+from geomprobe.bench.timing import Ratio, Seconds, spread, table
 from geomprobe.probe import Probe
 from tests.tiny_models import snapshot, tiny
 
@@ -59,8 +60,40 @@ def test_memory_counts_tokens() -> None:
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    ratio = Ratio.of([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    bare = [Seconds(1.0, 1.0), Seconds(2.0, 1.0), Seconds(3.0, 1.0)]
+    ratio = Ratio.of([Seconds(2.0, 1.1), Seconds(4.0, 1.2), Seconds(6.0, 1.3)], bare)
     assert (ratio.median, ratio.low, ratio.high, ratio.seconds) == pytest.approx((2, 2, 2, 4))
+    assert (ratio.cpu_median, ratio.cpu_low, ratio.cpu_high, ratio.cpu_seconds) == pytest.approx((1.2, 1.1, 1.3, 1.2))
+    assert spread(ratio) == pytest.approx(0.2 / 1.2)
+
+
+def test_a_schedule_is_measured_by_difference_and_by_its_own_clock() -> None:
+    model = tiny()
+    results = bench_every(model, every_nth=4, batch=2, length=16, rounds=3)
+    assert set(results["every(4)"]) == {"bare", "probe"}
+    assert 0 < results["cost_by_own_clock"] < 1
+    assert 0 < results["hooks_of_off_steps"] < 1
+    assert Probe.on(model) is None
+    assert max(map(len, table(results).splitlines())) <= 80
+
+
+def test_a_budget_is_looked_at_in_every_window() -> None:
+    results = bench_budget(tiny(), share=0.1, batch=1, length=8, steps=260)
+    assert 3 < results["measured_steps"] < 260
+    assert 0 < results["largest_cost_of_200_steps"] < 1
+    assert results["interval_at_the_end"] > 1
+    assert max(map(len, table(results).splitlines())) <= 80
+    with pytest.raises(GeomprobeError, match="a budget is looked at over 200 steps after the first 50"):
+        bench_budget(tiny(), share=0.1, steps=20)
+
+
+def test_shapes_have_a_floor_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geomprobe.bench.schedules._SHAPES", ((64, 2, 16), (32, 1, 40)))
+    results = bench_shapes(device="cpu", dtype="float32", rounds=3)
+    assert set(results) == {"64, 2×16", "floor of 64, 2×16", "32, 1×40", "floor of 32, 1×40"}
+    assert results["floor of 32, 1×40"] > 1
+    assert "32, 1×40" in table(results)
+    assert max(map(len, table(results).splitlines())) <= 80
 
 
 def test_lasso_compares_itself_on_a_trained_model(stories_model: Path) -> None:
@@ -81,7 +114,7 @@ def test_lasso_compares_itself_on_a_trained_model(stories_model: Path) -> None:
 def test_a_sweep_is_measured_beside_loading_and_the_same_forwards(stories_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, list[tuple[int, ...]]] = {}
 
-    def timed(variants: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    def timed(variants: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[Seconds]]:
         """Each once, and which tokens go into the model meanwhile."""
         for name, variant in variants.items():
             passed: list[tuple[int, ...]] = []
@@ -89,11 +122,13 @@ def test_a_sweep_is_measured_beside_loading_and_the_same_forwards(stories_model:
             variant()
             hook.remove()
             seen[name] = passed
-        return {"bare": [2.0] * rounds, "sweep": [2.1] * rounds}
+        return {"bare": [Seconds(2.0, 2.0)] * rounds, "sweep": [Seconds(2.1, 2.2)] * rounds}
 
     monkeypatch.setattr("geomprobe.bench.sweep.timed", timed)
     results = bench_sweep(str(stories_model), tokens=512, length=64, rounds=3, device="cpu")
     assert results["checkpoints"]["sweep"]["median"] == pytest.approx(1.05)
+    assert results["checkpoints"]["sweep"]["cpu_median"] == pytest.approx(1.1)
+    assert (results["rounds"], results["quartiles_apart"], "note" in results) == (3, 0, False)
     assert results["shape"]["tokens"] == 512
     assert json.loads(json.dumps(results)) == results
     assert max(map(len, table(results).splitlines())) <= 80

@@ -9,7 +9,7 @@ import torch
 import wandb
 from transformers import TrainerCallback
 
-from geomprobe import GeomprobeError, InformationGain, Metric, Probe, Reading, RepresentationEntropy, every
+from geomprobe import GeomprobeError, InformationGain, Metric, Probe, Reading, RepresentationEntropy, budget, every
 from geomprobe.accumulators.information_gain import InformationGainSum
 from geomprobe.integrations import ProbeCallback
 from geomprobe.integrations.picture import PICTURE
@@ -39,6 +39,8 @@ def test_wandb_run_holds_every_metric_at_its_step_beside_the_loss(tmp_path: Path
         prefix = "geomprobe/eval" if reading.mode == "eval" else "geomprobe"
         for name, value in reading.items():
             expected.setdefault(f"{prefix}/{name}", {})[step] = value
+        assert reading.cost is not None
+        expected.setdefault(f"{prefix}/cost", {})[step] = reading.cost.share
     assert {"geomprobe/entropy/embed", "geomprobe/eval/information_gain/final_norm"} <= set(expected)
     assert {name for name in run.names("geomprobe") if not name.startswith(PICTURE)} == set(expected)
     assert run.series(f"{PICTURE}._type") == {6: "image-file"}
@@ -60,11 +62,32 @@ def test_a_measured_step_is_all_its_micro_batches_and_nothing_else(tmp_path: Pat
     assert tokens == [4 * LENGTH, BATCH * ACCUMULATION * LENGTH, 4 * LENGTH]
 
 
-def test_by_default_the_steps_at_which_trainer_logs(tmp_path: Path) -> None:
+def test_by_default_as_many_steps_as_a_budget_allows(tmp_path: Path) -> None:
+    """A step of the tiny model takes as long as reading it, so after three steps the next one is far away."""
     callback = ProbeCallback([RepresentationEntropy()], sites=["final_norm"])
-    trainer(tmp_path, callback, logging_first_step=True).train()
-    assert steps(callback) == [(1, "train"), (2, "train"), (4, "train"), (6, "train")]
+    trainer(tmp_path, callback, save_strategy="steps", save_steps=4).train()
+    assert steps(callback) == [(1, "train"), (2, "train"), (3, "train")]
     assert callback.history[0][1].sites == ("final_norm",)
+    costs = [reading.cost for _, reading in callback.history]
+    assert [cost and cost.interval for cost in costs] == [1, 1, 1]
+    assert costs[1] is not None
+    assert 0 < costs[1].share < 1
+
+    resumed = ProbeCallback([RepresentationEntropy()], sites=["final_norm"], when=budget(0.01, interval=4))
+    trainer(tmp_path, resumed, save_strategy="steps", save_steps=4).train()
+    assert steps(resumed) == [(4, "train")]
+    saved = tmp_path / "trained" / "checkpoint-4"
+    resumed = ProbeCallback([RepresentationEntropy()], sites=["final_norm"])
+    trainer(tmp_path, resumed).train(resume_from_checkpoint=str(saved))
+    assert steps(resumed) == [(4, "train")]  # the interval is that of the checkpoint, not 1
+
+
+def test_evaluations_do_not_count_for_the_budget(tmp_path: Path) -> None:
+    slow = [{"input_ids": block, "labels": block} for block in token_batch(60, LENGTH)]
+    callback = ProbeCallback([RepresentationEntropy()], sites=["embed"], when=budget(0.99))
+    trainer(tmp_path, callback, evaluated=slow, eval_strategy="steps", eval_steps=1).train()
+    assert len([step for step, mode in steps(callback) if mode == "eval"]) == 6
+    assert callback._schedule.interval <= 4
 
 
 def test_a_number_means_every_so_many_steps(tmp_path: Path) -> None:
@@ -96,7 +119,9 @@ def test_a_resumed_training_continues_the_series(tmp_path: Path) -> None:
 
     resumed = ProbeCallback(when=every(1), jsonl=file)
     trainer(tmp_path, resumed, **options).train(resume_from_checkpoint=str(tmp_path / "trained" / "checkpoint-3"))
-    assert file.read_text() == written
+    old, new = ([json.loads(line) for line in text.splitlines()] for text in (written, file.read_text()))
+    assert [line | {"cost": None} for line in new] == [line | {"cost": None} for line in old]
+    assert new[:3] == old[:3]
     assert steps(resumed) == steps(whole)
     for (_, one), (_, other) in zip(resumed.history, whole.history, strict=True):
         assert dict(one) == dict(other)
@@ -356,4 +381,4 @@ def test_the_name_of_an_evaluation_set_is_one_level(tmp_path: Path) -> None:
     wandb.finish()
     names = read_run(tmp_path).names("geomprobe/eval")
     assert "geomprobe/eval_my_set___08b7/entropy/layer_00" in names
-    assert {name.count("/") for name in names - {"geomprobe/eval_my_set___08b7/tokens"}} == {3}
+    assert {name.count("/") for name in names if not name.endswith(("/tokens", "/cost"))} == {3}

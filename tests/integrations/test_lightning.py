@@ -64,7 +64,7 @@ def rows(logger: CSVLogger) -> list[dict[str, str]]:
 def test_readings_are_those_of_whole_steps_and_of_validations(tmp_path: Path, precision: Any) -> None:
     bare, module = Module(), Module()
     fit(tmp_path / "bare", bare, precision=precision)
-    logger = fit(tmp_path, module, LightningCallback(on_error="raise"), precision=precision)
+    logger = fit(tmp_path, module, LightningCallback(when=2, on_error="raise"), precision=precision)
     assert module.losses == bare.losses
     assert not hooks(module.model)
     records = StepFile(Path(logger.log_dir) / "geomprobe.jsonl").records()
@@ -87,6 +87,7 @@ def test_readings_are_those_of_whole_steps_and_of_validations(tmp_path: Path, pr
         assert {name: reading[name] for name in reading} == pytest.approx({n: alone[n] for n in alone}, rel=1e-6, abs=1e-9)
         (row,) = [row for row in rows(logger) if row[next(iter(flat(reading, "overview")))]][:1]
         assert int(row["step"]) == record["step"] - 1
+        assert 0 < float(row["geomprobe/cost" if record["mode"] == "train" else "geomprobe/eval/cost"]) < 1
         for name, value in flat(reading, "overview").items():
             assert float(row[name]) == pytest.approx(value)
     assert [row["step"] for row in rows(logger) if row["loss"]] == [

@@ -70,7 +70,7 @@ def test_the_overview_of_few_sites_has_them_all_and_of_another_mode_its_name() -
 def test_the_overview_of_other_metrics_has_those_that_were_measured() -> None:
     mine = [f"mine_{number}" for number in range(9)]
     logged = flat(measured(tuple(f"layer_{layer:02d}" for layer in range(6)), "tokens", "texts", *mine), "overview")
-    assert len(logged) == 24
+    assert len(logged) == 23
     assert list(logged)[:3] == [f"geomprobe/mine_0/layer_0{layer}" for layer in (0, 3, 5)]
     assert flat(Reading(mode="train", sites=()), "overview") == {}
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import wandb
-from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 
 from geomprobe import Reading, RepresentationEntropy
@@ -193,89 +192,12 @@ def test_padding_without_a_mask_is_told_and_can_be_named(tmp_path: Path) -> None
     assert readings(named)[0]["tokens/embed"] == BATCH * ACCUMULATION * (LENGTH - 4)
 
 
-# -- steps at which Trainer logs --------------------------------------------------------------------------------------------
+# -- steps that are not measured --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "measured"),
-    [
-        ({"num_train_epochs": 3}, [3, 6, 9]),  # 12 batches: two steps of 5, and one of the 2 that are left
-        ({"num_train_epochs": 1.5}, [3, 5]),
-        ({"max_steps": 4}, [3, 4]),
-        ({"num_train_epochs": 2, "logging_first_step": True}, [1, 3, 6]),
-    ],
-    ids=["epochs", "half an epoch", "max_steps", "first step"],
-)
-def test_logging_by_epoch_measures_the_last_step_of_each(tmp_path: Path, options: Any, measured: list[int]) -> None:
-    callback = ProbeCallback([RepresentationEntropy()], sites=["embed"])
-    by_epoch = {"max_steps": -1, "gradient_accumulation_steps": 5, "logging_strategy": "epoch"}
-    done, said = trained(tmp_path, callback, **(by_epoch | options))
-    assert steps(callback) == measured == list(losses(done))
-    assert not said
-
-
-def test_logging_by_epoch_goes_on_after_a_checkpoint(tmp_path: Path) -> None:
-    options = {
-        "max_steps": -1,
-        "num_train_epochs": 3,
-        "gradient_accumulation_steps": 5,
-        "logging_strategy": "epoch",
-    }
-    options |= {"save_strategy": "steps", "save_steps": 4}
-    trained(tmp_path, ProbeCallback([RepresentationEntropy()], sites=["embed"]), **options)
-    callback = ProbeCallback([RepresentationEntropy()], sites=["embed"])
-    trainer(tmp_path, callback, **options).train(resume_from_checkpoint=str(tmp_path / "trained" / "checkpoint-4"))
-    assert steps(callback) == [3, 6, 9]
-
-
-class Stream(IterableDataset[Any]):
-    """Texts without a length."""
-
-    def __iter__(self) -> Any:
-        yield from ({"input_ids": block, "labels": block} for block in token_batch(24, LENGTH))
-
-
-def test_epochs_of_unknown_length_are_announced(tmp_path: Path) -> None:
-    callback = ProbeCallback([RepresentationEntropy()], sites=["embed"])
-    _, said = trained(tmp_path, callback, data=Stream(), max_steps=4, logging_strategy="epoch")
-    assert steps(callback) == [4]
-    (text,) = said
-    assert "the training data has no length" in text
-    assert "ProbeCallback(when=50)" in text
-
-
-class Interrupts(TrainerCallback):  # type: ignore[misc]
-    """Interrupts the training before its first step."""
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        raise KeyboardInterrupt
-
-
-def test_without_logging_no_step_is_measured_which_is_said_once_at_the_start(tmp_path: Path) -> None:
-    options = EVALUATION | {"logging_strategy": "no", "logging_steps": 2}
-    callback = ProbeCallback([RepresentationEntropy()], sites=["embed"])
-    interrupted = trainer(tmp_path, callback, Interrupts(), **options)
-    with (
-        pytest.warns(RuntimeWarning, match=r"logging_strategy='no'.* ProbeCallback\(when=50\)"),
-        pytest.raises(KeyboardInterrupt),
-    ):
-        interrupted.train()
-    _, said = trained(tmp_path, callback, **options)
-    assert len(said) == 1
-    assert (steps(callback), steps(callback, "eval")) == ([], [3, 6])
-
-
-def test_without_logging_but_of_the_first_step(tmp_path: Path) -> None:
-    callback = ProbeCallback([RepresentationEntropy()], sites=["embed"])
-    _, said = trained(tmp_path, callback, logging_strategy="no", logging_first_step=True)
-    assert steps(callback) == [1]
-    assert not said
-
-
-@pytest.mark.parametrize("options", [{"when": 100}, {}], ids=["when", "logging_steps"])
-def test_a_schedule_that_selected_no_step_is_told_at_the_end(tmp_path: Path, options: Any) -> None:
-    callback = ProbeCallback(**options)
-    _, said = trained(tmp_path, callback, logging_steps=100)
+def test_a_schedule_that_selected_no_step_is_told_at_the_end(tmp_path: Path) -> None:
+    callback = ProbeCallback(when=100)
+    _, said = trained(tmp_path, callback)
     (text,) = said
     assert "none of the 6 optimizer steps" in text
     assert callback.history == []

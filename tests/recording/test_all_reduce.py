@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from geomprobe import GeomprobeError, Probe, Reading
+from geomprobe import GeomprobeError, Probe, Reading, budget
 from geomprobe.integrations import ProbeCallback
 from tests import reference
 from tests.tiny_models import snapshot, tiny, token_batch
@@ -174,10 +174,10 @@ class BreakProbe(TrainerCallback):  # type: ignore[misc]
             self.broken.probe._recorder.when = lambda forward: bool(1 // 0)
 
 
-def train(out: str, *callbacks: TrainerCallback) -> Any:
+def train(out: str, *callbacks: TrainerCallback, steps: int = 6) -> Any:
     data = [{"input_ids": text, "labels": text} for text in token_batch(32)]
     options = {"report_to": [], "save_strategy": "no", "eval_strategy": "steps", "eval_steps": 2, "disable_tqdm": True}
-    options |= {"max_steps": 6, "per_device_train_batch_size": 2, "use_cpu": True, "logging_steps": 1, "ddp_timeout": 30}
+    options |= {"max_steps": steps, "per_device_train_batch_size": 2, "use_cpu": True, "logging_steps": 1, "ddp_timeout": 30}
     trainer = Trainer(tiny(), TrainingArguments(out, **options), train_dataset=data, eval_dataset=data, callbacks=[*callbacks])
     trainer.train()
     return trainer.model.state_dict()
@@ -212,6 +212,34 @@ def training(out: str) -> None:
     assert all(torch.equal(trained[name], weight) for name, weight in plain.items())
     assert isinstance(callback.fault, ZeroDivisionError if dist.get_rank() == 1 else GeomprobeError)
     dist.destroy_process_group()
+
+
+class Slow(ProbeCallback):  # type: ignore[misc]
+    """A callback whose readings take longer on the other rank."""
+
+    def __init__(self, interval: int) -> None:
+        super().__init__(when=budget(0.2, interval=interval), evaluate=False, to=lambda numbers, step: None)
+
+    def _read_and_log(self, *arguments: Any) -> None:
+        super()._read_and_log(*arguments)
+        time.sleep(0.2 * dist.get_rank())
+
+
+def budgets(out: str) -> None:
+    """One rank: the ranks have different costs, and begin with different intervals, and measure the same steps."""
+    callback = Slow(interval=1 + int(os.environ["RANK"]))
+    train(out, callback, steps=24)
+    measured: list[Any] = [None] * RANKS
+    dist.all_gather_object(measured, [step for step, _ in callback.history])
+    assert measured[0] == measured[1] == [step for step in range(1, 25) if step in measured[0]]
+    assert measured[0][0] == 2
+    assert len(measured[0]) < 12
+    assert callback._schedule.interval >= 4
+    dist.destroy_process_group()
+
+
+def test_ranks_under_a_budget_measure_the_same_steps(tmp_path: Path) -> None:
+    torchrun("tests.recording.test_all_reduce", "budgets", str(tmp_path))
 
 
 def test_a_fault_of_measuring_on_one_rank_ends_it_on_all_and_training_goes_on(tmp_path: Path) -> None:

@@ -1,0 +1,32 @@
+"""The lines of ``geomprobe.jsonl``: readings, with what they cost."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from geomprobe import Cost, Reading
+
+__all__ = ["interval_of", "reading_of", "record_of"]
+
+
+def record_of(reading: Reading) -> dict[str, Any]:
+    """Return what is written of a reading."""
+    return reading.to_dict() | ({} if reading.cost is None else {"cost": asdict(reading.cost)})
+
+
+def reading_of(record: dict[str, Any]) -> Reading:
+    """Return the reading that was written.
+
+    Raises:
+        GeomprobeError: if ``record`` is not one.
+    """
+    reading = Reading.from_dict(record)
+    cost = record.get("cost")
+    reading.cost = None if cost is None else Cost(**cost)
+    return reading
+
+
+def interval_of(records: Sequence[dict[str, Any]]) -> int | None:
+    """Return the interval of the budget at the latest reading of a training step, or ``None`` if there was no budget."""
+    costs = [record["cost"] for record in records if record.get("mode") == "train" and "cost" in record]
+    return costs[-1]["interval"] if costs else None

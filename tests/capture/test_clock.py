@@ -1,0 +1,156 @@
+"""The clock of a probe, and what a probe costs in steps that are not measured."""
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from geomprobe import Probe, budget, every
+from geomprobe.capture.clock import Clock
+from tests.tiny_models import tiny, token_batch
+
+
+class Event:
+    """A CUDA event of a device whose time is told."""
+
+    now = 0.0
+    reached = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self, stream: Any) -> None:
+        self.at = Event.now
+
+    def query(self) -> bool:
+        return self.at <= Event.reached
+
+    def elapsed_time(self, other: "Event") -> float:
+        return 1000 * (other.at - self.at)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(Event, "now", 0.0)
+    monkeypatch.setattr(Event, "reached", 0.0)
+    return torch.device("cuda", 0)
+
+
+def test_spans_add_and_do_not_nest() -> None:
+    clock = Clock()
+    with clock.span():
+        time.sleep(0.02)
+        with clock.span():
+            time.sleep(0.02)
+    assert 0.04 <= clock.seconds < 0.4
+    before = clock.seconds
+    with pytest.raises(ZeroDivisionError), clock.span():
+        raise ZeroDivisionError
+    with clock.span():
+        time.sleep(0.01)
+    assert clock.seconds >= before + 0.01
+
+
+def test_elapsed_stops_while_the_clock_is_halted() -> None:
+    clock = Clock()
+    assert clock.elapsed == 0
+    clock.run()
+    time.sleep(0.01)
+    clock.run()
+    clock.halt()
+    clock.halt()
+    stopped = clock.elapsed
+    assert stopped >= 0.01
+    time.sleep(0.01)
+    assert clock.elapsed == stopped
+
+
+def test_device_time_is_read_when_the_device_has_come_that_far(cuda: torch.device) -> None:
+    clock = Clock()
+    for seconds in (2.0, 3.0):
+        with clock.span(cuda):
+            Event.now += seconds
+        Event.now += 10  # the work of the model
+    assert clock.seconds < 1
+    Event.reached = 2.0
+    assert clock.seconds == pytest.approx(2)
+    Event.reached = 100.0
+    assert clock.seconds == clock.seconds == pytest.approx(5)
+
+
+def test_no_event_is_recorded_in_a_graph_that_is_captured(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    clock = Clock()
+    with clock.span(cuda):
+        Event.now += 5
+    Event.reached = 100.0
+    assert clock.seconds < 1
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that are dispatched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "llama"])
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_a_step_that_is_not_measured_dispatches_no_operation(family: str, mode: str) -> None:
+    model, ids = tiny(family).train(mode == "train"), token_batch()
+
+    def step() -> list[str]:
+        model.zero_grad()
+        with Operations() as counter:
+            model(ids, labels=ids).loss.backward()
+        return counter.names
+
+    bare = step()
+    for when in (every(2), budget(0.01, interval=4), lambda step: step == 0):
+        with Probe(model, when=when) as probe:
+            measured, off = step(), step()
+        assert off == bare
+        assert len(measured) > len(bare)
+        assert probe.read()["tokens/embed"] == ids.numel()
+
+
+def test_a_reading_tells_its_cost() -> None:
+    model, ids = tiny("llama"), token_batch()
+    probe = Probe(model, when=budget(0.5))
+    assert (probe.cost.seconds, probe.cost.share, probe.cost.interval) == (0, 0, 1)
+    with probe:
+        for _ in range(20):
+            model(ids)
+        hooks = probe.cost
+        reading = probe.read()
+    assert reading.cost is not None
+    assert 0 < hooks.seconds < reading.cost.seconds  # reading takes time, too
+    assert 0 < reading.cost.share <= 1
+    assert reading.cost.interval is not None
+    assert reading.cost.interval > 1
+    with probe.timed():
+        time.sleep(0.02)
+    assert probe.cost.seconds >= reading.cost.seconds + 0.02
+    with Probe(model) as fixed:
+        model(ids)
+    assert fixed.read().cost.interval is None  # type: ignore[union-attr]
+
+
+def test_what_the_model_does_between_hooks_is_not_counted() -> None:
+    model, ids = tiny("llama"), token_batch()
+    model.model.layers[1].mlp.register_forward_pre_hook(lambda module, args: time.sleep(0.2))
+    with Probe(model) as probe:
+        for _ in range(3):
+            model(ids)
+    assert probe.cost.seconds < 0.3
+    assert probe.cost.share < 0.5
