@@ -219,9 +219,9 @@ def restore(shape: Any, value: Any) -> Any:
     parts = get_args(shape)
     if isinstance(shape, UnionType):
         return None if value is None else restore(next(kind for kind in parts if kind is not NoneType), value)
-    if is_dataclass(shape):
+    if isinstance(shape, type) and is_dataclass(shape):
         kinds = get_type_hints(shape)
-        return shape(**{name: restore(kinds[name], part) for name, part in value.items()})  # type: ignore[operator]
+        return shape(**{name: restore(kinds[name], part) for name, part in value.items()})
     if get_origin(shape) in (dict, Mapping):
         return {name: restore(parts[1], part) for name, part in value.items()}
     if parts:
