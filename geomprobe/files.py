@@ -223,23 +223,26 @@ def read_text(path: Path, *, most: int) -> str:
     return text
 
 
-def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append ``record`` as one line of JSON and flushes it to the disk. ``record`` must not contain NaN or infinities.
+def append_line(path: Path, record: Mapping[str, Any], *, sync: bool = True) -> None:
+    """Append ``record`` as one line of JSON to a file to which no other process appends. ``record`` must not contain NaN or
+    infinities, which JSON does not have. With ``sync`` the line also survives a crash of the machine, and the call waits for
+    the disk.
 
     Raises:
         GeomprobeError: if the line cannot be written. The earlier lines are kept.
     """
-    line = json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
+    left = _line(record)
     try:
-        with path.open("ab") as file:
+        with path.open("ab", buffering=0) as file:
             start = file.tell()
             try:
-                file.write(_encoded(line))
-                file.flush()
-                os.fsync(file.fileno())
+                while left:
+                    left = left[file.write(left) :]  # a nearly full disk takes a part, and then fails
+                if sync:
+                    os.fsync(file.fileno())
             except OSError:
                 with suppress(OSError):
-                    os.truncate(path, start)  # a full disk may have taken a part of the line
+                    os.truncate(path, start)
                 raise
     except OSError as error:
         raise GeomprobeError(
@@ -279,6 +282,10 @@ def mend_lines(path: Path) -> None:
         raise GeomprobeError(f"cannot remove the incomplete last line of {path}: {error}") from error
 
 
+def _line(record: Mapping[str, Any]) -> bytes:
+    return _encoded(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
+
+
 def _encoded(text: str) -> bytes:
     """Text as UTF-8. Bytes of a file name that are not UTF-8 are written as ``\\udcXX``, from which JSON restores them."""
     return text.encode(errors="backslashreplace")
@@ -292,13 +299,11 @@ def _whole_lines(path: Path) -> list[bytes]:
 
 
 class StepFile:
-    """A file of records ``{"step": …}`` that stays readable after a crash and after training is resumed.
-
-    Each record is written as one line in a single call, so that a crash leaves the earlier lines intact.
+    """A file of JSON lines ``{"step": …}``, from which a training that is resumed removes the steps that it runs again.
 
     Raises:
-        OSError: from every method, if the file cannot be written.
-        GeomprobeError: from every method, if it cannot be read, or contains whole lines that are not such records.
+        GeomprobeError: from every method, if the file cannot be read or written, or contains whole lines that are not such
+            records.
     """
 
     FORMAT = 1
@@ -306,25 +311,25 @@ class StepFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
-    def append(self, step: int, record: dict[str, Any]) -> None:
-        """Append a line. ``record`` must not contain NaN or infinities, which JSON does not have."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"format": self.FORMAT, "step": step, **record}, allow_nan=False) + "\n")
+    def append(self, step: int, record: Mapping[str, Any]) -> None:
+        """Append a line, as :func:`append_line` does, but without waiting for the disk, which would hold up the training."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise GeomprobeError(f"cannot write {self.path}: {error}; give a file in a writable folder") from error
+        append_line(self.path, {"format": self.FORMAT, "step": step, **record}, sync=False)
 
     def rewind(self, step: int) -> None:
         """Remove the lines after ``step`` (all lines if ``step`` is 0) and an incomplete last line."""
+        kept = [record for record in self.records() if 0 < record["step"] <= step]
         if self.path.exists():
-            self.replace([record for record in self.records() if 0 < record["step"] <= step])
+            self.replace(kept)
 
     def records(self) -> list[dict[str, Any]]:
         """Return the records of all complete lines, or an empty list if there is no file."""
         shape = {"format": Format(self.FORMAT), "step": int, str: object}
         return read_lines(self.path, shape, advice="restore the file, or give another one")
 
-    def replace(self, records: Iterable[dict[str, Any]]) -> None:
+    def replace(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Replace the content of the file with ``records``, each of which has a ``step``."""
-        lines = [json.dumps({"format": self.FORMAT, **record}, allow_nan=False) + "\n" for record in records]
-        replacement = self.path.with_name(self.path.name + ".new")
-        replacement.write_text("".join(lines), encoding="utf-8")
-        replacement.replace(self.path)
+        write_whole(self.path, b"".join(_line({"format": self.FORMAT, **record}) for record in records))

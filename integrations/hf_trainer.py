@@ -218,7 +218,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             _logger.info("geomprobe: this training has no tracker; its readings are written to %s", self._file.path)
         try:
             self._rewind(state.global_step)
-        except (GeomprobeError, OSError):  # the file is not ours, or cannot be written: training does not begin
+        except GeomprobeError:  # the file is not ours, or cannot be written: training does not begin
             self.close()
             raise
         if state.global_step and not self.history:  # the earlier steps were measured by another process
@@ -403,7 +403,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             if not records:
                 warnings.warn(f"geomprobe: no earlier readings in {saved.path}: the history starts at this step", stacklevel=2)
             return [(record["step"], reading_of(record)) for record in records]
-        except (OSError, ValueError, GeomprobeError) as error:
+        except GeomprobeError as error:
             if self.on_error == "raise":
                 raise
             warnings.warn(f"geomprobe: the earlier readings in {saved.path} cannot be read: {error}", stacklevel=2)

@@ -5,8 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 from geomprobe import Cost, Reading
+from geomprobe.files import check_shape
 
 __all__ = ["interval_of", "reading_of", "record_of"]
+
+_COST = {"seconds": float, "share": float, "interval": int | None}
 
 
 def record_of(reading: Reading) -> dict[str, Any]:
@@ -21,8 +24,9 @@ def reading_of(record: dict[str, Any]) -> Reading:
         GeomprobeError: if ``record`` is not one.
     """
     reading = Reading.from_dict(record)
-    cost = record.get("cost")
-    reading.cost = None if cost is None else Cost(**cost)
+    if "cost" in record:
+        check_shape(record["cost"], _COST, "this is not the cost of a reading")
+        reading.cost = Cost(**record["cost"])
     return reading
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -87,8 +87,8 @@ def _command(run: "Callable[[Request], object]") -> Callable[..., None]:
     return command
 
 
-def _one(name: str) -> "Callable[[Request], Outcome]":
-    def run(request: "Request") -> "Outcome":
+def _one(name: str) -> "Callable[[Request], Outcome[Any]]":
+    def run(request: "Request") -> "Outcome[Any]":
         from geomprobe.paper.run import run_experiment
 
         experiment = getattr(import_module(f"geomprobe.paper.{EXPERIMENTS[name][0]}"), name.upper())

@@ -6,7 +6,9 @@ For covariances A and B and ``γ < 1/max(‖A‖, ‖B‖)`` the theorem says ``
 ``A − B`` vanishes on every vector on which ``A + B`` does. So the remainder of the distance is O(γ²), and never O(γ³).
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from torch import Tensor
 from geomprobe.core.distance import covariance_distances, js_leading_term
 from geomprobe.paper.experiment import Table, Verdict, span
 
-__all__ = ["judge_theorem_a_1", "measure_theorem_a_1", "theorem_a_1_table"]
+__all__ = ["Remainder", "judge_theorem_a_1", "measure_theorem_a_1", "theorem_a_1_table"]
 
 _SHARES = (1e-1, 1e-2, 1e-3, 1e-4)
 """γ as shares of ``1/max(‖A‖, ‖B‖)``. Orders are slopes over all but the first, where the next terms of the series count."""
@@ -28,14 +30,31 @@ _ORDER = 0.05
 """How near to an integer a measured order has to be."""
 
 
-def measure_theorem_a_1(name: str, rows: Tensor) -> dict[str, Any]:
-    """The JS distance between the covariances of the first and of the second half of ``rows`` ``(n, d)``, at falling γ.
+@dataclass(frozen=True)
+class Remainder:
+    """The JS distance beside its leading term. Nothing but the name where both covariances are the same.
 
-    Returns:
-        ``name``; ``shares`` of the largest γ that the theorem allows; by share the ``ratio`` of the distance to its leading
-        term; the ``order`` in γ of what remains of the distance, and ``order_of_square``; the ``coefficient`` of γ² in it,
-        and the one ``predicted``. Without an order where the halves have the same covariance.
+    Attributes:
+        name: of the rows.
+        shares: of the largest γ that the theorem allows.
+        ratio: of the distance to its leading term, by share.
+        order: in γ, of what remains of the distance.
+        order_of_square: of what remains of its square.
+        coefficient: of γ² in what remains of the distance.
+        predicted: the same from the expansion.
     """
+
+    name: str
+    shares: Sequence[float] = ()
+    ratio: Sequence[float] = ()
+    order: float = math.nan
+    order_of_square: float = math.nan
+    coefficient: float = math.nan
+    predicted: float = math.nan
+
+
+def measure_theorem_a_1(name: str, rows: Tensor) -> Remainder:
+    """The JS distance between the covariances of the first and of the second half of ``rows`` ``(n, d)``, at falling γ."""
     coordinates = torch.linalg.qr(rows.double().mT).R.mT  # of the rows in their span: distances are the same there
     halves = coordinates.tensor_split(2)
     sigmas = torch.stack([half.mT @ half / len(half) for half in halves])
@@ -43,19 +62,19 @@ def measure_theorem_a_1(name: str, rows: Tensor) -> dict[str, Any]:
     norm = float(torch.linalg.matrix_norm(difference))
     largest = float(torch.linalg.matrix_norm(sigmas, ord=2).max())
     if norm <= _ROUNDING * largest:
-        return {"name": name, "order": None}
+        return Remainder(name)
     gammas = np.array(_SHARES) / largest
     js = np.array([float(covariance_distances(sigmas, "js", gamma=gamma)[0, 1]) for gamma in gammas.tolist()])
     leading = np.array([float(js_leading_term(sigmas, gamma)[0, 1]) for gamma in gammas.tolist()])
-    return {
-        "name": name,
-        "shares": list(_SHARES),
-        "ratio": js / leading,
-        "order": _order(gammas, leading - js),
-        "order_of_square": _order(gammas, leading**2 - js**2),
-        "coefficient": (js - leading)[-1] / gammas[-1] ** 2,
-        "predicted": -float(torch.trace(sigmas.sum(0) @ difference @ difference)) / (32**0.5 * norm),
-    }
+    return Remainder(
+        name,
+        _SHARES,
+        ratio=(js / leading).tolist(),
+        order=_order(gammas, leading - js),
+        order_of_square=_order(gammas, leading**2 - js**2),
+        coefficient=(js - leading)[-1] / gammas[-1] ** 2,
+        predicted=-float(torch.trace(sigmas.sum(0) @ difference @ difference)) / (32**0.5 * norm),
+    )
 
 
 def _order(gammas: Any, remainder: Any) -> float:
@@ -63,18 +82,18 @@ def _order(gammas: Any, remainder: Any) -> float:
     return float(np.polyfit(np.log(gammas[1:]), np.log(np.abs(remainder[1:])), 1)[0])
 
 
-def theorem_a_1_table(cases: Sequence[dict[str, Any]]) -> Table:
+def theorem_a_1_table(cases: Sequence[Remainder]) -> Table:
     """One row for each of what :func:`measure_theorem_a_1` gave."""
     columns = ("rows", "ratio", f"at {_small(_SHARES[-1])}", "order: d", "of d²", "γ² term", "expected")
     rows = [
         (
-            case["name"],
-            f"{case['ratio'][0]:.4f}",
-            f"{case['ratio'][-1]:.6f}",
-            f"{case['order']:.2f}",
-            f"{case['order_of_square']:.2f}",
-            f"{case['coefficient']:z.4g}",
-            f"{case['predicted']:z.4g}",
+            case.name,
+            f"{case.ratio[0]:.4f}",
+            f"{case.ratio[-1]:.6f}",
+            f"{case.order:.2f}",
+            f"{case.order_of_square:.2f}",
+            f"{case.coefficient:z.4g}",
+            f"{case.predicted:z.4g}",
         )
         for case in _told(cases)
     ]
@@ -82,7 +101,7 @@ def theorem_a_1_table(cases: Sequence[dict[str, Any]]) -> Table:
     return Table(title, columns, rows)
 
 
-def judge_theorem_a_1(cases: Sequence[dict[str, Any]]) -> list[Verdict]:
+def judge_theorem_a_1(cases: Sequence[Remainder]) -> list[Verdict]:
     """Whether the leading term is the paper's, and whether what remains is of the order that it prints."""
     claims = (
         "Theorem A.1: for small γ the JS distance is √(γ²/8)‖A − B‖_F",
@@ -93,9 +112,9 @@ def judge_theorem_a_1(cases: Sequence[dict[str, Any]]) -> list[Verdict]:
     if not told:
         why = "needs two texts of different covariances"
         return [Verdict(claims[0], None, why), *(Verdict(claim, None, why, "erratum") for claim in claims[1:])]
-    off = max(abs(case["ratio"][-1] - 1) for case in told)
-    orders, squares = [case["order"] for case in told], [case["order_of_square"] for case in told]
-    apart = max(abs(case["coefficient"] / case["predicted"] - 1) for case in told)
+    off = max(abs(case.ratio[-1] - 1) for case in told)
+    orders, squares = [case.order for case in told], [case.order_of_square for case in told]
+    apart = max(abs(case.coefficient / case.predicted - 1) for case in told)
     return [
         Verdict(
             claims[0],
@@ -118,8 +137,8 @@ def judge_theorem_a_1(cases: Sequence[dict[str, Any]]) -> list[Verdict]:
     ]
 
 
-def _told(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [case for case in cases if case["order"] is not None]
+def _told(cases: Sequence[Remainder]) -> list[Remainder]:
+    return [case for case in cases if not math.isnan(case.order)]
 
 
 def _small(number: float) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from geomprobe.errors import GeomprobeError
 from geomprobe.models.loading import Loaded, tokenize, untrained
 from geomprobe.paper.experiment import Request
 from geomprobe.paper.models import load_readers
-from geomprobe.paper.silhouette import Array, score
+from geomprobe.paper.silhouette import Array, Separation, score
 
-__all__ = ["CONTEXTS", "COUNTRIES", "DELTA", "EMBEDDINGS", "SOURCES", "Reader", "final_rows", "read_texts", "separation_of"]
+__all__ = ["CONTEXTS", "COUNTRIES", "DELTA", "EMBEDDINGS", "SOURCES", "Reader", "Texts", "final_rows", "read_texts"]
+__all__ += ["separation_of"]
 
 COUNTRIES = (
     *("Australia.", "Austria.", "Brazil.", "Cuba.", "Denmark.", "Egypt.", "France.", "Germany."),
@@ -37,15 +38,23 @@ DELTA = 1e-6
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Rows of the texts by where they come from, each text ``(n, d)`` of unit rows in float64, on the CPU.
+class Texts:
+    """The texts in a model of width ``d``: how many tokens those of each context have, and the different last tokens: one, the
+    full stop, where the tokenizer keeps it apart."""
 
-    ``last_tokens`` are the different last tokens of the texts: one, the full stop, where the tokenizer keeps it apart.
-    """
+    name: str
+    d: int
+    tokens: Mapping[str, list[int]]
+    last_tokens: list[str]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Rows of the texts by where they come from, each text ``(n, d)`` of unit rows in float64, on the CPU."""
 
     name: str
     rows: Mapping[str, Sequence[Tensor]]
-    last_tokens: Sequence[str]
+    last_tokens: list[str]
 
     def distances(self, kind: str, source: str) -> Array:
         """Between the texts, ``(45, 45)``."""
@@ -60,22 +69,22 @@ class Reader:
         """One vector of each text ``(45, d)``."""
         return torch.stack([text.mean(0) if kind == "mean" else text[-1] for text in self.rows[source]])
 
-    def separation(self, kind: str, seed: int) -> dict[str, Any]:
+    def separation(self, kind: str, seed: int) -> dict[str, Separation]:
         """By source, how far all contexts lie apart, and king and queen alone."""
         return {source: separation_of(self.distances(kind, source), seed) for source in SOURCES}
 
-    def described(self) -> dict[str, Any]:
-        """Its name and width, how many tokens the texts of each context have, and their last tokens."""
+    def texts(self) -> Texts:
+        """Of the model itself."""
         rows = self.rows["model"]
         lengths = np.array([len(text) for text in rows]).reshape(len(CONTEXTS), -1)
         tokens = dict(zip(CONTEXTS, lengths.tolist(), strict=True))
-        return {"name": self.name, "d": rows[0].shape[1], "tokens": tokens, "last_tokens": self.last_tokens}
+        return Texts(self.name, rows[0].shape[1], tokens, self.last_tokens)
 
 
-def separation_of(distances: Array, seed: int) -> dict[str, Any]:
+def separation_of(distances: Array, seed: int) -> Separation:
     """How far the contexts lie apart by the distances between all texts, and king and queen alone."""
     pair = 2 * len(COUNTRIES)
-    return {"all": score(distances, len(CONTEXTS), seed), "king_queen": score(distances[:pair, :pair], 2, seed)}
+    return Separation(score(distances, len(CONTEXTS), seed), score(distances[:pair, :pair], 2, seed))
 
 
 def read_texts(request: Request) -> Sequence[Reader]:

@@ -3,22 +3,23 @@
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from geomprobe.paper.style import styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["HEADINGS", "Experiment", "Kind", "Numbers", "Outcome", "Request", "Table", "Verdict", "cell", "plain", "span"]
+__all__ = ["HEADINGS", "Experiment", "Kind", "Outcome", "Request", "Table", "Verdict", "cell", "plain", "restore", "span"]
 
-Numbers = Mapping[str, Any]
-"""What an experiment measured: JSON-ready, and all that its picture and its verdicts are made from."""
+N = TypeVar("N")
+"""The class of what an experiment measured, a dataclass: all that its picture and its verdicts are made from."""
 
 Kind = Literal["paper", "erratum", "ours"]
 """Whose statement a verdict is about."""
@@ -124,7 +125,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
+class Experiment(Generic[N]):
     """One figure or table.
 
     Attributes:
@@ -135,6 +136,7 @@ class Experiment:
         caveat: a sentence on what it is not.
         of: what its numbers depend on: models of several ``sizes`` and a data set, a model and the paper's ``texts``, or
             ``nothing``.
+        numbers: the class of the numbers.
         measure: the numbers.
         draw: their picture.
         tables: their tables, each at most 80 columns wide.
@@ -147,22 +149,23 @@ class Experiment:
     read: str
     caveat: str
     of: str
-    measure: Callable[[Request], Numbers]
-    draw: Callable[[Numbers], "Figure"]
-    tables: Callable[[Numbers], list[Table]]
-    judge: Callable[[Numbers], list[Verdict]]
+    numbers: type[N]
+    measure: Callable[[Request], N]
+    draw: Callable[[N], "Figure"]
+    tables: Callable[[N], list[Table]]
+    judge: Callable[[N], list[Verdict]]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Generic[N]):
     """An experiment that ran.
 
     Attributes:
         kept: whether its numbers were there from an earlier run.
     """
 
-    experiment: Experiment
-    numbers: Numbers
+    experiment: Experiment[N]
+    numbers: N
     kept: bool
 
     @cached_property
@@ -188,11 +191,13 @@ class Outcome:
 
 
 def plain(value: Any) -> Any:
-    """Plain JSON of numbers: arrays and tensors as lists, NaN and infinities as ``None``.
+    """Plain JSON of numbers: dataclasses as objects, arrays and tensors as lists, NaN and infinities as ``None``.
 
     >>> plain({"a": (1.0, math.nan)})
     {'a': [1.0, None]}
     """
+    if is_dataclass(value):
+        return plain(vars(value))
     if isinstance(value, Mapping):
         return {str(name): plain(part) for name, part in value.items()}
     if hasattr(value, "tolist"):
@@ -202,9 +207,31 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def restore(shape: Any, value: Any) -> Any:
+    """The numbers of which :func:`plain` made ``value``: their dataclasses, and NaN where a ``float`` is ``None``.
+
+    Raises:
+        TypeError, AttributeError, KeyError: if ``value`` is not of this shape.
+
+    >>> restore(list[float], [1.0, None])
+    [1.0, nan]
+    """
+    parts = get_args(shape)
+    if isinstance(shape, UnionType):
+        return None if value is None else restore(next(kind for kind in parts if kind is not NoneType), value)
+    if isinstance(shape, type) and is_dataclass(shape):
+        kinds = get_type_hints(shape)
+        return shape(**{name: restore(kinds[name], part) for name, part in value.items()})
+    if get_origin(shape) in (dict, Mapping):
+        return {name: restore(parts[1], part) for name, part in value.items()}
+    if parts:
+        return [restore(parts[0], part) for part in value]
+    return math.nan if value is None and shape is float else value
+
+
 def cell(value: float | None, spec: str) -> str:
     """A cell of a table: a dash where there is no number."""
-    return "–" if value is None else f"{value:{spec}}"
+    return "–" if value is None or math.isnan(value) else f"{value:{spec}}"
 
 
 def span(values: Sequence[float], spec: str) -> str:

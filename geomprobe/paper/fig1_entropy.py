@@ -7,7 +7,8 @@ whether a logarithm of the size fits as well, and whether one rank for all sizes
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,13 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from geomprobe.core.spectrum import equal_spectrum_entropy
 from geomprobe.errors import GeomprobeError
-from geomprobe.paper.experiment import Experiment, Kind, Numbers, Request, Table, Verdict, cell, span
+from geomprobe.paper.experiment import Experiment, Kind, Request, Table, Verdict, cell, span
 from geomprobe.paper.models import by_size, failure_tables, failures, read_from, swept
 from geomprobe.paper.published import PUBLISHED
 from geomprobe.paper.style import COLOURS, MUTED, UNTRAINED, canvas, caption
 from geomprobe.report.theme import si_format
 from geomprobe.sweeps.records import Record
-from geomprobe.theory.power_law import fit_power_law
+from geomprobe.theory.power_law import PowerLaw, fit_power_law
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +44,44 @@ _MATRIX_ENTROPY = "centered_text_matrix_entropy/final_norm"
 """Wei et al.'s: of each text's rows less their mean, mean over texts."""
 
 
-def _measure_entropy(request: Request) -> Numbers:
+@dataclass(frozen=True)
+class Trend:
+    """Eq. 1 of ``r/d`` along sizes, beside what it would be had every size the same rank, and the power law that fits best.
+
+    ``share`` is how much of the fall of log entropy, first to last, is there with the same rank too: what is left for the
+    models themselves is ``1 − share``. ``law`` is ``None`` where fewer than four sizes are known.
+    """
+
+    parameters: list[float]
+    widths: list[float]
+    ranks: list[float]
+    entropy: list[float]
+    same_rank: list[float]
+    share: float
+    law: PowerLaw | None
+
+
+@dataclass(frozen=True)
+class OwnTrend(Trend):
+    """That of the models at hand, and of their untrained selves."""
+
+    names: list[str]
+    text_entropy: list[float]
+    loss: list[float | None]
+    untrained: Trend
+
+
+@dataclass(frozen=True)
+class Figure1:
+    """The numbers of figure 1."""
+
+    published: Mapping[str, Trend]
+    own: OwnTrend
+    read: str
+    failed: list[list[str]]
+
+
+def _measure_entropy(request: Request) -> Figure1:
     published = {
         f"{family}, {data}": _trend(known.parameters, known.widths, np.power(known.widths, entropies))
         for family, known in PUBLISHED.items()
@@ -53,39 +91,28 @@ def _measure_entropy(request: Request) -> Numbers:
     pairs = [(record, run.baseline(record, "untrained")) for record in by_size(run)]
     parameters = [record.parameters or math.nan for record, _ in pairs]
     widths = [record.width or math.nan for record, _ in pairs]
-    own = _trend(parameters, widths, [_rank(record) for record, _ in pairs])
     nulls = [math.nan if null is None else _rank(null) for _, null in pairs]
-    own |= {
-        "names": [record.name for record, _ in pairs],
-        "text_entropy": [_value(record, "centered_text_entropy/final_norm") for record, _ in pairs],
-        "loss": [record.loss for record, _ in pairs],
-        "untrained": _trend(parameters, widths, nulls),
-    }
-    return {"published": published, "own": own, "read": read_from(request, run), "failed": failures(run)}
+    own = OwnTrend(
+        **vars(_trend(parameters, widths, [_rank(record) for record, _ in pairs])),
+        names=[record.name for record, _ in pairs],
+        text_entropy=[_value(record, "centered_text_entropy/final_norm") for record, _ in pairs],
+        loss=[record.loss for record, _ in pairs],
+        untrained=_trend(parameters, widths, nulls),
+    )
+    return Figure1(published, own, read_from(request, run), failures(run))
 
 
-def _trend(parameters: ArrayLike, widths: ArrayLike, ranks: ArrayLike) -> dict[str, Any]:
-    """Eq. 1 of ``r/d`` along sizes, beside what it would be had every size the same rank, and the power law that fits best.
-
-    ``share`` is how much of the fall of log entropy, first to last, is there with the same rank too: what is left for the
-    models themselves is ``1 − share``. ``law`` is ``None`` where fewer than four sizes are known.
-    """
+def _trend(parameters: ArrayLike, widths: ArrayLike, ranks: ArrayLike) -> Trend:
     d, r = np.asarray(widths, np.float64), np.asarray(ranks, np.float64)
     entropy, same = _equation_1(r / d), _equation_1(np.exp(np.log(r).mean()) / d)
     fall = math.log(entropy[0] / entropy[-1])
     try:
-        law: Mapping[str, Any] | None = vars(fit_power_law(parameters, entropy))
+        law = fit_power_law(parameters, entropy)
     except GeomprobeError:
         law = None
-    return {
-        "parameters": np.asarray(parameters, np.float64),
-        "widths": d,
-        "ranks": r,
-        "entropy": entropy,
-        "same_rank": same,
-        "share": math.log(same[0] / same[-1]) / fall if fall > 0 else math.nan,
-        "law": law,
-    }
+    share = math.log(same[0] / same[-1]) / fall if fall > 0 else math.nan
+    sizes = np.asarray(parameters, np.float64)
+    return Trend(sizes.tolist(), d.tolist(), r.tolist(), entropy.tolist(), same.tolist(), share, law)
 
 
 def _equation_1(ratio: ArrayLike) -> Floats:
@@ -102,29 +129,29 @@ def _rank(record: Record) -> float:
     return math.exp(_value(record, _MATRIX_ENTROPY))
 
 
-def _draw_entropy(numbers: Numbers) -> "Figure":
+def _draw_entropy(numbers: Figure1) -> "Figure":
     from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, (entropy, rank, own) = canvas(1, 3, width=3.7, height=3.6)
     for colour, family in zip(COLOURS, PUBLISHED, strict=False):
-        sets = [trend for name, trend in numbers["published"].items() if name.startswith(f"{family},")]
+        sets = [trend for name, trend in numbers.published.items() if name.startswith(f"{family},")]
         for number, trend in enumerate(sets):
             label = family if number == 0 else None
-            for axes, of in ((entropy, "entropy"), (rank, "ranks")):
-                axes.plot(trend["parameters"], trend[of], color=colour, marker="o", markersize=3, label=label, linewidth=1.1)
-        same = np.exp(np.log([trend["same_rank"] for trend in sets]).mean(0))
-        entropy.plot(sets[0]["parameters"], same, color=MUTED, linestyle=":", zorder=3)
+            for axes, shown in ((entropy, trend.entropy), (rank, trend.ranks)):
+                axes.plot(trend.parameters, shown, color=colour, marker="o", markersize=3, label=label, linewidth=1.1)
+        same = np.exp(np.log([trend.same_rank for trend in sets]).mean(0))
+        entropy.plot(sets[0].parameters, same, color=MUTED, linestyle=":", zorder=3)
     entropy.plot([], [], color=MUTED, linestyle=":", label="same rank at every size")
-    trend, null = numbers["own"], numbers["own"]["untrained"]
-    own.plot(trend["parameters"], trend["entropy"], color=COLOURS[0], marker="o", label="trained")
-    if None not in null["entropy"]:
-        own.plot(null["parameters"], null["entropy"], color=UNTRAINED, linestyle="--", marker="o", label="untrained")
-    own.plot(trend["parameters"], trend["same_rank"], color=MUTED, linestyle=":", label="same rank at every size")
+    trained, null = numbers.own, numbers.own.untrained
+    own.plot(trained.parameters, trained.entropy, color=COLOURS[0], marker="o", label="trained")
+    if not np.isnan(null.entropy).any():
+        own.plot(null.parameters, null.entropy, color=UNTRAINED, linestyle="--", marker="o", label="untrained")
+    own.plot(trained.parameters, trained.same_rank, color=MUTED, linestyle=":", label="same rank at every size")
     entropy.set_title("Eq. 1 of published data")
     rank.set_title("Effective rank $e^H$ behind it")
     own.set_title("Eq. 1, models at hand")
     for axes, unit in ((entropy, "share of its maximum"), (rank, "directions"), (own, "share of its maximum")):
-        _size_axis(axes, own_sizes=trend["parameters"] if axes is own else None)
+        _size_axis(axes, own_sizes=trained.parameters if axes is own else None)
         axes.set_ylabel(unit)
         axes.legend(loc="lower left" if axes is not rank else "upper left")
     for axes in (entropy, own):
@@ -139,7 +166,7 @@ def _draw_entropy(numbers: Numbers) -> "Figure":
     caption(
         figure,
         f"Left and middle: {' and '.join(PUBLISHED)} on {', '.join(sets_of_data)} (Wei et al. 2024); ε = 0.1\n"
-        f"Right: {numbers['read']}",
+        f"Right: {numbers.read}",
     )
     return figure
 
@@ -156,12 +183,12 @@ def _size_axis(axes: "Axes", own_sizes: Sequence[float] | None) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _tables_of_entropy(numbers: Numbers) -> list[Table]:
+def _tables_of_entropy(numbers: Figure1) -> list[Table]:
     columns = ("models", "e^H", "Eq. 1", "γ", "R²", "best fit", "width")
-    rows = [_trend_row(name, trend) for name, trend in numbers["published"].items()]
-    own, null = numbers["own"], numbers["own"]["untrained"]
+    rows = [_trend_row(name, trend) for name, trend in numbers.published.items()]
+    own, null = numbers.own, numbers.own.untrained
     rows += [_trend_row("models at hand", own)]
-    rows += [_trend_row("… untrained", null)] if None not in null["ranks"] else []
+    rows += [_trend_row("… untrained", null)] if not np.isnan(null.ranks).any() else []
     each = [
         [
             si_format(size),
@@ -170,9 +197,7 @@ def _tables_of_entropy(numbers: Numbers) -> list[Table]:
             cell(untrained, ".1f"),
         ]
         for size, width, rank, entropy, direct, loss, untrained in zip(
-            *(own[name] for name in ("parameters", "widths", "ranks", "entropy", "text_entropy", "loss")),
-            null["ranks"],
-            strict=True,
+            *(own.parameters, own.widths, own.ranks, own.entropy, own.text_entropy, own.loss, null.ranks), strict=True
         )
     ]
     return [
@@ -182,53 +207,52 @@ def _tables_of_entropy(numbers: Numbers) -> list[Table]:
             ("parameters", "d", "e^H", "Eq. 1", "Def. 3.1", "loss", "e^H untrained"),
             each,
         ),
-        *failure_tables(numbers["failed"]),
+        *failure_tables(numbers.failed),
     ]
 
 
-def _trend_row(name: str, trend: Mapping[str, Any]) -> list[str]:
-    def ends(of: str, form: str) -> str:
-        return f"{trend[of][0]:{form}}→{trend[of][-1]:{form}}"
-
-    law, share = trend["law"], cell(trend["share"], ".0%")
+def _trend_row(name: str, trend: Trend) -> list[str]:
+    ranks, entropies = f"{trend.ranks[0]:.0f}→{trend.ranks[-1]:.0f}", f"{trend.entropy[0]:.2f}→{trend.entropy[-1]:.2f}"
+    law, share = trend.law, cell(trend.share, ".0%")
     if law is None:
-        return [name, ends("ranks", ".0f"), ends("entropy", ".2f"), "–", "–", "–", share]
-    best = f"{_FITS[law['best']]} {law['weights'][law['best']]:.0%}"
-    return [name, ends("ranks", ".0f"), ends("entropy", ".2f"), f"{law['exponent']:.2f}", f"{law['r2']:.3f}", best, share]
+        return [name, ranks, entropies, "–", "–", "–", share]
+    best = f"{_FITS[law.best]} {law.weights[law.best]:.0%}"
+    return [name, ranks, entropies, f"{law.exponent:.2f}", f"{law.r2:.3f}", best, share]
 
 
-def _judge_entropy(numbers: Numbers) -> list[Verdict]:
-    published, own = list(numbers["published"].values()), [numbers["own"]]
+def _judge_entropy(numbers: Figure1) -> list[Verdict]:
+    published, own = list(numbers.published.values()), [numbers.own]
     return [
         _judge_law("Entropy by Eq. 1 of published data follows a power law of size", published),
         _judge_logarithm("A logarithm of size fits the published data as well", published),
         _judge_width("Width alone, with one rank for all sizes, lets the entropy of published data fall as much", published),
         _judge_law("Entropy by Eq. 1 of the models at hand follows a power law of size", own),
-        _judge_law("With random weights, too, it follows a power law of size", [numbers["own"]["untrained"]], "ours"),
+        _judge_law("With random weights, too, it follows a power law of size", [numbers.own.untrained], "ours"),
         _judge_width("Width alone lets the entropy of the models at hand fall as much", own),
     ]
 
 
-def _judge_law(claim: str, trends: Sequence[Mapping[str, Any]], kind: Kind = "paper") -> Verdict:
+def _judge_law(claim: str, trends: Sequence[Trend], kind: Kind = "paper") -> Verdict:
     """Holds if in every data set a power law explains 95% of the variance, and does not hold if it does in none."""
-    laws = [trend["law"] for trend in trends]
-    if None in laws:
+    laws = [trend.law for trend in trends if trend.law is not None]
+    if len(laws) < len(trends):
         return Verdict(claim, None, "needs models of at least four sizes", kind)
-    fitted = sum(law["r2"] >= _FITTED for law in laws)
-    enough = all(len(trend["parameters"]) >= _ENOUGH for trend in trends)
+    fitted = sum(law.r2 >= _FITTED for law in laws)
+    enough = all(len(trend.parameters) >= _ENOUGH for trend in trends)
     return Verdict(
         claim,
         {0: False, len(laws): True}.get(fitted) if enough else None,
-        f"L₀ + λN^γ explains {span([law['r2'] for law in laws], '.1%')} of the variance, with γ = "
-        f"{span([law['exponent'] for law in laws], '.2f')}" + ("" if enough else f"; fewer than {_ENOUGH} sizes flatter it"),
+        f"L₀ + λN^γ explains {span([law.r2 for law in laws], '.1%')} of the variance, with γ = "
+        f"{span([law.exponent for law in laws], '.2f')}" + ("" if enough else f"; fewer than {_ENOUGH} sizes flatter it"),
         kind,
     )
 
 
-def _judge_logarithm(claim: str, trends: Sequence[Mapping[str, Any]]) -> Verdict:
+def _judge_logarithm(claim: str, trends: Sequence[Trend]) -> Verdict:
     """Does not hold if in every data set nine tenths of the weight are on a power law, and holds if in none."""
-    won = sum(trend["law"]["weights"]["power"] >= _CONVINCING for trend in trends)
-    better = sum(trend["law"]["best"] != "power" for trend in trends)
+    laws = [trend.law for trend in trends if trend.law is not None]
+    won = sum(law.weights["power"] >= _CONVINCING for law in laws)
+    better = sum(law.best != "power" for law in laws)
     return Verdict(
         claim,
         {0: True, len(trends): False}.get(won),
@@ -238,13 +262,16 @@ def _judge_logarithm(claim: str, trends: Sequence[Mapping[str, Any]]) -> Verdict
     )
 
 
-def _judge_width(claim: str, trends: Sequence[Mapping[str, Any]]) -> Verdict:
+def _judge_width(claim: str, trends: Sequence[Trend]) -> Verdict:
     """Holds if the same rank at every size gives 90% of the fall everywhere; does not hold if it gives at most half."""
-    shares = [trend["share"] for trend in trends]
-    ranks, widths = (span([trend[of][-1] / trend[of][0] for trend in trends], ".1f") for of in ("ranks", "widths"))
-    if any(trend["widths"][0] == trend["widths"][-1] for trend in trends):
+    shares = [trend.share for trend in trends]
+    ranks, widths = (
+        span([sizes[-1] / sizes[0] for sizes in each], ".1f")
+        for each in ([trend.ranks for trend in trends], [trend.widths for trend in trends])
+    )
+    if any(trend.widths[0] == trend.widths[-1] for trend in trends):
         return Verdict(claim, None, "needs models of at least two widths", "ours")
-    if None in shares:
+    if np.isnan(shares).any():
         return Verdict(claim, None, "it does not fall from the smallest to the largest", "ours")
     return Verdict(
         claim,
@@ -268,6 +295,7 @@ FIG1 = Experiment(
         "change far less than d."
     ),
     of="sizes",
+    numbers=Figure1,
     measure=_measure_entropy,
     draw=_draw_entropy,
     tables=_tables_of_entropy,

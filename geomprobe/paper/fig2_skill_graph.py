@@ -1,11 +1,12 @@
 """Figure 2: the bipartite graph of texts and skills, and the degrees of the skills."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from geomprobe.paper.experiment import Experiment, Numbers, Request, Table, Verdict
+from geomprobe.paper.experiment import Experiment, Request, Table, Verdict
 from geomprobe.paper.style import MUTED, canvas, shades
 from geomprobe.theory.degrees import fit_degrees
 from geomprobe.theory.skills import SkillModel
@@ -28,35 +29,47 @@ _CONFIDENCE = 0.999
 """Of the intervals of α: high, so that all three of them hold for nearly every seed."""
 
 
-def _measure_graphs(request: Request) -> Numbers:
+@dataclass(frozen=True)
+class Degrees:
+    """The degrees of a graph's skills, those that its α makes expect, and the α that fits them."""
+
+    alpha: float
+    degrees: list[int]
+    expected: list[float]
+    fitted: float
+    interval: tuple[float, float]
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Figure2:
+    """The numbers of figure 2: ``(text, skill)`` of the small graph, and the large ones."""
+
+    edges: list[list[int]]
+    large: list[Degrees]
+
+
+def _measure_graphs(request: Request) -> Figure2:
     large = []
     for alpha in (0.3, 0.8, 1.5):
         model = SkillModel(alpha, _MANY, B=5.0, C=1.0)
         degrees = np.bincount(model.sample_graph(_MANY_TEXTS, seed=request.seed)[:, 1], minlength=_MANY)
         law = fit_degrees(degrees, confidence=_CONFIDENCE)
-        large.append(
-            {
-                "alpha": alpha,
-                "degrees": degrees,
-                "expected": _MANY_TEXTS * model.p_skill(),
-                "fitted": law.alpha,
-                "interval": law.interval,
-                "p_value": law.p_value,
-            }
-        )
+        expected = (_MANY_TEXTS * model.p_skill()).tolist()
+        large.append(Degrees(alpha, degrees.tolist(), expected, law.alpha, law.interval, law.p_value))
     few = SkillModel(_FEW_ALPHA, _FEW, B=5.0, C=1.0)
-    return {"edges": few.sample_graph(_FEW_TEXTS, 2, seed=request.seed), "large": large}
+    return Figure2(few.sample_graph(_FEW_TEXTS, 2, seed=request.seed).tolist(), large)
 
 
-def _draw_graphs(numbers: Numbers) -> "Figure":
+def _draw_graphs(numbers: Figure2) -> "Figure":
     figure, (graph, law) = canvas(1, 2, height=3.5, width=4.8)
-    _draw_graph(graph, np.array(numbers["edges"]))
+    _draw_graph(graph, np.array(numbers.edges))
     k = np.arange(1, _MANY + 1)
-    for case, colour in zip(numbers["large"], shades(len(numbers["large"])), strict=True):
-        degrees = np.array(case["degrees"])
+    for case, colour in zip(numbers.large, shades(len(numbers.large)), strict=True):
+        degrees = np.array(case.degrees)
         law.plot(k[degrees > 0], degrees[degrees > 0], ".", color=colour, markersize=2, alpha=0.3, markeredgewidth=0)
-        law.plot(k, case["expected"], color=colour, linewidth=1)
-        label = f"α = {case['alpha']:g}, fitted {case['fitted']:.3f}"
+        law.plot(k, case.expected, color=colour, linewidth=1)
+        label = f"α = {case.alpha:g}, fitted {case.fitted:.3f}"
         law.plot(*_binned(degrees), "o", color=colour, markersize=4, label=label)
     law.set(xscale="log", yscale="log", xlim=(0.8, 1.3 * _MANY), ylim=(0.003, None))
     law.set(xlabel="rank k of the skill", ylabel="degree: texts that use it")
@@ -101,19 +114,19 @@ def _draw_graph(axes: "Axes", edges: NDArray[np.int64]) -> None:
     axes.axis("off")
 
 
-def _graph_tables(numbers: Numbers) -> list[Table]:
+def _graph_tables(numbers: Figure2) -> list[Table]:
     rows = [
-        [f"{case['alpha']:g}", f"{case['fitted']:.4f}", "{:.4f} to {:.4f}".format(*case["interval"]), f"{case['p_value']:.2f}"]
-        for case in numbers["large"]
+        [f"{case.alpha:g}", f"{case.fitted:.4f}", "{:.4f} to {:.4f}".format(*case.interval), f"{case.p_value:.2f}"]
+        for case in numbers.large
     ]
     title = f"α by maximum likelihood, from {_MANY_TEXTS:,} texts that use one of {_MANY:,} skills each"
     return [Table(title, ["α", "fitted", f"{_CONFIDENCE:.1%} interval", "p of χ²"], rows)]
 
 
-def _judge_graphs(numbers: Numbers) -> list[Verdict]:
-    cases = numbers["large"]
-    holds = all(c["interval"][0] <= c["alpha"] <= c["interval"][1] and (c["p_value"] or 0) > 1e-3 for c in cases)
-    fits = "; ".join(f"{-1 - c['fitted']:.3f} ± {np.ptp(c['interval']) / 2:.3f} for {-1 - c['alpha']:g}" for c in cases)
+def _judge_graphs(numbers: Figure2) -> list[Verdict]:
+    cases = numbers.large
+    holds = all(c.interval[0] <= c.alpha <= c.interval[1] and c.p_value > 1e-3 for c in cases)
+    fits = "; ".join(f"{-1 - c.fitted:.3f} ± {np.ptp(c.interval) / 2:.3f} for {-1 - c.alpha:g}" for c in cases)
     return [
         Verdict(
             "Section 3, the skill graph: graphs sampled from p_skill have degrees proportional to k^−(α+1)",
@@ -134,6 +147,7 @@ FIG2 = Experiment(
     ),
     caveat="The graphs are sampled from the law, so they show what it says, not that real texts follow it.",
     of="nothing",
+    numbers=Figure2,
     measure=_measure_graphs,
     draw=_draw_graphs,
     tables=_graph_tables,

@@ -6,13 +6,14 @@ for Gaussian rows of the same widths, where nothing was learned. Sizes are compa
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from geomprobe.paper.experiment import Experiment, Kind, Numbers, Request, Table, Verdict, cell
+from geomprobe.paper.experiment import Experiment, Kind, Request, Table, Verdict, cell
 from geomprobe.paper.models import by_size, failure_tables, failures, read_from, swept
 from geomprobe.paper.style import MUTED, canvas, caption, shades
 from geomprobe.report.theme import si_format
@@ -35,23 +36,58 @@ _KINDS = {"trained": "", "untrained": "random weights", "gaussian": "Gaussian ro
 """Where rows come from, and what verdicts call it."""
 
 
-def _measure_gain(request: Request) -> Numbers:
+@dataclass(frozen=True)
+class Gain:
+    """Increments by position, of positions that at least half of the texts reach, their running sum, and their trend.
+
+    The first increment is left out of the trend, Spearman's ``rho`` and its ``p``: it is ``½ log(1 + σ⁻²)`` whatever the row.
+    """
+
+    gain: list[float]
+    total: list[float]
+    texts: int
+    first_quarter: float
+    last_quarter: float
+    rho: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Model:
+    """The gain of texts in a model, and in its null baselines."""
+
+    name: str
+    parameters: int
+    width: int
+    trained: Gain
+    untrained: Gain | None
+    gaussian: Gain | None
+
+    def of(self, kind: str) -> Gain | None:
+        """The gain in one kind of rows."""
+        return {"trained": self.trained, "untrained": self.untrained, "gaussian": self.gaussian}[kind]
+
+
+@dataclass(frozen=True)
+class Figure3:
+    """The numbers of figure 3."""
+
+    models: list[Model]
+    read: str
+    failed: list[list[str]]
+
+
+def _measure_gain(request: Request) -> Figure3:
     run = swept(request)
     models = []
     for record in by_size(run):
-        nulls = {"untrained": run.baseline(record, "untrained"), "gaussian": run.baseline(record, "gaussian")}
-        models.append(
-            {"name": record.name, "parameters": record.parameters, "width": record.width, "trained": _gain(record)}
-            | {kind: null and _gain(null) for kind, null in nulls.items()}
-        )
-    return {"models": models, "read": read_from(request, run), "failed": failures(run)}
+        nulls = [run.baseline(record, "untrained"), run.baseline(record, "gaussian")]
+        gains = [None if null is None else _gain(null) for null in nulls]
+        models.append(Model(record.name, record.parameters or 0, record.width or 0, _gain(record), *gains))
+    return Figure3(models, read_from(request, run), failures(run))
 
 
-def _gain(record: Record) -> dict[str, Any]:
-    """Increments by position, of positions that at least half of the texts reach, their running sum, and their trend.
-
-    The first increment is left out of the trend: it is ``½ log(1 + σ⁻²)`` whatever the row is.
-    """
+def _gain(record: Record) -> Gain:
     assert record.reading is not None
     curve = record.reading.curve("gain", record.reading.sites[-1])
     count = np.array(curve.count)
@@ -60,29 +96,29 @@ def _gain(record: Record) -> dict[str, Any]:
     later = gain[1:]
     quarter = max(1, len(later) // 4)
     trend = spearmanr(np.arange(len(later)), later) if len(later) > 2 and np.ptp(later) > 0 else None
-    return {
-        "gain": gain,
-        "total": gain.cumsum(),
-        "texts": int(count.max()),
-        "first_quarter": later[:quarter].mean() if len(later) else math.nan,
-        "last_quarter": later[-quarter:].mean() if len(later) else math.nan,
-        "rho": None if trend is None else float(trend.statistic),
-        "p": None if trend is None else float(trend.pvalue),
-    }
+    return Gain(
+        gain.tolist(),
+        gain.cumsum().tolist(),
+        int(count.max()),
+        first_quarter=float(later[:quarter].mean()) if len(later) else math.nan,
+        last_quarter=float(later[-quarter:].mean()) if len(later) else math.nan,
+        rho=math.nan if trend is None else float(trend.statistic),
+        p=math.nan if trend is None else float(trend.pvalue),
+    )
 
 
-def _draw_gain(numbers: Numbers) -> "Figure":
+def _draw_gain(numbers: Figure3) -> "Figure":
     figure, (total, each) = canvas(1, 2, width=5.2, height=3.6)
-    models = numbers["models"]
+    models = numbers.models
     styles = {"trained": ("-", 1.6), "untrained": ("--", 1.0), "gaussian": (":", 1.0)}
     for model, colour in zip(models, shades(len(models)), strict=True):
         for kind, (dash, width) in styles.items():
-            if model[kind] is None:
+            if (found := model.of(kind)) is None:
                 continue
-            gain = np.array(model[kind]["gain"])
-            label = f"{si_format(model['parameters'])}, d = {model['width']}" if kind == "trained" else None
+            gain = np.array(found.gain)
+            label = f"{si_format(model.parameters)}, d = {model.width}" if kind == "trained" else None
             style: dict[str, Any] = {"color": colour, "linestyle": dash, "linewidth": width, "label": label}
-            total.plot(np.arange(1, len(gain) + 1), np.array(model[kind]["total"]) / model["width"], **style)
+            total.plot(np.arange(1, len(gain) + 1), np.array(found.total) / model.width, **style)
             ends = np.arange(1, len(gain) - _BIN + 1, _BIN)
             if len(ends):
                 each.plot(ends + (_BIN + 1) / 2, [gain[i : i + _BIN].mean() for i in ends], **style)
@@ -96,40 +132,31 @@ def _draw_gain(numbers: Numbers) -> "Figure":
     for axes in (total, each):
         axes.set_xlabel("length of the text, tokens")
     figure.legend(*each.get_legend_handles_labels(), loc="outside upper left", ncols=4)
-    caption(figure, f"{numbers['read']}; σ = 0.01")
+    caption(figure, f"{numbers.read}; σ = 0.01")
     return figure
 
 
-def _tables_of_gain(numbers: Numbers) -> list[Table]:
+def _tables_of_gain(numbers: Figure3) -> list[Table]:
     rows = []
-    for model in numbers["models"]:
-        for kind in ("trained", "untrained", "gaussian"):
-            if (gain := model[kind]) is None:
+    for model in numbers.models:
+        for kind in _KINDS:
+            if (gain := model.of(kind)) is None:
                 continue
-            name = f"{si_format(model['parameters'])}, d = {model['width']}" if kind == "trained" else f"  {kind}"
-            quarters = (cell(gain[of], ".2f") for of in ("first_quarter", "last_quarter"))
-            total = gain["total"][-1]
-            rows.append(
-                [
-                    name,
-                    f"{len(gain['gain'])}",
-                    f"{total:.0f}",
-                    f"{total / model['width']:.2f}",
-                    *quarters,
-                    cell(gain["rho"], ".2f"),
-                ]
-            )
+            name = f"{si_format(model.parameters)}, d = {model.width}" if kind == "trained" else f"  {kind}"
+            trend = (cell(number, ".2f") for number in (gain.first_quarter, gain.last_quarter, gain.rho))
+            total = gain.total[-1]
+            rows.append([name, f"{len(gain.gain)}", f"{total:.0f}", f"{total / model.width:.2f}", *trend])
     columns = ("model", "tokens", "nats", "nats / d", "first ¼", "last ¼", "ρ")
     title = "gain of a text; of each token in its first and last quarter; trend of the latter"
-    return [Table(title, columns, rows), *failure_tables(numbers["failed"])]
+    return [Table(title, columns, rows), *failure_tables(numbers.failed)]
 
 
-def _judge_gain(numbers: Numbers) -> list[Verdict]:
-    models = numbers["models"]
-    least = min(min(model["trained"]["gain"]) for model in models)
-    trained = [model["trained"] for model in models]
+def _judge_gain(numbers: Figure3) -> list[Verdict]:
+    models = numbers.models
+    trained = [model.trained for model in models]
+    least = min(min(gain.gain) for gain in trained)
     falling, rising = ([_moves(gain, sign) for gain in trained] for sign in (-1, 1))
-    nulls = [model["untrained"] for model in models if model["untrained"] is not None]
+    nulls = [model.untrained for model in models if model.untrained is not None]
     return [
         Verdict(
             "The normalised gain rises with the length of the input",
@@ -147,49 +174,49 @@ def _judge_gain(numbers: Numbers) -> list[Verdict]:
     ]
 
 
-def _judge_sizes(claim: str, models: Sequence[Numbers], measured: Callable[[Numbers, str, int], float]) -> list[Verdict]:
+def _judge_sizes(claim: str, models: Sequence[Model], measured: Callable[[Sequence[float], int], float]) -> list[Verdict]:
     """Whether a number falls from each model to the next larger one: in trained models, and in each null baseline.
 
     It holds where it falls at every step, does not hold where it falls at none, and is undecided otherwise.
     """
-    sized = sorted((model for model in models if model["parameters"]), key=lambda model: model["parameters"])
+    sized = sorted((model for model in models if model.parameters), key=lambda model: model.parameters)
     verdicts = []
     for kind, called in _KINDS.items():
-        known = [model for model in sized if model[kind] is not None]
-        length = min((len(model[kind]["gain"]) for model in known), default=0)
+        known = [(model, gain.gain) for model in sized if (gain := model.of(kind)) is not None]
+        length = min((len(gain) for _, gain in known), default=0)
         whose: Kind = "paper" if kind == "trained" else "ours"
         of = claim if kind == "trained" else f"With {called}, too: {claim[0].lower()}{claim[1:]}"
         if len(known) < _SIZES or length < _LEAST:
             verdicts.append(Verdict(of, None, f"needs {_SIZES} models or more, and texts of {_LEAST} tokens or more", whose))
             continue
-        values = [measured(model, kind, length) for model in known]
+        values = [measured(gain[1:length], model.width) for model, gain in known]
         steps = np.diff(values) < 0
-        listed = ", ".join(f"{si_format(model['parameters'])} {value:.3g}" for model, value in zip(known, values, strict=True))
+        listed = ", ".join(
+            f"{si_format(model.parameters)} {value:.3g}" for (model, _), value in zip(known, values, strict=True)
+        )
         verdicts.append(Verdict(of, {0: False, len(steps): True}.get(int(steps.sum())), f"{_UNITS[measured]}: {listed}", whose))
     return verdicts
 
 
-def _rise(model: Numbers, kind: str, length: int) -> float:
-    gain = model[kind]["gain"][1:length]
-    return float(np.mean(gain)) / float(model["width"])
+def _rise(later: Sequence[float], width: int) -> float:
+    return float(np.mean(later)) / width
 
 
-def _fall(model: Numbers, kind: str, length: int) -> float:
-    later = np.array(model[kind]["gain"][1:length])
+def _fall(later: Sequence[float], width: int) -> float:
     quarter = len(later) // 4
-    return float(later[:quarter].mean() - later[-quarter:].mean())
+    return float(np.mean(later[:quarter]) - np.mean(later[-quarter:]))
 
 
-_UNITS: dict[Callable[[Numbers, str, int], float], str] = {
+_UNITS: dict[Callable[[Sequence[float], int], float], str] = {
     _rise: "nats / d that each further token adds",
     _fall: "nats from the first quarter's increments to the last's",
 }
 """What the verdicts on sizes compare."""
 
 
-def _moves(gain: Mapping[str, Any], sign: int) -> bool:
+def _moves(gain: Gain, sign: int) -> bool:
     """Whether increments fall (−1) or rise (+1) with position, beyond chance."""
-    return gain["rho"] is not None and bool(sign * gain["rho"] > 0 and gain["p"] < _TELLING)
+    return sign * gain.rho > 0 and gain.p < _TELLING
 
 
 FIG3 = Experiment(
@@ -205,6 +232,7 @@ FIG3 = Experiment(
         "gains less whatever it knows, as T rows fill at most T directions."
     ),
     of="sizes",
+    numbers=Figure3,
     measure=_measure_gain,
     draw=_draw_gain,
     tables=_tables_of_gain,

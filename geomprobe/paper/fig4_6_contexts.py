@@ -17,15 +17,16 @@ separation does not show what the model has learned.
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from geomprobe.paper.context_texts import CONTEXTS, COUNTRIES, DELTA, EMBEDDINGS, SOURCES, read_texts, separation_of
-from geomprobe.paper.experiment import Experiment, Numbers, Request, Table, Verdict, span
+from geomprobe.paper.context_texts import CONTEXTS, COUNTRIES, DELTA, EMBEDDINGS, SOURCES, Texts, read_texts, separation_of
+from geomprobe.paper.experiment import Experiment, Request, Table, Verdict, span
 from geomprobe.paper.fig4_6_drawing import distance_map, legend, scatter
-from geomprobe.paper.silhouette import Array, as_well, better, classical_mds, rounded, separates
+from geomprobe.paper.silhouette import Array, Separation, as_well, better, classical_mds, rounded, separates
 from geomprobe.paper.style import canvas, caption
 
 if TYPE_CHECKING:
@@ -49,144 +50,187 @@ _CONTROLS = {
 _NO_UMAP = "without UMAP: pip install 'geomprobe[umap]', then run again with --fresh"
 
 
-def _measure_embeddings(request: Request) -> Numbers:
+@dataclass(frozen=True)
+class Plane:
+    """PCA of embeddings, with the shares of variance, and UMAP; ``None`` where it is not installed."""
+
+    pca: list[list[float]]
+    shares: list[float]
+    umap: list[list[float]] | None
+
+    def of(self, method: str) -> list[list[float]] | None:
+        """The points of one method."""
+        return self.pca if method == "pca" else self.umap
+
+
+@dataclass(frozen=True)
+class DistancePlane:
+    """Classical MDS of distances, and the share of their squares in this plane."""
+
+    mds: list[list[float]]
+    share: float
+
+
+@dataclass(frozen=True)
+class Embedded(Texts):
+    """Of every embedding its plane, and by source how far it separates the contexts; the same of the planes that are drawn."""
+
+    planes: Mapping[str, Plane]
+    separation: Mapping[str, Mapping[str, Separation]]
+    shown: Mapping[str, Separation]
+
+
+@dataclass(frozen=True)
+class Mapped(Texts):
+    """Of every distance its map and its plane, and by source how far it separates the contexts."""
+
+    maps: Mapping[str, list[list[float]]]
+    planes: Mapping[str, DistancePlane]
+    separation: Mapping[str, Mapping[str, Separation]]
+
+
+@dataclass(frozen=True)
+class Figure4:
+    """The numbers of figure 4."""
+
+    countries: list[str]
+    models: list[Embedded]
+
+
+@dataclass(frozen=True)
+class Figures5And6:
+    """The numbers of figure 5 or 6."""
+
+    countries: list[str]
+    delta: float
+    models: list[Mapped]
+
+
+def _measure_embeddings(request: Request) -> Figure4:
     models = []
     for reader in read_texts(request):
         planes = {kind: _planes(reader.embeddings(kind, "model").numpy(), request.seed) for kind in EMBEDDINGS}
         separation = {kind: reader.separation(kind, request.seed) for kind in EMBEDDINGS}
-        drawn = {method: np.array(planes["mean"][method]) for method in _METHODS if planes["mean"][method] is not None}
+        drawn = {method: np.array(plane) for method in _METHODS if (plane := planes["mean"].of(method)) is not None}
         shown = {
             method: separation_of(np.linalg.norm(plane[:, None] - plane, axis=-1), request.seed)
             for method, plane in drawn.items()
         }
-        models.append(reader.described() | {"planes": planes, "separation": separation, "shown": shown})
-    return {"countries": COUNTRIES, "models": models}
+        models.append(Embedded(**vars(reader.texts()), planes=planes, separation=separation, shown=shown))
+    return Figure4(list(COUNTRIES), models)
 
 
-def _measure_distances(request: Request, shown: Sequence[str], also: Sequence[str] = ()) -> Numbers:
+def _measure_distances(request: Request, shown: Sequence[str], also: Sequence[str] = ()) -> Figures5And6:
     models = []
     for reader in read_texts(request):
         maps = {kind: reader.distances(kind, "model") for kind in shown}
-        planes = {}
-        for kind, distances in maps.items():
-            points, share = classical_mds(distances)
-            planes[kind] = {"mds": rounded(points), "share": share}
+        found = {kind: classical_mds(distances) for kind, distances in maps.items()}
+        planes = {kind: DistancePlane(rounded(points), share) for kind, (points, share) in found.items()}
         separation = {kind: reader.separation(kind, request.seed) for kind in (*shown, *also)}
-        models.append(
-            reader.described()
-            | {"maps": {kind: rounded(known) for kind, known in maps.items()}, "planes": planes, "separation": separation}
-        )
-    return {"countries": COUNTRIES, "delta": DELTA, "models": models}
+        named = {kind: rounded(distances) for kind, distances in maps.items()}
+        models.append(Mapped(**vars(reader.texts()), maps=named, planes=planes, separation=separation))
+    return Figures5And6(list(COUNTRIES), DELTA, models)
 
 
-def _planes(vectors: Array, seed: int) -> dict[str, Any]:
-    """PCA, with the shares of variance, and UMAP; ``None`` where it is not installed."""
+def _planes(vectors: Array, seed: int) -> Plane:
     from sklearn.decomposition import PCA
 
     pca = PCA(2, svd_solver="full").fit(vectors)
     shares = np.nan_to_num(pca.explained_variance_ratio_)  # 0/0 where all vectors are one
-    return {"pca": rounded(pca.transform(vectors)), "shares": rounded(shares), "umap": _umap(vectors, seed)}
+    return Plane(rounded(pca.transform(vectors)), rounded(shares), _umap(vectors, seed))
 
 
-def _umap(vectors: Array, seed: int) -> list[Any] | None:
+def _umap(vectors: Array, seed: int) -> list[list[float]] | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of threads that a seed forbids, and of few points
         try:
             from umap import UMAP  # takes seconds: it brings a compiler
         except ImportError:
             return None
-        return rounded(UMAP(random_state=seed, n_jobs=1).fit_transform(vectors))
+        points: list[list[float]] = rounded(UMAP(random_state=seed, n_jobs=1).fit_transform(vectors))
+        return points
 
 
-def _draw_embeddings(numbers: Numbers) -> "Figure":
-    models, names = numbers["models"], _names(numbers)
-    umap = all(plane["umap"] is not None for model in models for plane in model["planes"].values())
+def _draw_embeddings(numbers: Figure4) -> "Figure":
+    models, names = numbers.models, _names(numbers.models)
+    umap = all(plane.umap is not None for model in models for plane in model.planes.values())
     methods = ("umap", "pca") if umap else ("pca",)
     figure, panels = canvas(len(models) * len(methods), 2, height=3.3)
     places = iter(panels)
     for model, name in zip(models, names, strict=True):
         for method in methods:
             for kind, called in EMBEDDINGS.items():
-                axes, plane = next(places), model["planes"][kind]
-                silhouette = model["separation"][kind]["model"]["all"]["silhouette"]
-                scatter(axes, plane[method], f"{name}{called}, {_METHODS[method]}", silhouette)
+                axes, plane = next(places), model.planes[kind]
+                silhouette = model.separation[kind]["model"].all.silhouette
+                scatter(axes, plane.of(method) or [], f"{name}{called}, {_METHODS[method]}", silhouette)
                 if method == "pca":
-                    axes.set(
-                        **{f"{x}label": f"{share:.0%} of variance" for x, share in zip("xy", plane["shares"], strict=True)}
-                    )
+                    axes.set(**{f"{x}label": f"{share:.0%} of variance" for x, share in zip("xy", plane.shares, strict=True)})
     legend(figure, panels[0])
-    caption(figure, f"{_subject(numbers)}; l2 distances" + ("" if umap else f"\n{_NO_UMAP}"))
+    caption(figure, f"{_subject(models)}; l2 distances" + ("" if umap else f"\n{_NO_UMAP}"))
     return figure
 
 
-def _draw_distances(numbers: Numbers) -> "Figure":
-    models, names = numbers["models"], _names(numbers)
-    shown = list(models[0]["maps"])
+def _draw_distances(numbers: Figures5And6) -> "Figure":
+    models, names = numbers.models, _names(numbers.models)
+    shown = list(models[0].maps)
     figure, panels = canvas(len(models) * len(shown), 2, height=3.5)
     places = iter(panels)
     for model, name in zip(models, names, strict=True):
         for kind in shown:
-            distance_map(figure, next(places), np.array(model["maps"][kind]), f"{name}{_DISTANCES[kind]}")
-            axes, plane = next(places), model["planes"][kind]
-            silhouette = model["separation"][kind]["model"]["all"]["silhouette"]
-            scatter(axes, plane["mds"], f"{name}{_SHORT[kind]}, MDS", silhouette)
-            axes.set_xlabel(f"{plane['share']:.0%} of squared distances in this plane")
+            distance_map(figure, next(places), np.array(model.maps[kind]), f"{name}{_DISTANCES[kind]}")
+            axes, plane = next(places), model.planes[kind]
+            silhouette = model.separation[kind]["model"].all.silhouette
+            scatter(axes, plane.mds, f"{name}{_SHORT[kind]}, MDS", silhouette)
+            axes.set_xlabel(f"{plane.share:.0%} of squared distances in this plane")
     legend(figure, panels[1])
     regularised = f"; {_DELTA} added to singular covariances" if set(shown) != {"js"} else ""
-    caption(figure, f"{_subject(numbers)}\nThe map and the plane of the distances are our choice{regularised}")
+    caption(figure, f"{_subject(models)}\nThe map and the plane of the distances are our choice{regularised}")
     return figure
 
 
-def _subject(numbers: Numbers) -> str:
+def _subject(models: Sequence[Texts]) -> str:
     """Which model and which texts a picture shows."""
-    names = ", ".join(model["name"] for model in numbers["models"])
+    names = ", ".join(model.name for model in models)
     texts, countries = len(CONTEXTS) * len(COUNTRIES), len(COUNTRIES)
     return f"{names}: unit rows at final_norm of {texts} texts, X the {countries} countries of Appendix B"
 
 
-def _names(numbers: Numbers) -> list[str]:
+def _names(models: Sequence[Texts]) -> list[str]:
     """What titles begin with: nothing where there is one model."""
-    models = numbers["models"]
-    return [""] if len(models) == 1 else [f"{model['name']}\n" for model in models]
+    return [""] if len(models) == 1 else [f"{model.name}\n" for model in models]
 
 
-def _tables(numbers: Numbers) -> list[Table]:
-    models = numbers["models"]
+def _tables(numbers: Figure4 | Figures5And6) -> list[Table]:
     columns = ("", "3 contexts", "p", "king/queen", "p")
     tables = []
-    for model in models:
-        lengths = ", ".join(f"{context} {span(model['tokens'][context], 'd')}" for context in CONTEXTS)
+    for model in numbers.models:
+        lengths = ", ".join(f"{context} {span(model.tokens[context], 'd')}" for context in CONTEXTS)
         rows = [
             (
                 ", ".join(filter(None, [(EMBEDDINGS | _DISTANCES)[kind], called])),
-                *_cell(found["all"]),
-                *_cell(found["king_queen"]),
+                *(f"{number:z.3f}" for one in (found.all, found.king_queen) for number in (one.silhouette, one.p)),
             )
-            for kind, by_source in model["separation"].items()
+            for kind, by_source in model.separation.items()
             for called, found in ((called, by_source[source]) for source, called in SOURCES.items())
         ]
-        last = ", ".join(map(repr, model["last_tokens"][:3])) + (" …" if len(model["last_tokens"]) > 3 else "")
-        title = f"silhouettes of {model['name']} (d = {model['d']});\ntokens a text: {lengths}; last tokens: {last}"
+        last = ", ".join(map(repr, model.last_tokens[:3])) + (" …" if len(model.last_tokens) > 3 else "")
+        title = f"silhouettes of {model.name} (d = {model.d});\ntokens a text: {lengths}; last tokens: {last}"
         tables.append(Table(title, columns, rows))
     return tables
 
 
-def _embedding_tables(numbers: Numbers) -> list[Table]:
+def _embedding_tables(numbers: Figure4) -> list[Table]:
     tables = _tables(numbers)
-    if any(plane["umap"] is None for model in numbers["models"] for plane in model["planes"].values()):
+    if any(plane.umap is None for model in numbers.models for plane in model.planes.values()):
         tables.append(Table("not drawn", ("", "how to have it"), [("UMAP", _NO_UMAP.removeprefix("without UMAP: "))]))
     return tables
 
 
-def _cell(found: Mapping[str, Any]) -> tuple[str, str]:
-    return f"{found['silhouette']:z.3f}", f"{found['p']:z.3f}"
-
-
-def _judge_embeddings(numbers: Numbers) -> list[Verdict]:
+def _judge_embeddings(numbers: Figure4) -> list[Verdict]:
     verdicts = []
-    for model in numbers["models"]:
-        of, mean, last = _of(model, numbers), model["separation"]["mean"], model["separation"]["last"]
-        shown = {_METHODS[method]: found for method, found in model["shown"].items()}
+    for model in numbers.models:
+        of, mean, last = _of(model, numbers.models), model.separation["mean"], model.separation["last"]
+        shown = {_METHODS[method]: found for method, found in model.shown.items()}
         verdicts += [
             Verdict(f"Mean embeddings separate the contexts{of}", *separates({"mean": mean["model"]})),
             Verdict(f"Mean embeddings separate them better than last tokens do{of}", *better(mean["model"], last["model"])),
@@ -196,16 +240,16 @@ def _judge_embeddings(numbers: Numbers) -> list[Verdict]:
     return verdicts
 
 
-def _judge_distances(numbers: Numbers, claim: str) -> list[Verdict]:
+def _judge_distances(numbers: Figures5And6, claim: str) -> list[Verdict]:
     verdicts = []
-    for model in numbers["models"]:
-        of, separation = _of(model, numbers), {_SHORT[kind]: found for kind, found in model["separation"].items()}
+    for model in numbers.models:
+        of, separation = _of(model, numbers.models), {_SHORT[kind]: found for kind, found in model.separation.items()}
         seen = separates({called: found["model"] for called, found in separation.items()})
         verdicts += [Verdict(f"{claim}{of}", *seen), *_judge_controls(separation, of)]
     return verdicts
 
 
-def _judge_controls(separation: Mapping[str, Any], of: str) -> list[Verdict]:
+def _judge_controls(separation: Mapping[str, Mapping[str, Separation]], of: str) -> list[Verdict]:
     """Whether contexts lie as far apart without training, or without the order of tokens: where they do, it is not learned."""
     by_source = {source: {called: found[source] for called, found in separation.items()} for source in SOURCES}
     return [
@@ -214,9 +258,9 @@ def _judge_controls(separation: Mapping[str, Any], of: str) -> list[Verdict]:
     ]
 
 
-def _of(model: Numbers, numbers: Numbers) -> str:
+def _of(model: Texts, models: Sequence[Texts]) -> str:
     """Which model a claim is about, where there are several."""
-    return f" ({model['name']})" if len(numbers["models"]) > 1 else ""
+    return f" ({model.name})" if len(models) > 1 else ""
 
 
 _READ = "Each country of Appendix B ends three texts: of a king, of a queen, and its name alone."
@@ -234,6 +278,7 @@ FIG4 = Experiment(
     read=f"{_READ} Left their mean embeddings, right their last tokens, the full stop, under the l2 norm.",
     caveat=f"{_CAVEAT} UMAP keeps neighbours, not distances.",
     of="texts",
+    numbers=Figure4,
     measure=_measure_embeddings,
     draw=_draw_embeddings,
     tables=_embedding_tables,
@@ -246,6 +291,7 @@ FIG5 = Experiment(
     read=f"{_READ} {_MAPS}",
     caveat=_CAVEAT,
     of="texts",
+    numbers=Figures5And6,
     measure=partial(_measure_distances, shown=("js",)),
     draw=_draw_distances,
     tables=_tables,
@@ -258,6 +304,7 @@ FIG6 = Experiment(
     read=f"{_READ} {_MAPS} {_WITH_DELTA}",
     caveat=_CAVEAT,
     of="texts",
+    numbers=Figures5And6,
     measure=partial(_measure_distances, shown=("logdet", "riemann", "log_euclidean"), also=("js",)),
     draw=_draw_distances,
     tables=_tables,

@@ -326,7 +326,7 @@ ITEMS = (
     Item(
         "After Definition 4.2",
         "information gain as a sum, and its bound by the rank",
-        ("geomprobe.paper.sec4_errata.case",),
+        ("geomprobe.paper.sec4_errata.Case.of",),
         "tests/paper/test_errata.py::test_of_random_rows_and_of_a_random_model",
         "does not hold as printed",
         "errata",

@@ -1,6 +1,7 @@
 """Experiments as one page: pictures, verdicts and numbers. The page loads nothing and has no script."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from geomprobe.paper.concordance import to_html
 from geomprobe.paper.experiment import HEADINGS, Kind, Outcome
@@ -19,7 +20,7 @@ _INTRODUCTIONS: dict[Kind, str] = {
 }
 
 
-def page(title: str, outcomes: Sequence[Outcome]) -> str:
+def page(title: str, outcomes: Sequence[Outcome[Any]]) -> str:
     """One document. Of several experiments it begins with all verdicts, the concordance and a table of contents."""
     return render(
         "geomprobe.paper",

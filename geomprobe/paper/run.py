@@ -9,7 +9,7 @@ from typing import Any
 
 from geomprobe.errors import GeomprobeError
 from geomprobe.files import Format, check_shape, read_json, write_whole
-from geomprobe.paper.experiment import Experiment, Numbers, Outcome, Request, plain
+from geomprobe.paper.experiment import Experiment, N, Outcome, Request, plain, restore
 from geomprobe.paper.models import default_models
 from geomprobe.paper.page import page
 from geomprobe.paper.style import to_png
@@ -19,7 +19,7 @@ __all__ = ["run_experiment"]
 _FORMAT = 1
 
 
-def run_experiment(experiment: Experiment, request: Request) -> Outcome:
+def run_experiment(experiment: Experiment[N], request: Request) -> Outcome[N]:
     """The numbers of an experiment, measured or kept from an earlier run with the same arguments, and its files written:
     ``<name>.json``, ``.png`` and ``.html`` in ``request.out``.
 
@@ -34,21 +34,19 @@ def run_experiment(experiment: Experiment, request: Request) -> Outcome:
         raise GeomprobeError(f"cannot write {request.out}: {error}; give a folder that can be written") from error
     request = replace(request, models=request.models or default_models(experiment.of, request))
     path, key = request.out / f"{experiment.name}.json", request.key(experiment.of)
-    numbers = None if request.fresh else _kept(path, key, experiment)
-    kept = numbers is not None
-    if numbers is None:
-        numbers = plain(experiment.measure(request))
-    outcome = Outcome(experiment, numbers, kept)
-    verdicts = [vars(verdict) for verdict in outcome.verdicts]
-    content = {"format": _FORMAT, "experiment": experiment.name}
-    content |= {"title": experiment.title, "of": key, "verdicts": verdicts, "numbers": numbers}
-    write_whole(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False))
+    outcome = None if request.fresh else _kept(path, key, experiment)
+    if outcome is None:
+        numbers: N = restore(experiment.numbers, plain(experiment.measure(request)))
+        outcome = Outcome(experiment, numbers, False)
+    content = {"format": _FORMAT, "experiment": experiment.name, "title": experiment.title, "of": key}
+    content |= {"verdicts": outcome.verdicts, "numbers": outcome.numbers}
+    write_whole(path, json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False))
     write_whole(path.with_suffix(".png"), to_png(outcome.figure))
     write_whole(path.with_suffix(".html"), page(experiment.title, [outcome]))
     return outcome
 
 
-def _kept(path: Path, key: Mapping[str, Any], experiment: Experiment) -> Numbers | None:
+def _kept(path: Path, key: Mapping[str, Any], experiment: Experiment[N]) -> Outcome[N] | None:
     """The numbers in ``path``, if they are those of ``key`` and lack none; what is damaged or other is measured anew.
 
     Raises:
@@ -61,10 +59,10 @@ def _kept(path: Path, key: Mapping[str, Any], experiment: Experiment) -> Numbers
     if isinstance(content, dict) and "format" in content:
         check_shape(content, {"format": Format(_FORMAT), str: object}, str(path))
     try:
-        numbers = content["numbers"]
-        if content["of"] != plain(key) or numbers.get("failed"):
+        if content["of"] != plain(key) or content["numbers"].get("failed"):
             return None
-        str(Outcome(experiment, numbers, True))  # another version's may lack what this one shows
+        outcome = Outcome(experiment, restore(experiment.numbers, content["numbers"]), True)
+        str(outcome)  # another version's may lack what this one shows
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
-    return dict(numbers)
+    return outcome

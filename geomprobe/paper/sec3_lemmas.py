@@ -3,17 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from geomprobe.paper.experiment import Numbers
 from geomprobe.theory import dataset_size, information, prompting
 from geomprobe.theory.skills import SkillModel
 
-__all__ = ["BEYOND", "GROUPS", "holds", "run_checks"]
+__all__ = ["BEYOND", "GROUPS", "Lemma", "run_checks"]
 
 Floats = NDArray[np.float64]
 
@@ -37,6 +35,25 @@ _ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
+class Lemma:
+    """A statement, and its worst value over all draws: the largest size where 0 or at most 1 is needed, else the smallest."""
+
+    group: str
+    place: str
+    says: str
+    needs: str
+    draws: int
+    worst: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the worst value is as it must be, up to rounding. A value that is not finite is not."""
+        worst, slack = self.worst, _ROUNDING
+        verdicts = {"= 0": worst <= slack, "≤ 1": worst <= 1 + slack, "≥ 0": worst >= -slack, "> 0": worst > slack}
+        return math.isfinite(worst) and verdicts[self.needs]
+
+
+@dataclass(frozen=True)
 class _Check:
     """A statement on random distributions. ``values`` draws one and gives numbers that are all as ``needs`` says, or NaN."""
 
@@ -46,26 +63,16 @@ class _Check:
     needs: str
     values: Callable[[Generator], Sequence[float]]
 
-    def run(self, draw: Generator) -> dict[str, Any]:
-        """The worst over all draws: the largest size where 0 or at most 1 is needed, else the smallest value."""
+    def run(self, draw: Generator) -> Lemma:
+        """The worst over all draws."""
         drawn = np.concatenate([np.asarray(self.values(draw), np.float64) for _ in range(_DRAWS)])
         worst = np.abs(drawn).max() if self.needs in ("= 0", "≤ 1") else drawn.min()
-        return {name: getattr(self, name) for name in ("group", "place", "says", "needs")} | {"draws": _DRAWS, "worst": worst}
+        return Lemma(self.group, self.place, self.says, self.needs, _DRAWS, float(worst))
 
 
-def run_checks(draw: Generator) -> list[dict[str, Any]]:
+def run_checks(draw: Generator) -> list[Lemma]:
     """The worst value of every statement, on distributions that ``draw`` draws."""
     return [check.run(draw) for check in _CHECKS]
-
-
-def holds(lemma: Numbers) -> bool:
-    """Whether the worst value of a statement is as it must be, up to rounding. A value that is not finite is not."""
-    worst = lemma["worst"]
-    if worst is None:
-        return False
-    slack = _ROUNDING
-    verdicts = {"= 0": worst <= slack, "≤ 1": worst <= 1 + slack, "≥ 0": worst >= -slack, "> 0": worst > slack}
-    return bool(verdicts[lemma["needs"]])
 
 
 # -- random distributions ---------------------------------------------------------------------------------------------------

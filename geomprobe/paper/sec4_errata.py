@@ -1,7 +1,8 @@
 """Section 4's errata in numbers: Theorem 4.1, what follows Def. 4.2, and the objective of the Lasso."""
 
+from dataclasses import dataclass
 from decimal import Decimal, localcontext
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from geomprobe.core.cholesky import exact_increment, gains, posterior_variance, 
 from geomprobe.core.lasso import literal_penalty, sklearn_penalty, solve_lasso
 from geomprobe.models.loading import Loaded
 
-__all__ = ["ALPHA", "DIGITS", "PICKED", "RANKS", "SIGMA", "TOKEN", "case", "near_one_direction", "objectives"]
+__all__ = ["ALPHA", "DIGITS", "PICKED", "RANKS", "SIGMA", "TOKEN", "Case", "Objectives", "Pick", "near_one_direction"]
 
 SIGMA = 0.01
 DIGITS = 50
@@ -28,34 +29,105 @@ RANKS = ("stable rank", "participation ratio", "effective rank", "rank")
 """Each at most the next."""
 
 
-def case(name: str, rows: Tensor) -> dict[str, Any]:
-    """Information gain and ranks of one set of unit rows, each computed in every way the paper has for it."""
-    gram = rows @ rows.mT
-    factor = scaled_factor(gram, SIGMA)[0]
-    variance = posterior_variance(factor, SIGMA)
-    exact, printed = exact_increment(variance, SIGMA), theorem_4_1_as_printed(variance, gram.diagonal(), SIGMA)
-    by_determinant, by_form = _in_fifty_digits(rows[:_IN_DIGITS].numpy())
-    first = exact[: len(by_determinant)].tolist()
-    eigenvalues = torch.linalg.eigvalsh(rows.mT @ rows / len(rows)).clamp_min(0)
-    without_half = torch.log1p(torch.linalg.eigvalsh(gram).clamp_min(0) / SIGMA**2).sum()
-    ranks = [getattr(spectrum, name.replace(" ", "_"))(eigenvalues) for name in RANKS[:-1]]
-    rank = int(torch.linalg.matrix_rank(rows))
-    log = float(np.log1p(len(rows) / float(ranks[0]) / SIGMA**2))
-    return {
-        "name": name,
-        "rows": len(rows),
-        "width": rows.shape[1],
-        "determinant": _determinant_increments(gram),
-        "exact": exact,
-        "printed": printed,
-        "error": max(_apart(a, b) for a, b in zip(by_form, by_determinant, strict=True)),
-        "float64_error": max(_apart(Decimal(a), b) for a, b in zip(first, by_determinant, strict=True)),
-        "without_half": without_half,
-        "gain": gains(factor).sum(),
-        "ranks": [*map(float, ranks), rank],
-        "rank_bound": rank * log,
-        "stable_rank_term": float(ranks[0]) * log,
-    }
+@dataclass(frozen=True)
+class Case:
+    """Information gain and ranks of one set of unit rows, each computed in every way the paper has for it.
+
+    Attributes:
+        name: of the rows.
+        rows: their number.
+        width: their dimensions.
+        determinant: what each row adds, from determinants.
+        exact: the same from the posterior variance.
+        printed: the same as Theorem 4.1 prints it.
+        error: how far the exact form is from the determinants in fifty digits, at most, as a share.
+        float64_error: the same of ``exact``.
+        without_half: the information gain without its ½.
+        gain: the information gain.
+        ranks: those of :data:`RANKS`.
+        rank_bound: rank · log(1 + σ⁻²T/srank).
+        stable_rank_term: srank · log(1 + σ⁻²T/srank).
+    """
+
+    name: str
+    rows: int
+    width: int
+    determinant: list[float]
+    exact: list[float]
+    printed: list[float]
+    error: float
+    float64_error: float
+    without_half: float
+    gain: float
+    ranks: list[float]
+    rank_bound: float
+    stable_rank_term: float
+
+    @classmethod
+    def of(cls, name: str, rows: Tensor) -> Self:
+        """Return the case of unit rows ``(n, d)``."""
+        gram = rows @ rows.mT
+        factor = scaled_factor(gram, SIGMA)[0]
+        variance = posterior_variance(factor, SIGMA)
+        exact, printed = exact_increment(variance, SIGMA), theorem_4_1_as_printed(variance, gram.diagonal(), SIGMA)
+        by_determinant, by_form = _in_fifty_digits(rows[:_IN_DIGITS].numpy())
+        first = exact[: len(by_determinant)].tolist()
+        eigenvalues = torch.linalg.eigvalsh(rows.mT @ rows / len(rows)).clamp_min(0)
+        without_half = torch.log1p(torch.linalg.eigvalsh(gram).clamp_min(0) / SIGMA**2).sum()
+        ranks = [getattr(spectrum, name.replace(" ", "_"))(eigenvalues) for name in RANKS[:-1]]
+        rank = int(torch.linalg.matrix_rank(rows))
+        log = float(np.log1p(len(rows) / float(ranks[0]) / SIGMA**2))
+        return cls(
+            name,
+            len(rows),
+            rows.shape[1],
+            determinant=_determinant_increments(gram).tolist(),
+            exact=exact.tolist(),
+            printed=printed.tolist(),
+            error=max(_apart(a, b) for a, b in zip(by_form, by_determinant, strict=True)),
+            float64_error=max(_apart(Decimal(a), b) for a, b in zip(first, by_determinant, strict=True)),
+            without_half=float(without_half),
+            gain=float(gains(factor).sum()),
+            ranks=[*map(float, ranks), rank],
+            rank_bound=rank * log,
+            stable_rank_term=float(ranks[0]) * log,
+        )
+
+
+Pick = tuple[str, int, float]
+"""A token, its number and its weight."""
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """What the Lasso makes the token of under either convention, weights above 0.01, the heaviest first; ``None`` where the
+    vocabulary does not have the token."""
+
+    model: str
+    sklearn: list[Pick] | None
+    literal: list[Pick] | None
+
+    @property
+    def both(self) -> tuple[list[Pick], list[Pick]] | None:
+        """The picks under scikit-learn's convention and under the literal one."""
+        return None if self.sklearn is None or self.literal is None else (self.sklearn, self.literal)
+
+    @classmethod
+    def of(cls, name: str, loaded: Loaded, ids: list[int], rows: Tensor) -> Self:
+        """Return those of the last such token of a text, of unit rows ``(n, d)``."""
+        tokens = [str(loaded.tokenizer.decode([token])) for token in ids]
+        places = [t for t, token in enumerate(tokens) if token.strip() == TOKEN]
+        if not places:
+            return cls(name, None, None)
+        t = places[-1]
+
+        def picks(penalty: float) -> list[Pick]:
+            which = torch.arange(len(rows)) == t
+            weights = solve_lasso(rows @ rows.mT, penalty, tol=1e-9, which=which).coefficients[t]
+            heaviest = weights.argsort(descending=True).tolist()
+            return [(tokens[j], j, float(weights[j])) for j in heaviest if weights[j] > PICKED]
+
+        return cls(name, picks(sklearn_penalty(ALPHA, rows.shape[1])), picks(literal_penalty(ALPHA)))
 
 
 def _determinant_increments(gram: Tensor) -> Tensor:
@@ -113,23 +185,3 @@ def _apart(value: Decimal, right: Decimal) -> float:
     """How far ``value`` is from ``right``, as a share of it."""
     with localcontext(prec=DIGITS):
         return float(abs(value - right) / right) if right else float(abs(value))
-
-
-def objectives(loaded: Loaded, ids: list[int], rows: Tensor) -> dict[str, Any]:
-    """What the Lasso makes the token of under both conventions, weights above 0.01, the heaviest first; ``None`` where this
-    vocabulary does not have the token."""
-    tokens = [str(loaded.tokenizer.decode([token])) for token in ids]
-    places = [t for t, token in enumerate(tokens) if token.strip() == TOKEN]
-    if not places:
-        return {"scikit-learn": None, "literal": None}
-    t = places[-1]
-    which = torch.arange(len(rows)) == t
-    found: dict[str, Any] = {}
-    for convention, penalty in (
-        ("scikit-learn", sklearn_penalty(ALPHA, rows.shape[1])),
-        ("literal", literal_penalty(ALPHA)),
-    ):
-        weights = solve_lasso(rows @ rows.mT, penalty, tol=1e-9, which=which).coefficients[t]
-        heaviest = weights.argsort(descending=True).tolist()
-        found[convention] = [[tokens[j], j, float(weights[j])] for j in heaviest if weights[j] > PICKED]
-    return found

@@ -1,12 +1,13 @@
 """Section 4.2's table: which earlier tokens the Lasso and attention pick for three tokens of one sentence."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from geomprobe.inspection.inspect import visible
-from geomprobe.paper.experiment import Experiment, Numbers, Table, Verdict
+from geomprobe.paper.experiment import Experiment, Table, Verdict, cell
 from geomprobe.paper.style import COLOURS, canvas, caption
-from geomprobe.paper.token_picks import KINDS, PRINTED, READINGS, measure, numbered
+from geomprobe.paper.token_picks import KINDS, PRINTED, READINGS, Model, Row, TokenPicks, measure, numbered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,12 +23,12 @@ _WORDINGS = {
 """The paper's claim as it makes it, and for how many of the three tokens that takes it to be so."""
 
 
-def _draw(numbers: Numbers) -> "Figure":
-    models = numbers["models"]
+def _draw(numbers: TokenPicks) -> "Figure":
+    models = numbers.models
     figure, panels = canvas(len(PRINTED) * len(models), 1, width=10.5, height=1.9)
     places = iter(panels)
     for model in models:
-        for name, row in model["rows"].items():
+        for name, row in model.rows.items():
             _draw_row(next(places), model, name, row)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=3)
@@ -35,16 +36,16 @@ def _draw(numbers: Numbers) -> "Figure":
     return figure
 
 
-def _draw_row(axes: "Axes", model: Mapping[str, Any], name: str, row: Mapping[str, Any]) -> None:
-    tokens = model["tokens"]
+def _draw_row(axes: "Axes", model: Model, name: str, row: Row) -> None:
+    tokens = model.tokens
     for offset, (kind, label) in zip((-0.2, 0.2), KINDS.items(), strict=True):
-        picks = row["picks"][kind] or []
-        weights = {int(j): weight for j, weight in picks}
+        weights = {int(j): weight for j, weight in row.picks[kind] or []}
         axes.bar([j + offset for j in weights], list(weights.values()), 0.4, color=_COLOURS[kind], label=label)
-        also = (row["printed"][kind] or {}).get("", {}).get("which", [])
-        above = 0.05 * max(weight for drawn in row["picks"].values() for _, weight in drawn or [[0, 1.0]])
+        printed = row.printed[kind]
+        also = [] if printed is None else printed[""].which
+        above = 0.05 * max(weight for drawn in row.picks.values() for _, weight in drawn or [[0, 1.0]])
         axes.plot([j + offset for j in also], [weights[j] + above for j in also], "o", color=_COLOURS[kind], markersize=3.5)
-    axes.set_title(f"{model['name']}: {numbered(tokens[row['position']], row['position'])}", parse_math=False)
+    axes.set_title(f"{model.name}: {numbered(tokens[row.position], row.position)}", parse_math=False)
     axes.set(xlim=(-0.7, len(tokens) - 0.3), ylabel="weight")
     axes.margins(y=0.12)
     axes.grid(axis="x", visible=False)
@@ -53,23 +54,24 @@ def _draw_row(axes: "Axes", model: Mapping[str, Any], name: str, row: Mapping[st
     axes.set_xticks(range(len(tokens)), written, parse_math=False, rotation=90 if few else 0, fontsize=7 if few else 4)
 
 
-def _tables(numbers: Numbers) -> list[Table]:
-    return [table for model in numbers["models"] for table in (*_pick_tables(model), _agreement_table(model))]
+def _tables(numbers: TokenPicks) -> list[Table]:
+    return [table for model in numbers.models for table in (*_pick_tables(model), _agreement_table(model))]
 
 
-def _pick_tables(model: Mapping[str, Any]) -> list[Table]:
+def _pick_tables(model: Model) -> list[Table]:
     """Of each token what the paper prints, and below it what the model picks."""
     tables = []
-    for name, row in model["rows"].items():
-        part = "" if row["whole"] else f" (this vocabulary's end of {name!r})"
+    for name, row in model.rows.items():
+        part = "" if row.whole else f" (this vocabulary's end of {name!r})"
         rows = []
         for kind, label in KINDS.items():
             rows.append((label, "the paper", " ".join(PRINTED[name][kind])))
-            if row["picks"][kind] is not None:
-                lines = _listed(row["picks"][kind], model["tokens"], row["printed"][kind][""]["which"])
+            picks, printed = row.picks[kind], row.printed[kind]
+            if picks is not None and printed is not None:
+                lines = _listed(picks, model.tokens, printed[""].which)
                 rows += [("", "" if number else "this model", line) for number, line in enumerate(lines)]
-        token = numbered(model["tokens"][row["position"]], row["position"])
-        title = f"{model['name']}, {token}{part}: picks and their weights. R² of the Lasso {row['r2']:.2f}"
+        token = numbered(model.tokens[row.position], row.position)
+        title = f"{model.name}, {token}{part}: picks and their weights. R² of the Lasso {row.r2:.2f}"
         tables.append(Table(title, ("by", "of", "earlier tokens (subscript: number; *: the paper's too)"), rows, words=3))
     return tables
 
@@ -86,85 +88,79 @@ def _listed(picks: Sequence[Sequence[float]], tokens: Sequence[str], also: Seque
     return lines if picks else ["nothing above 0.01"]
 
 
-def _agreement_table(model: Mapping[str, Any]) -> Table:
+def _agreement_table(model: Model) -> Table:
     """How picks agree with the printed ones, as multisets."""
     rows = []
-    for name, row in model["rows"].items():
+    for name, row in model.rows.items():
         for kind, label in KINDS.items():
             for reading in READINGS:
-                found = (row["printed"][kind] or {}).get(reading)
+                found = (row.printed[kind] or {}).get(reading)
                 if found is None:
                     continue
-                counts = (found["printed"], len(row["picks"][kind]), len(found["which"]))
-                numbers = (f"{found['chance_matches']:.1f}", f"{found['overlap']:.2f}", *map(_percent, _shares(found)))
+                counts = (found.printed, len(row.picks[kind] or []), len(found.which))
+                shares = (cell(share, ".0%") for share in (found.share, found.chance))
+                numbers = (f"{found.chance_matches:.1f}", f"{found.overlap:.2f}", *shares)
                 rows.append((f"[{name}]" if not reading else "", reading or label, *map(str, counts), *numbers))
     title = (
-        f"{model['name']}: its picks and the paper's, as multisets of tokens. By chance: as many picks with the same "
+        f"{model.name}: its picks and the paper's, as multisets of tokens. By chance: as many picks with the same "
         "weights on earlier tokens drawn at random"
     )
     columns = ("for", "by", "paper", "picks", "both", "chance", "overlap", "weight", "chance")
     return Table(title, columns, rows, words=2)
 
 
-def _shares(found: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    return found["share"], found["chance"]
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.0%}"
-
-
 # -- the verdicts -----------------------------------------------------------------------------------------------------------
 
 
-def _judge(numbers: Numbers) -> list[Verdict]:
-    return [verdict for model in numbers["models"] for verdict in _judge_model(model)]
+def _judge(numbers: TokenPicks) -> list[Verdict]:
+    return [verdict for model in numbers.models for verdict in _judge_model(model)]
 
 
-def _judge_model(model: Mapping[str, Any]) -> list[Verdict]:
-    rows = model["rows"].values()
-    if not all(row["whole"] for row in rows):
+def _judge_model(model: Model) -> list[Verdict]:
+    rows = model.rows.values()
+    if not all(row.whole for row in rows):
         why = "this vocabulary cuts the paper's words into parts; --models takes a model that has them whole"
-        return [Verdict(f"The table of picks ({model['name']})", None, why), _telling_words(model)]
-    table = [_as_printed(model, kind) for kind in KINDS if all(row["printed"][kind] is not None for row in rows)]
+        return [Verdict(f"The table of picks ({model.name})", None, why), _telling_words(model)]
+    table = [_as_printed(model, kind) for kind in KINDS if all(row.printed[kind] is not None for row in rows)]
     return [*table, *_against_attention(model), _telling_words(model)]
 
 
-def _as_printed(model: Mapping[str, Any], kind: str) -> Verdict:
+def _as_printed(model: Model, kind: str) -> Verdict:
     """It holds if for every token more of the printed picks are found than by chance, and they carry more than half of the
     weight and more than by chance. It does not hold if that is so for no token."""
     told, good = [], []
-    for name, row in model["rows"].items():
-        found = row["printed"][kind][""]
-        both, share = len(found["which"]), found["share"]
-        good.append(share is not None and share > max(0.5, found["chance"]) and both > found["chance_matches"])
+    rows = {name: printed for name, row in model.rows.items() if (printed := row.printed[kind]) is not None}
+    for name, printed in rows.items():
+        found = printed[""]
+        both = len(found.which)
+        good.append(found.share > max(0.5, found.chance) and both > found.chance_matches)
         told.append(
-            f"for [{name}] {both} of {found['printed']}, with {_percent(share)} of the weight (by chance "
-            f"{found['chance_matches']:.1f} and {_percent(found['chance'])})"
+            f"for [{name}] {both} of {found.printed}, with {cell(found.share, '.0%')} of the weight (by chance "
+            f"{found.chance_matches:.1f} and {cell(found.chance, '.0%')})"
         )
-    printed = "; ".join(f"[{name}]: {' '.join(f'[{token}]' for token in PRINTED[name][kind])}" for name in model["rows"])
+    listed = "; ".join(f"[{name}]: {' '.join(f'[{token}]' for token in PRINTED[name][kind])}" for name in rows)
     who = "The Lasso picks" if kind == "lasso" else "The largest attention weights pick"
     evidence = f"of the printed picks this model has {'; '.join(told)}"
     if kind == "attention":
-        readings = [row["printed"][kind]["without [,]"] for row in model["rows"].values()]
-        counts = ", ".join(f"{len(found['which'])} of {found['printed']}" for found in readings)
+        readings = [printed["without [,]"] for printed in rows.values()]
+        counts = ", ".join(f"{len(found.which)} of {found.printed}" for found in readings)
         evidence += f". Without [,], which the sentence does not contain, {counts}"
-    return Verdict(f"{who} {printed} ({model['name']})", {0: False, len(good): True}.get(sum(good)), evidence)
+    return Verdict(f"{who} {listed} ({model.name})", {0: False, len(good): True}.get(sum(good)), evidence)
 
 
-def _against_attention(model: Mapping[str, Any]) -> list[Verdict]:
+def _against_attention(model: Model) -> list[Verdict]:
     """The claim in both wordings. The paper's evidence is its table, so what that lists for the Lasso counts as meaningful: for
     how many tokens is more of the Lasso's weight than of attention's on it, and more than by chance?"""
-    named = {f"{wording} ({model['name']})": least for wording, least in _WORDINGS.items()}
-    pairs = [tuple((row["printed"][kind] or {"lasso": None})["lasso"] for kind in KINDS) for row in model["rows"].values()]
-    if any(found is None or found["share"] is None for pair in pairs for found in pair):
+    named = {f"{wording} ({model.name})": least for wording, least in _WORDINGS.items()}
+    printed = [(row.printed["lasso"], row.printed["attention"]) for row in model.rows.values()]
+    pairs = [(one["lasso"], other["lasso"]) for one, other in printed if one is not None and other is not None]
+    if len(pairs) < len(printed) or any(math.isnan(found.share) for pair in pairs for found in pair):
         why = "this model shows no attention, or there is a token for which one of the two picks nothing"
         return [Verdict(claim, None, why) for claim in named]
-    more = sum(lasso["share"] > max(attention["share"], lasso["chance"]) for lasso, attention in pairs)
+    more = sum(lasso.share > max(attention.share, lasso.chance) for lasso, attention in pairs)
     told = "; ".join(
-        f"[{name}] {_percent(lasso['share'])} and {_percent(attention['share'])} (by chance {_percent(lasso['chance'])} and "
-        f"{_percent(attention['chance'])})"
-        for name, (lasso, attention) in zip(model["rows"], pairs, strict=True)
+        f"[{name}] {lasso.share:.0%} and {attention.share:.0%} (by chance {lasso.chance:.0%} and {attention.chance:.0%})"
+        for name, (lasso, attention) in zip(model.rows, pairs, strict=True)
     )
     counted = f"for {more} of {len(pairs)} tokens"
     evidence = (
@@ -175,16 +171,16 @@ def _against_attention(model: Mapping[str, Any]) -> list[Verdict]:
     return [Verdict(usually, more >= two, evidence), Verdict(sometimes, more >= one, f"{counted}, counted in the same way")]
 
 
-def _telling_words(model: Mapping[str, Any]) -> Verdict:
+def _telling_words(model: Model) -> Verdict:
     """Holds if for each of the three tokens more of the Lasso's weight than of attention's is on telling words."""
-    shares = [row["telling"] for row in model["rows"].values()]
-    claim = f"For all three tokens more of the Lasso's weight than of attention's is on telling words ({model['name']})"
-    if any(share["attention"] is None or share["lasso"] is None for share in shares):
+    shares = [row.telling for row in model.rows.values()]
+    claim = f"For all three tokens more of the Lasso's weight than of attention's is on telling words ({model.name})"
+    if any(math.isnan(share.attention) or math.isnan(share.lasso) for share in shares):
         return Verdict(claim, None, "this model shows no attention, or its Lasso picks nothing", "ours")
-    more = sum(share["lasso"] > share["attention"] for share in shares)
+    more = sum(share.lasso > share.attention for share in shares)
     told = "; ".join(
-        f"[{name}] {share['lasso']:.0%} and {share['attention']:.0%} (they are {share['chance']:.0%} of earlier tokens)"
-        for name, share in zip(model["rows"], shares, strict=True)
+        f"[{name}] {share.lasso:.0%} and {share.attention:.0%} (they are {share.chance:.0%} of earlier tokens)"
+        for name, share in zip(model.rows, shares, strict=True)
     )
     evidence = f"on cities, countries and “capital” there lies of the Lasso's weight and of attention's: {told}"
     return Verdict(claim, {0: False, len(shares): True}.get(more), evidence, "ours")
@@ -201,6 +197,7 @@ TOKENS = Experiment(
     ),
     caveat="A weight is not a cause: what a row can be written by is not what the model computed it from.",
     of="texts",
+    numbers=TokenPicks,
     measure=measure,
     draw=_draw,
     tables=_tables,

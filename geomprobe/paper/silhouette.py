@@ -1,12 +1,14 @@
 """How far groups of things lie apart, as a number with a p-value, and the plane that shows their distances best."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "as_well", "better", "classical_mds", "permutation_p", "rounded", "score", "separates", "silhouettes"]
+__all__ = ["Array", "Score", "Separation", "as_well", "better", "classical_mds", "permutation_p", "rounded", "score"]
+__all__ += ["separates", "silhouettes"]
 
 Array = npt.NDArray[np.float64]
 
@@ -15,6 +17,23 @@ _ALPHA = 0.05
 """What p has to be below."""
 _WAYS = {"all": "silhouettes of the three contexts", "king_queen": "of king and queen alone"}
 """What is separated, and what a verdict calls it."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The mean silhouette of texts in contexts, its p, and the mean over the texts of each country."""
+
+    silhouette: float
+    p: float
+    by_country: list[float]
+
+
+@dataclass(frozen=True)
+class Separation:
+    """The score of all contexts, and of king and queen alone."""
+
+    all: Score
+    king_queen: Score
 
 
 def silhouettes(distances: Array, groups: npt.NDArray[np.int64]) -> Array:
@@ -63,15 +82,14 @@ def classical_mds(distances: Array) -> tuple[Array, float]:
     return plane * np.where(signs == 0, 1, signs), float(kept.sum() / max(values.clip(0).sum(), np.finfo(float).tiny))
 
 
-def score(distances: Array, contexts: int, seed: int) -> dict[str, Any]:
-    """Of ``contexts`` × countries texts: the mean silhouette, its p, and the mean over the texts of each country."""
+def score(distances: Array, contexts: int, seed: int) -> Score:
+    """The score of ``contexts`` × countries texts."""
     samples = silhouettes(distances, _groups(contexts, len(distances) // contexts))
     by_country = rounded(samples.reshape(contexts, -1).mean(0))
-    p = permutation_p(distances, contexts, seed=seed)
-    return {"silhouette": float(samples.mean()), "p": p, "by_country": by_country}
+    return Score(float(samples.mean()), permutation_p(distances, contexts, seed=seed), by_country)
 
 
-def separates(found: Mapping[str, Mapping[str, Any]]) -> tuple[bool | None, str]:
+def separates(found: Mapping[str, Separation]) -> tuple[bool | None, str]:
     """Whether contexts lie apart under every distance or embedding in ``found``, and the numbers that say so.
 
     Each has two silhouettes: of all contexts, and of king and queen alone. The claim holds where each of them is above zero
@@ -80,14 +98,14 @@ def separates(found: Mapping[str, Mapping[str, Any]]) -> tuple[bool | None, str]
     ways: set[bool | None] = set()
     parts = []
     for which, called in _WAYS.items():
-        scores = {name: ways_of[which] for name, ways_of in found.items()}
-        ways |= {False if one["silhouette"] <= 0 else one["p"] < _ALPHA or None for one in scores.values()}
-        numbers = ", ".join(f"{name} {one['silhouette']:z.2f}" for name, one in scores.items())
-        parts.append(f"{called} {numbers} (p ≤ {max(one['p'] for one in scores.values()):.2g})")
+        scores = {name: _score(ways_of, which) for name, ways_of in found.items()}
+        ways |= {False if one.silhouette <= 0 else one.p < _ALPHA or None for one in scores.values()}
+        numbers = ", ".join(f"{name} {one.silhouette:z.2f}" for name, one in scores.items())
+        parts.append(f"{called} {numbers} (p ≤ {max(one.p for one in scores.values()):.2g})")
     return _all_of(ways), "; ".join(parts)
 
 
-def better(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[bool | None, str]:
+def better(first: Separation, second: Separation) -> tuple[bool | None, str]:
     """Whether the first separates contexts better than the second, all contexts and king from queen alone.
 
     Silhouettes are paired by country, by Wilcoxon's test: undecided where p ≥ 0.05, or where the two ways disagree in that one
@@ -96,37 +114,42 @@ def better(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[bool | 
     ways: set[bool | None] = set()
     parts = []
     for which, called in _WAYS.items():
-        larger, p = _larger(first[which], second[which])
+        one, other = _score(first, which), _score(second, which)
+        larger, p = _larger(one, other)
         ways.add(larger)
-        parts.append(f"{called} {first[which]['silhouette']:z.2f} against {second[which]['silhouette']:z.2f} (p = {p:.1g})")
+        parts.append(f"{called} {one.silhouette:z.2f} against {other.silhouette:z.2f} (p = {p:.1g})")
     return _all_of(ways), "; ".join(parts)
 
 
-def as_well(control: Mapping[str, Mapping[str, Any]], model: Mapping[str, Mapping[str, Any]]) -> tuple[bool | None, str]:
+def as_well(control: Mapping[str, Separation], model: Mapping[str, Separation]) -> tuple[bool | None, str]:
     """Whether a control separates contexts as well as the model does, under every distance or embedding in both.
 
     It holds where no silhouette of the model is larger than the control's (paired by country, p < 0.05), fails where all are
     or where the control's is not above zero throughout, and is undecided otherwise.
     """
-    pairs = [(control[name][which], model[name][which]) for which in _WAYS for name in model]
+    pairs = [(_score(control[name], which), _score(found, which)) for which in _WAYS for name, found in model.items()]
     less = [_larger(second, first)[0] is True for first, second in pairs]
-    apart = all(first["silhouette"] > 0 for first, _ in pairs)
+    apart = all(first.silhouette > 0 for first, _ in pairs)
     parts = []
     for which, called in _WAYS.items():
         numbers = (
-            f"{name} {control[name][which]['silhouette']:z.2f} (model {model[name][which]['silhouette']:z.2f})"
-            for name in model
+            f"{name} {_score(control[name], which).silhouette:z.2f} (model {_score(found, which).silhouette:z.2f})"
+            for name, found in model.items()
         )
         parts.append(f"{called} {', '.join(numbers)}")
     parts.append(f"the model's is larger in {sum(less)} of {len(less)} (paired by country, p < {_ALPHA})")
     return (False if all(less) or not apart else None if any(less) else True), "; ".join(parts)
 
 
-def _larger(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[bool | None, float]:
+def _score(found: Separation, which: str) -> Score:
+    return found.all if which == "all" else found.king_queen
+
+
+def _larger(first: Score, second: Score) -> tuple[bool | None, float]:
     """Whether one silhouette is larger than another over the same countries, and Wilcoxon's p; ``None`` where p ≥ 0.05."""
     from scipy.stats import wilcoxon
 
-    difference = np.subtract(first["by_country"], second["by_country"])
+    difference = np.subtract(first.by_country, second.by_country)
     p = float(wilcoxon(difference).pvalue) if difference.any() else 1.0
     return (bool(difference.mean() > 0) if p < _ALPHA else None), p
 

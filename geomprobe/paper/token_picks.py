@@ -1,7 +1,9 @@
 """The picks of section 4.2: the paper's sentence, what it prints for three of its tokens, and what a model picks."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -11,10 +13,11 @@ from geomprobe.errors import GeomprobeError
 from geomprobe.inspection.inspect import inspect_text, visible
 from geomprobe.models.loading import Loaded, tokenize
 from geomprobe.paper.context_texts import final_rows
-from geomprobe.paper.experiment import Numbers, Request
+from geomprobe.paper.experiment import Request
 from geomprobe.paper.models import load_readers
 
-__all__ = ["KINDS", "PRINTED", "READINGS", "SENTENCE", "WORDS", "matched", "measure", "numbered"]
+__all__ = ["KINDS", "PRINTED", "READINGS", "SENTENCE", "WORDS", "Agreement", "Model", "Row", "Telling", "TokenPicks"]
+__all__ += ["matched", "measure", "numbered"]
 
 SENTENCE = (
     "Is London the capital of UK? Yes. Is Moscow the capital of Russia? Yes. "
@@ -41,13 +44,79 @@ READINGS = {"": {}, "without [,]": {",": ""}, "[,] read as [.]": {",": "."}}
 """The ways in which a printed row with commas is compared: as printed, without them, and with full stops in their place."""
 
 
-def measure(request: Request) -> Numbers:
+Picks = Sequence[Sequence[float]]
+"""``(number, weight)`` of earlier tokens, the heaviest first."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How picks agree with a printed row, which tells tokens but not which of several equal ones: as multisets of tokens.
+
+    Of several equal tokens the heaviest picks match. By chance means: as many picks with the same weights, but on tokens drawn
+    at random without replacement from all earlier ones. Its numbers are exact expectations.
+
+    Attributes:
+        printed: how many tokens the row has.
+        which: the picks that match, by number of the token.
+        overlap: the number of matches over that of all tokens that are in either multiset.
+        share: the weight of the matches over that of all picks, NaN without picks.
+        chance: the expected share of random tokens.
+        chance_matches: their expected number of matches.
+    """
+
+    printed: int
+    which: list[int]
+    overlap: float
+    share: float
+    chance: float
+    chance_matches: float
+
+
+@dataclass(frozen=True)
+class Telling:
+    """How much of the weight of either's picks is on telling words, NaN without picks, and the share of earlier tokens that are
+    such words."""
+
+    lasso: float
+    attention: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One of the three tokens: its number, whether it is a whole word, R² of the Lasso, and by kind its picks at ``final_norm``
+    and by reading of the printed row how they agree with it; ``None`` for attention that the model does not show."""
+
+    position: int
+    whole: bool
+    r2: float
+    picks: Mapping[str, Picks | None]
+    printed: Mapping[str, Mapping[str, Agreement] | None]
+    telling: Telling
+
+
+@dataclass(frozen=True)
+class Model:
+    """The sentence in a model, token by token, and the row of each of the three."""
+
+    name: str
+    tokens: list[str]
+    rows: Mapping[str, Row]
+
+
+@dataclass(frozen=True)
+class TokenPicks:
+    """The numbers of section 4.2's table."""
+
+    models: list[Model]
+
+
+def measure(request: Request) -> TokenPicks:
     """The picks of every model, and how they agree with the paper's."""
-    return {"models": [{"name": name} | _of_model(name, loaded) for name, loaded in load_readers(request)]}
+    return TokenPicks([_of_model(name, loaded) for name, loaded in load_readers(request)])
 
 
-def _of_model(name: str, loaded: Loaded) -> dict[str, Any]:
-    """For each of the three tokens its picks ``[number, weight]`` at ``final_norm``, and how they agree with the paper's."""
+def _of_model(name: str, loaded: Loaded) -> Model:
     final_rows(name, loaded, [tokenize(loaded, SENTENCE)])  # refuses what cannot be read, such as NaN
     inspection = inspect_text(loaded, SENTENCE, site="final_norm")
     picks, tokens = inspection.picks[0], inspection.tokens
@@ -55,21 +124,19 @@ def _of_model(name: str, loaded: Loaded) -> dict[str, Any]:
     rows = {}
     for word in PRINTED:
         t = _last(word, tokens)
-        found = {
-            kind: None if of is None else [list(pick) for pick in of[t]] for kind, of in picks.kinds.items() if kind in KINDS
-        }
-        rows[word] = {
-            "position": t,
-            "whole": tokens[t].strip() == word,
-            "r2": picks.r2[t],
-            "picks": found,
-            "printed": {kind: None if row is None else _against(row, tokens[:t], word, kind) for kind, row in found.items()},
-            "telling": {kind: _share(row, telling) for kind, row in found.items()} | {"chance": float(np.mean(telling[:t]))},
-        }
-    return {"tokens": list(tokens), "rows": rows}
+        found = {kind: None if of is None else of[t] for kind, of in picks.kinds.items() if kind in KINDS}
+        rows[word] = Row(
+            t,
+            tokens[t].strip() == word,
+            picks.r2[t],
+            found,
+            printed={kind: None if row is None else _against(row, tokens[:t], word, kind) for kind, row in found.items()},
+            telling=Telling(**{kind: _share(row, telling) for kind, row in found.items()}, chance=float(np.mean(telling[:t]))),
+        )
+    return Model(name, list(tokens), rows)
 
 
-def _against(picks: Sequence[Sequence[float]], earlier: Sequence[str], word: str, kind: str) -> dict[str, Any]:
+def _against(picks: Picks, earlier: Sequence[str], word: str, kind: str) -> dict[str, Agreement]:
     """How picks agree with what the paper prints, in every reading of it; and of attention's, with what the Lasso's row has."""
     readings = {
         label: tuple(filter(None, (changed.get(token, token) for token in PRINTED[word][kind])))
@@ -80,21 +147,13 @@ def _against(picks: Sequence[Sequence[float]], earlier: Sequence[str], word: str
     return found | {"lasso": matched(picks, earlier, PRINTED[word]["lasso"])}
 
 
-def matched(picks: Sequence[Sequence[float]], earlier: Sequence[str], printed: Sequence[str]) -> dict[str, Any]:
-    """How picks agree with a printed row, which tells tokens but not which of several equal ones: as multisets of tokens.
-
-    Of several equal tokens the heaviest picks match. By chance means: as many picks with the same weights, but on tokens drawn
-    at random without replacement from all earlier ones. Its numbers are exact expectations.
+def matched(picks: Picks, earlier: Sequence[str], printed: Sequence[str]) -> Agreement:
+    """Return how picks agree with a row.
 
     Args:
-        picks: ``(number, weight)`` of earlier tokens, the heaviest first.
+        picks: the picks.
         earlier: the tokens that could be picked.
         printed: the row.
-
-    Returns:
-        ``which`` of the picks match, by number of the token; ``overlap``, the number of matches over that of all tokens that
-        are in either multiset; ``share``, the weight of the matches over that of all picks, ``None`` without picks; ``chance``
-        and ``chance_matches``, the expected share and number of matches of random tokens.
     """
     texts, weights = [token.strip() for token in earlier], np.array([weight for _, weight in picks])
     left, which = Counter(printed), []
@@ -105,14 +164,14 @@ def matched(picks: Sequence[Sequence[float]], earlier: Sequence[str], printed: S
     hits = np.isin([j for j, _ in picks], which)
     chances = _chances(len(picks), texts, Counter(printed))
     total = float(weights.sum())
-    return {
-        "printed": len(printed),
-        "which": which,
-        "overlap": len(which) / max(1, len(picks) + len(printed) - len(which)),
-        "share": float(weights[hits].sum()) / total if total else None,
-        "chance": float(weights @ chances) / total if total else None,
-        "chance_matches": float(chances.sum()),
-    }
+    return Agreement(
+        len(printed),
+        which,
+        overlap=len(which) / max(1, len(picks) + len(printed) - len(which)),
+        share=float(weights[hits].sum()) / total if total else math.nan,
+        chance=float(weights @ chances) / total if total else math.nan,
+        chance_matches=float(chances.sum()),
+    )
 
 
 def _chances(picks: int, texts: Sequence[str], printed: Mapping[str, int]) -> Any:
@@ -139,10 +198,10 @@ def _telling(tokens: Sequence[str]) -> list[bool]:
     return [bool(inside[end - len(token) : end].any()) for token, end in zip(tokens, ends, strict=True)]
 
 
-def _share(picks: Sequence[Sequence[float]] | None, telling: Sequence[bool]) -> float | None:
+def _share(picks: Picks | None, telling: Sequence[bool]) -> float:
     """How much of the weight of picks is on telling tokens."""
     total = sum(weight for _, weight in picks or ())
-    return sum(weight for j, weight in picks or () if telling[int(j)]) / total if total else None
+    return sum(weight for j, weight in picks or () if telling[int(j)]) / total if total else math.nan
 
 
 def _last(word: str, tokens: Sequence[str]) -> int:

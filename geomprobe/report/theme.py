@@ -1,7 +1,7 @@
 """The appearance of figures in light and dark colour schemes, and the escaping of text from a run."""
 
 import html
-from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from geomprobe.report.token_page import printable
@@ -12,10 +12,10 @@ __all__ = ["BASELINES", "Ink", "categorical", "escape_label", "sequence", "short
 Ink = tuple[str, str]
 """A colour for the light scheme and one for the dark scheme."""
 
-_FAINT_TO_STRONG = (
-    ("#b3bde6", "#919bd3", "#7176b8", "#5d4a90", "#45235f", "#260a33"),
-    ("#505990", "#636db0", "#8488d4", "#b596e0", "#e5b6e0", "#ffe9ea"),
-)
+_SCALE = "dense"
+"""The scale of what has an order: cmocean's, whose lightness is even."""
+_FAINT_TO_STRONG = ((0.2, 1.0), (0.66, 0.0))
+"""The parts of the scale that stand out from light and from dark paper."""
 _SETS = (
     ("#0b62a8", "#74b6f5"),
     ("#c24a14", "#f2905f"),
@@ -39,7 +39,7 @@ _FONT = 'system-ui, -apple-system, "Segoe UI", "Liberation Sans", sans-serif'
 
 def sequence(place: float) -> Ink:
     """Return the colour at a position from 0 (faint: early, shallow or small) to 1 (strong)."""
-    light, dark = (_between(scale, place) for scale in _FAINT_TO_STRONG)
+    light, dark = (_at(faint + place * (strong - faint)) for faint, strong in _FAINT_TO_STRONG)
     return light, dark
 
 
@@ -61,7 +61,7 @@ def template(*, dark: bool = False) -> dict[str, Any]:
         "title": {"font": {"size": 11}, "standoff": 6},
         "ticklabeloverflow": "allow",
     }
-    scale = [[i / 5, colour] for i, colour in enumerate(_FAINT_TO_STRONG[dark])]
+    scale = [[i / 10, sequence(i / 10)[dark]] for i in range(11)]
     bar = {"thickness": 8, "outlinewidth": 0, "tickfont": {"size": 11}, "nticks": 5, "ticks": "", "xpad": 6}
     return {
         "data": {"heatmap": [{"type": "heatmap", "colorscale": scale, "colorbar": bar}]},
@@ -125,9 +125,9 @@ def si_format(number: float) -> str:
     return f"{number:.4g}"
 
 
-def _between(scale: Sequence[str], place: float) -> str:
-    last = len(scale) - 1
-    left = min(int(max(place, 0.0) * last), last - 1)
-    share = min(max(place * last - left, 0.0), 1.0)
-    pairs = ((int(scale[left][i : i + 2], 16), int(scale[left + 1][i : i + 2], 16)) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
+@cache
+def _at(place: float) -> str:
+    from plotly.colors import sample_colorscale
+
+    (colour,) = sample_colorscale(_SCALE, place, colortype="tuple")
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colour)

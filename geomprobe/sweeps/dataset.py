@@ -304,7 +304,11 @@ def _is_message(value: Any) -> bool:
 
 
 def _json_lines(path: Path, field: str) -> Iterator[_Found]:
-    """The value of ``field`` of every line. Bytes that are not UTF-8 are read as surrogates, so that their line is known."""
+    """The value of ``field`` of every line. Bytes that are not UTF-8 are read as surrogates, so that their line is known.
+
+    :func:`geomprobe.files.read_lines` reads our own files. Those of users may be compressed, larger than the memory, and have
+    blank lines or NaN, and a last line without an end is a document.
+    """
     number = 0
     try:
         with _opened(path) as lines:

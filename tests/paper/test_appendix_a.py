@@ -1,5 +1,6 @@
 """Theorem A.1 against its formulas as printed, in fifty digits, and its verdicts."""
 
+from dataclasses import replace
 from typing import Any
 
 import mpmath  # type: ignore[import-untyped]  # comes with torch
@@ -32,13 +33,13 @@ def printed(rows: Tensor, share: float) -> tuple[Any, Any]:
 def test_the_ratio_is_that_of_the_printed_formulas(n: int, d: int) -> None:
     rows = unit(n, d)
     case = measure_theorem_a_1("random", rows)
-    for share, ratio in zip(case["shares"], case["ratio"], strict=True):
+    for share, ratio in zip(case.shares, case.ratio, strict=True):
         js, leading = printed(rows, share)
         assert ratio == pytest.approx(float(js / leading), rel=1e-11)
-    assert case["order"] == pytest.approx(2, abs=0.02)
-    assert case["order_of_square"] == pytest.approx(3, abs=0.02)
-    assert case["coefficient"] == pytest.approx(case["predicted"], rel=1e-3)
-    assert case["predicted"] < 0
+    assert case.order == pytest.approx(2, abs=0.02)
+    assert case.order_of_square == pytest.approx(3, abs=0.02)
+    assert case.coefficient == pytest.approx(case.predicted, rel=1e-3)
+    assert case.predicted < 0
 
 
 def test_the_claim_holds_and_its_printed_remainder_does_not() -> None:
@@ -51,9 +52,9 @@ def test_the_claim_holds_and_its_printed_remainder_does_not() -> None:
 
 def test_verdicts_follow_the_orders() -> None:
     case = measure_theorem_a_1("random", unit(20, 6))
-    as_printed = case | {"order": 3.01, "order_of_square": 4.0}
+    as_printed = replace(case, order=3.01, order_of_square=4.0)
     assert [verdict.holds for verdict in judge_theorem_a_1([as_printed])] == [True, True, False]
-    assert judge_theorem_a_1([case | {"ratio": [0.9, 0.9, 0.9, 0.9]}])[0].holds is False
+    assert judge_theorem_a_1([replace(case, ratio=[0.9, 0.9, 0.9, 0.9])])[0].holds is False
 
 
 def test_halves_of_one_covariance_tell_nothing() -> None:

@@ -3,7 +3,8 @@
 import json
 import math
 import re
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from geomprobe import GeomprobeError
-from geomprobe.paper.experiment import Experiment, Numbers, Outcome, Request, Table, Verdict, plain
+from geomprobe.paper.experiment import Experiment, Outcome, Request, Table, Verdict, cell, plain, restore
 from geomprobe.paper.page import page
 from geomprobe.paper.run import run_experiment
 from geomprobe.paper.style import canvas, shades, styled, to_png, to_svg
@@ -23,20 +24,44 @@ pytestmark = pytest.mark.slow  # it draws figures
 EVIL = "<script>alert(1)</script> & “quotes”"
 
 
+@dataclass(frozen=True)
+class Part:
+    name: str
+    value: float
+    unknown: float | None
+
+
+@dataclass(frozen=True)
+class Whole(Part):
+    parts: Mapping[str, list[Part]]
+    other: Part | None
+
+
+@dataclass(frozen=True)
+class Numbers:
+    y: list[float]
+    nan: float
+    tensor: list[list[float]]
+
+
+def of(*y: float) -> Numbers:
+    return Numbers(list(y), math.nan, [[1.0]])
+
+
 def draw(numbers: Numbers) -> Any:
     figure, (lines, area) = canvas(1, 2)
     for colour in shades(3):
-        lines.plot(numbers["y"], color=colour, label=EVIL)
+        lines.plot(numbers.y, color=colour, label=EVIL)
     lines.set_title(EVIL)
     lines.legend()
-    area.imshow(np.outer(numbers["y"], numbers["y"]))
+    area.imshow(np.outer(numbers.y, numbers.y))
     return figure
 
 
-def experiment(measured: list[Request], of: str = "nothing", name: str = "fig9") -> Experiment:
+def experiment(measured: list[Request], of: str = "nothing", name: str = "fig9") -> Experiment[Numbers]:
     def measure(request: Request) -> Numbers:
         measured.append(request)
-        return {"y": np.arange(5.0) * request.seed, "nan": math.nan, "tensor": torch.eye(2)}
+        return Numbers((np.arange(5.0) * request.seed).tolist(), math.nan, torch.eye(2).tolist())
 
     return Experiment(
         name=name,
@@ -45,9 +70,10 @@ def experiment(measured: list[Request], of: str = "nothing", name: str = "fig9")
         read=EVIL,
         caveat=EVIL,
         of=of,
+        numbers=Numbers,
         measure=measure,
         draw=draw,
-        tables=lambda numbers: [Table(EVIL, (EVIL, "y"), [[EVIL, str(y)] for y in numbers["y"]])],
+        tables=lambda numbers: [Table(EVIL, (EVIL, "y"), [[EVIL, str(y)] for y in numbers.y])],
         judge=lambda numbers: [Verdict(EVIL, holds, EVIL) for holds in (True, False, None)],
     )
 
@@ -67,7 +93,9 @@ def test_numbers_are_kept_while_what_they_depend_on_stays(tmp_path: Path) -> Non
     assert sorted(files) == ["fig9.html", "fig9.json", "fig9.png"]
     again = run_experiment(sized, request)
     assert again.kept
-    assert again.numbers == first.numbers == {"y": [0, 1, 2, 3, 4], "nan": None, "tensor": [[1, 0], [0, 1]]}
+    for found in (again.numbers, first.numbers):
+        assert plain(found) == {"y": [0, 1, 2, 3, 4], "nan": None, "tensor": [[1, 0], [0, 1]]}
+        assert math.isnan(found.nan)
     assert {path.name: path.read_bytes() for path in request.out.iterdir()} == files  # the same picture is the same file
     assert len(measured) == 1
 
@@ -82,6 +110,11 @@ def test_numbers_are_kept_while_what_they_depend_on_stays(tmp_path: Path) -> Non
     assert run_experiment(sized, request).kept
     for broken in ("", "{", "[]", '{"of": 1}', '{"numbers": 3, "of": {}}'):
         (request.out / "fig9.json").write_text(broken)
+        assert not run_experiment(sized, request).kept
+    whole = json.loads((request.out / "fig9.json").read_text("utf-8"))
+    others: list[Any] = [[], {}, {"y": [1.0]}, {**whole["numbers"], "z": 1}]  # another version's
+    for numbers in others:
+        (request.out / "fig9.json").write_text(json.dumps({**whole, "numbers": numbers}))
         assert not run_experiment(sized, request).kept
 
 
@@ -100,7 +133,7 @@ def test_its_json_says_what_it_is(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "fig9.json").read_text("utf-8"))
     assert content["experiment"] == "fig9"
     assert content["of"]["seed"] == 1
-    assert content["numbers"] == outcome.numbers
+    assert content["numbers"] == plain(outcome.numbers)
     assert [verdict["holds"] for verdict in content["verdicts"]] == [True, False, None]
 
 
@@ -126,7 +159,7 @@ def test_it_prints_in_eighty_columns() -> None:
 
 def test_the_paper_stands_apart_from_errata_and_from_what_is_ours() -> None:
     verdicts = [Verdict("one", False, "1", "erratum"), Verdict("two", None, "2", kind="ours"), Verdict("three", True, "3")]
-    outcome = Outcome(replace(experiment([]), tables=lambda _: [], judge=lambda _: verdicts), {}, kept=False)
+    outcome = Outcome(replace(experiment([]), tables=lambda _: [], judge=lambda _: verdicts), of(), kept=False)
     assert str(outcome).splitlines()[2:] == [
         "What the paper says",
         "",
@@ -148,9 +181,20 @@ def test_plain_leaves_nothing_json_cannot_hold() -> None:
     json.dumps(plain(value), allow_nan=False)
 
 
+def test_numbers_come_back_as_what_they_were() -> None:
+    part = Part("a", 0.1, None)
+    for whole in (Whole("w", 1e-300, 2.0, {"some": [part, part], "none": []}, part), Whole("w", 1.0, None, {}, None)):
+        assert restore(Whole, json.loads(json.dumps(plain(whole)))) == whole
+    found = restore(Whole, plain(Whole("w", math.inf, None, {"some": [Part("a", math.nan, None)]}, None)))
+    assert math.isnan(found.value)
+    assert math.isnan(found.parts["some"][0].value)
+    assert found.unknown is found.parts["some"][0].unknown is None
+    assert cell(found.value, ".1f") == cell(found.unknown, ".1f") == "–"
+
+
 def test_drawings_are_whole_in_both_schemes() -> None:
     with styled():
-        figure, again = (draw({"y": [0.0, 1.0, 4.0]}) for _ in range(2))
+        figure, again = (draw(of(0.0, 1.0, 4.0)) for _ in range(2))
     png, svg = to_png(figure), to_svg(figure)
     assert to_svg(again) == svg
     assert png.startswith(b"\x89PNG")
@@ -164,7 +208,7 @@ def test_drawings_are_whole_in_both_schemes() -> None:
 
 
 def test_pages_in_a_browser(tmp_path: Path) -> None:
-    outcomes = [Outcome(replace(experiment([]), name=name), {"y": [0.0, 1.0, 4.0]}, kept=False) for name in ("fig8", "fig9")]
+    outcomes = [Outcome(replace(experiment([]), name=name), of(0.0, 1.0, 4.0), kept=False) for name in ("fig8", "fig9")]
     documents = page(EVIL, outcomes[:1]), page(EVIL, outcomes)
     (tmp_path / "pages").mkdir()
     with chromium() as browser:

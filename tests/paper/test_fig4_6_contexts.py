@@ -27,10 +27,10 @@ from geomprobe.paper import context_texts as texts
 from geomprobe.paper import fig4_6_contexts as contexts
 from geomprobe.paper.context_texts import CONTEXTS, COUNTRIES
 from geomprobe.paper.experiment import Request
-from geomprobe.paper.fig4_6_contexts import FIG4, FIG5, FIG6
+from geomprobe.paper.fig4_6_contexts import FIG4, FIG5, FIG6, Embedded, Figure4, Figures5And6, Mapped
 from geomprobe.paper.models import load_readers
 from geomprobe.paper.run import run_experiment
-from geomprobe.paper.silhouette import as_well, better, classical_mds, permutation_p, separates, silhouettes
+from geomprobe.paper.silhouette import Score, Separation, as_well, better, classical_mds, permutation_p, separates, silhouettes
 from tests.browser import Viewer, chromium
 from tests.tiny_models import tiny
 
@@ -166,32 +166,32 @@ def test_embeddings_against_numpy(tmp_path: Path) -> None:
     """Of a model whose tokenizer gives one token for a country alone."""
     name = saved(tmp_path / "model", word_tokenizer())
     outcome = run_experiment(FIG4, Request(out=tmp_path / "out", models=(name,), seed=3))
-    (model,) = outcome.numbers["models"]
-    assert model["tokens"] == {"king": [6] * 15, "queen": [6] * 15, "none": [1] * 15}
-    assert model["last_tokens"] == sorted(COUNTRIES)  # this tokenizer does not keep the full stop apart
+    (model,) = outcome.numbers.models
+    assert model.tokens == {"king": [6] * 15, "queen": [6] * 15, "none": [1] * 15}
+    assert model.last_tokens == sorted(COUNTRIES)  # this tokenizer does not keep the full stop apart
     loaded = load(name)
     twins = {"model": embeddings(loaded), "untrained": embeddings(untrained(loaded, seed=3))}
     for which in ("mean", "last"):
         for source, twin in twins.items():
-            found, distances = model["separation"][which][source], between(twin[which])
+            found, distances = model.separation[which][source], between(twin[which])
             samples = silhouette_samples(distances, LABELS, metric="precomputed")
-            assert found["all"]["silhouette"] == pytest.approx(samples.mean(), abs=1e-4)
-            assert found["all"]["by_country"] == pytest.approx(samples.reshape(3, 15).mean(0), abs=1e-4)
+            assert found.all.silhouette == pytest.approx(samples.mean(), abs=1e-4)
+            assert found.all.by_country == pytest.approx(samples.reshape(3, 15).mean(0), abs=1e-4)
             pair = silhouette_samples(distances[:30, :30], LABELS[:30], metric="precomputed")
-            assert found["king_queen"]["silhouette"] == pytest.approx(pair.mean(), abs=1e-4)
-        shuffled = model["separation"][which]["shuffled"]["all"]["silhouette"]
-        assert shuffled != model["separation"][which]["model"]["all"]["silhouette"]
+            assert found.king_queen.silhouette == pytest.approx(pair.mean(), abs=1e-4)
+        shuffled = model.separation[which]["shuffled"].all.silhouette
+        assert shuffled != model.separation[which]["model"].all.silhouette
         vectors = twins["model"][which]
         centred = vectors - vectors.mean(0)
         left, singular, _ = np.linalg.svd(centred, full_matrices=False)
-        plane = np.array(model["planes"][which]["pca"])
+        plane = np.array(model.planes[which].pca)
         assert np.abs(plane) == pytest.approx(np.abs(left[:, :2] * singular[:2]), abs=1e-4)
-        assert model["planes"][which]["shares"] == pytest.approx(singular[:2] ** 2 / (singular**2).sum(), abs=1e-4)
-        assert model["planes"][which]["umap"] is None
-    plane = np.array(model["planes"]["mean"]["pca"])
+        assert model.planes[which].shares == pytest.approx(singular[:2] ** 2 / (singular**2).sum(), abs=1e-4)
+        assert model.planes[which].umap is None
+    plane = np.array(model.planes["mean"].pca)
     drawn = silhouette_samples(between(plane), LABELS, metric="precomputed")
-    assert model["shown"]["pca"]["all"]["silhouette"] == pytest.approx(drawn.mean(), abs=1e-4)
-    assert list(model["shown"]) == ["pca"]
+    assert model.shown["pca"].all.silhouette == pytest.approx(drawn.mean(), abs=1e-4)
+    assert list(model.shown) == ["pca"]
     assert "pip install 'geomprobe[umap]'" in str(outcome)
     assert "geomprobe[umap]" in (tmp_path / "out" / "fig4.html").read_text("utf-8").split("</svg>")[0]
 
@@ -227,20 +227,20 @@ def test_three_figures_of_one_reading(tmp_path: Path, stories_model: Path, loads
     outcomes = {experiment.name: run_experiment(experiment, request) for experiment in (FIG4, FIG5, FIG6)}
     assert len(loads) == 1
     for name, kinds in (("fig5", ["js"]), ("fig6", ["logdet", "riemann", "log_euclidean"])):
-        (model,) = outcomes[name].numbers["models"]
-        assert list(model["maps"]) == kinds
+        (model,) = outcomes[name].numbers.models
+        assert list(model.maps) == kinds
         for kind in kinds:
-            distances = np.array(model["maps"][kind])
+            distances = np.array(model.maps[kind])
             assert distances.shape == (45, 45)
             assert (distances == distances.T).all()
             assert (np.diag(distances) == 0).all()
             samples = silhouette_samples(distances, LABELS, metric="precomputed")
-            assert model["separation"][kind]["model"]["all"]["silhouette"] == pytest.approx(samples.mean(), abs=1e-5)
-            assert set(model["separation"][kind]) == {"model", "shuffled", "untrained"}
-            assert np.array(model["planes"][kind]["mds"]).shape == (45, 2)
-            assert 0 < model["planes"][kind]["share"] <= 1
-        assert model["last_tokens"] == ["."]
-    assert set(outcomes["fig6"].numbers["models"][0]["separation"]) == {"js", "logdet", "riemann", "log_euclidean"}
+            assert model.separation[kind]["model"].all.silhouette == pytest.approx(samples.mean(), abs=1e-5)
+            assert set(model.separation[kind]) == {"model", "shuffled", "untrained"}
+            assert np.array(model.planes[kind].mds).shape == (45, 2)
+            assert 0 < model.planes[kind].share <= 1
+        assert model.last_tokens == ["."]
+    assert set(outcomes["fig6"].numbers.models[0].separation) == {"js", "logdet", "riemann", "log_euclidean"}
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for name, outcome in outcomes.items():
         picture = re.findall(r"<svg.*</svg>", files[f"{name}.html"].decode(), re.DOTALL)[0]
@@ -300,13 +300,9 @@ def test_umap_where_it_is_installed() -> None:
     assert contexts._umap(vectors, 0) == points
 
 
-def ways(everything: float, pair: float, p: float = 0.001) -> dict[str, Any]:
+def ways(everything: float, pair: float, p: float = 0.001) -> Separation:
     """Silhouettes of all contexts, and of king and queen; countries differ a little."""
-    values = {"all": everything, "king_queen": pair}
-    return {
-        which: {"silhouette": value, "p": p, "by_country": [value + 0.001 * (i % 4) for i in range(15)]}
-        for which, value in values.items()
-    }
+    return Separation(*(Score(value, p, [value + 0.001 * (i % 4) for i in range(15)]) for value in (everything, pair)))
 
 
 @pytest.mark.parametrize(
@@ -323,7 +319,7 @@ def test_contexts_separate_where_every_silhouette_is_above_zero(found: Any, hold
     named = {f"distance {i}": one for i, one in enumerate(found)}
     seen, evidence = separates(named)
     assert seen is holds
-    assert f"distance 0 {found[0]['all']['silhouette']:.2f}" in evidence
+    assert f"distance 0 {found[0].all.silhouette:.2f}" in evidence
 
 
 @pytest.mark.parametrize(
@@ -354,17 +350,17 @@ def test_a_control_does_as_well_where_the_model_is_not_better(control: Any, hold
     model = ways(0.5, 0.4)
     seen, evidence = as_well({"JS": control}, {"JS": model})
     assert seen is holds
-    assert f"JS {control['all']['silhouette']:.2f} (model 0.50)" in evidence
+    assert f"JS {control.all.silhouette:.2f} (model 0.50)" in evidence
 
 
 def test_the_paper_and_our_controls_have_verdicts_of_their_own() -> None:
     """Random weights that separate better do not take the paper's claim away."""
     sources = {"model": ways(0.5, 0.4), "shuffled": ways(0.1, 0.1), "untrained": ways(0.6, 0.9)}
-    verdicts = FIG5.judge({"models": [{"name": "m", "separation": {"js": sources}, "maps": {"js": []}}]})
+    verdicts = FIG5.judge(Figures5And6([], 0.0, [Mapped("m", 1, {}, [], {"js": []}, {}, {"js": sources})]))
     assert [(verdict.kind, verdict.holds) for verdict in verdicts] == [("paper", True), ("ours", True), ("ours", False)]
     last = {source: ways(0.2, 0.05) for source in sources}
-    model = {"name": "m", "separation": {"mean": sources, "last": last}, "shown": {"pca": ways(0.8, 0.8)}}
-    verdicts = FIG4.judge({"models": [model]})
+    model = Embedded("m", 1, {}, [], {}, {"mean": sources, "last": last}, {"pca": ways(0.8, 0.8)})
+    verdicts = FIG4.judge(Figure4([], [model]))
     assert [verdict.holds for verdict in verdicts] == [True, True, True, True, False]
 
 
@@ -372,15 +368,14 @@ def test_the_paper_and_our_controls_have_verdicts_of_their_own() -> None:
 def test_smollm2_on_the_paper_s_texts(tmp_path: Path, smollm2_model: Path) -> None:
     request = Request(out=tmp_path, models=(str(smollm2_model),))
     found = {
-        kind: by_source
-        for experiment in (FIG4, FIG6)
-        for kind, by_source in run_experiment(experiment, request).numbers["models"][0]["separation"].items()
+        **run_experiment(FIG4, request).numbers.models[0].separation,
+        **run_experiment(FIG6, request).numbers.models[0].separation,
     }
     expected = {"mean": 0.553, "last": 0.240, "js": 0.432, "logdet": 0.367, "riemann": 0.396, "log_euclidean": 0.428}
-    seen = {kind: by_source["model"]["all"]["silhouette"] for kind, by_source in found.items()}
+    seen = {kind: by_source["model"].all.silhouette for kind, by_source in found.items()}
     assert seen == pytest.approx(expected, abs=0.01)
-    assert found["mean"]["untrained"]["all"]["silhouette"] == pytest.approx(0.634, abs=0.01)
-    assert run_experiment(FIG4, request).numbers["models"][0]["last_tokens"] == ["."]
+    assert found["mean"]["untrained"].all.silhouette == pytest.approx(0.634, abs=0.01)
+    assert run_experiment(FIG4, request).numbers.models[0].last_tokens == ["."]
 
 
 @pytest.mark.usefixtures("no_umap")
