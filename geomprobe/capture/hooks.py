@@ -123,6 +123,7 @@ class Capture:
         self._model = model
         self._decoder = decoder
         self._sites = sites
+        self._names = decoder.sites  # of all sites of the model, in order
         self._listener = listener
         self._stop_tokens = stop_tokens
         self.attention = attention
@@ -258,7 +259,7 @@ class Capture:
     def _attention_layers(self) -> set[int]:
         """The layers whose attention is reported with a site."""
         last = len(self._decoder.layers) - 1
-        places = [self._decoder.sites.index(site) - 1 for site in self._sites]
+        places = [self._names.index(site) - 1 for site in self._sites]
         return {min(place, last) for place in places if place >= 0}
 
     def _observe(self, layers: Tensor, make: Callable[[], attention_tap.AttentionCall]) -> None:
@@ -454,6 +455,8 @@ class Capture:
 
     def _pass(self, place: int, output: Any) -> None:
         """Report hidden states, alone or first in a tuple or a dict. If there are none, the place counts as not passed."""
+        if not torch.compiler.is_compiling() and self._context is None and self._thread is not None:
+            return  # most forwards are not measured
         several = tuple(output.values()) if isinstance(output, Mapping) else output
         hidden = several[0] if isinstance(several, tuple | list) and several else several
         if not isinstance(hidden, Tensor):
@@ -473,11 +476,11 @@ class Capture:
             return
         if self._thread != threading.get_ident():
             return
-        unnamed, place = place == len(self._decoder.sites), min(place, len(self._decoder.sites) - 1)
+        unnamed, place = place == len(self._names), min(place, len(self._names) - 1)
         waiting = self._waiting[place]
         if not waiting:
             self._leave_out(
-                f"{self._decoder.sites[place]} was passed more often in one forward than there are layers, so it is not "
+                f"{self._names[place]} was passed more often in one forward than there are layers, so it is not "
                 "known which rows belong to it: that forward was left out"
             )
             return
@@ -492,7 +495,7 @@ class Capture:
             )
         elif hidden.dim() != 3 or hidden.shape[:2] != self._shape or hasattr(hidden, "placements"):
             self._leave_out(
-                f"{self._decoder.sites[place]} is a {type(hidden).__name__} of {tuple(hidden.shape)}, but the model was "
+                f"{self._names[place]} is a {type(hidden).__name__} of {tuple(hidden.shape)}, but the model was "
                 f"called with {self._shape} tokens, and a probe needs (batch, length, width). If each rank holds a part of a "
                 "text, run without sequence parallelism (with parallelize_module, use a plan in which the outputs of layers "
                 "are not sharded)"
@@ -502,7 +505,7 @@ class Capture:
             self._device = hidden.device
             if number in self._numbers:
                 with self._clock.span(hidden.device):
-                    self._listener.captured(context, self._decoder.sites[number], hidden, self._take_attention(number))
+                    self._listener.captured(context, self._names[number], hidden, self._take_attention(number))
 
     def _take_attention(self, number: int) -> AttentionRows | None:
         """The attention that is reported with a site. It is dropped afterwards, unless ``final_norm`` needs it too."""
@@ -518,7 +521,7 @@ class Capture:
         completed = output is not None  # the hook is called with always_call, and after an exception there is no output
         if completed and "final_norm" in self._sites and self._decoder.final_norm is None:
             named = getattr(output, "last_hidden_state", None)
-            last = len(self._decoder.sites)
+            last = len(self._names)
             self._pass(last if named is None else last - 1, output if named is None else named)
         if torch.compiler.is_compiling():
             dynamo_ops.end(self._order, self._id)
@@ -535,7 +538,7 @@ class Capture:
         if not completed:
             self._previous = None
         if context is not None and completed:
-            missing = [self._decoder.sites[numbers[-1]] for numbers in self._waiting.values() if numbers]
+            missing = [self._names[numbers[-1]] for numbers in self._waiting.values() if numbers]
             if missing:
                 self._abandon(context)
                 self._previous = None
