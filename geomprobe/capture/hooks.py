@@ -297,7 +297,7 @@ class Capture:
         self._end(self._sequences)
 
     def _open(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        arguments = _with_ids(dict(zip(self._parameters, args, strict=False)) | kwargs)
+        arguments = _with_ids(dict(zip(self._parameters, args, strict=False)) | kwargs, self._parameters)
         mode = mode_of(base.training, torch.is_grad_enabled())
         if not torch.compiler.is_compiling():
             for table, handle in self._last:
@@ -598,12 +598,12 @@ _PACKED_CACHE = (
 )
 
 
-def _with_ids(arguments: dict[str, Any]) -> dict[str, Any]:
+def _with_ids(arguments: dict[str, Any], parameters: tuple[str, ...]) -> dict[str, Any]:
     """The arguments of a decoder, in which the token ids are named ``input_ids``. Models that Transformers does not know have
-    other names for them. Dynamo traces this."""
+    other names for them, and they come first among the ``parameters`` of ``forward``. Dynamo traces this."""
     if arguments.get("input_ids") is not None or arguments.get("inputs_embeds") is not None:
         return arguments
-    for value in arguments.values():
+    for value in (*map(arguments.get, parameters), *arguments.values()):
         if isinstance(value, Tensor) and value.dim() == 2 and value.dtype in _INTEGERS:
             return {**arguments, "input_ids": value}
     return arguments

@@ -186,6 +186,14 @@ def test_a_part_outside_the_base_is_refused() -> None:
         Decoder(base=(model := GPT()), layers=model.transformer["h"], final_norm=nn.LayerNorm(4))  # type: ignore[arg-type]
 
 
+def test_the_token_ids_come_first_among_the_parameters_in_whatever_order_they_are_given() -> None:
+    model, ids, targets = GPT(), token_batch(2, LENGTH), token_batch(2, LENGTH)
+    targets[:, 5:] = 0
+    with Probe(model, decoder=named(model), pad_token_id=0, on_error="raise") as probe:
+        model(targets=targets, idx=ids)
+    assert probe.read("train")["tokens/embed"] == 2 * LENGTH
+
+
 class Cached(GPT):
     """Keeps a cache of its own, as models for inference do."""
 
@@ -198,7 +206,7 @@ def test_a_cache_that_cannot_be_followed_is_left_out(options: Any) -> None:
     model = Cached()
     with Probe(model, decoder=named(model)) as probe:
         model(token_batch(2, LENGTH))
-        with pytest.warns(RuntimeWarning, match="was left out, because a probe cannot"):
+        with pytest.warns(RuntimeWarning, match=f"a forward with {next(iter(options))}.* was left out, because"):
             model(token_batch(2, 1), **options)
     reading = probe.read("train")
     assert reading["tokens/embed"] == 2 * LENGTH
