@@ -1,6 +1,7 @@
 """Schedules decide when to measure. A schedule is any function that takes a step number and returns a bool."""
 
 from collections.abc import Callable
+from functools import partial
 
 from geomprobe.errors import GeomprobeError, is_whole
 
@@ -23,7 +24,11 @@ def every(n: int) -> Schedule:
     """
     if not is_whole(n, least=1):
         raise GeomprobeError(f"every({n!r}): expected a whole number of steps, 1 or more")
-    return lambda step: step % n == 0
+    return partial(_divides, n)  # and no lambda, because processes that are spawned get their callbacks pickled
+
+
+def _divides(n: int, step: int) -> bool:
+    return step % n == 0
 
 
 def as_schedule(when: Schedule | int | None) -> Schedule | None:
