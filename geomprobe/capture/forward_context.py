@@ -66,7 +66,10 @@ class Call:
         """
         tokens = self.ids if self.ids is not None else self.arguments.get("inputs_embeds")
         if not isinstance(tokens, Tensor):
-            raise GeomprobeError("the decoder was called without input_ids or inputs_embeds: pass one of them")
+            raise GeomprobeError(
+                "the decoder was called without token ids: expected input_ids, inputs_embeds, or a tensor of integers "
+                "(batch, length), which for one text is ids[None]"
+            )
         return tokens.shape[0], tokens.shape[1]
 
     @cached_property

@@ -135,6 +135,7 @@ class Capture:
         self._adapter: nn.Module | None = None
         self._adapters: dict[Mode, set[Any]] = {}
         self._width = 0
+        self._vocabularies = {module.num_embeddings for module in decoder.base.modules() if isinstance(module, nn.Embedding)}
         self._handles: list[RemovableHandle] = []
         self._last: list[tuple[OrderedDict[int, Any], int]] = []  # tables of hooks in which ours is to come last
         self._sequences: list[CachedSequence] = []
@@ -476,10 +477,10 @@ class Capture:
         number = waiting.pop(0)
         if number == _PASSED:
             return
-        if unnamed and tuple(hidden.shape) != (*self._shape, self._width):
+        if unnamed and (tuple(hidden.shape) != (*self._shape, self._width) or self._width in self._vocabularies):
             self._listener.noted(
                 f"final_norm was not measured: the output of {type(self._decoder.base).__name__} is {tuple(hidden.shape)}, "
-                f"and its layers have width {self._width}, so it is probably logits. Name the module that returns hidden "
+                f"and its layers have width {self._width}, so it may be logits. Name the module that returns hidden "
                 "states with Decoder(base=…, layers=…, final_norm=…), or choose the other sites with sites=…"
             )
         elif hidden.dim() != 3 or hidden.shape[:2] != self._shape or hasattr(hidden, "placements"):
@@ -598,14 +599,21 @@ _PACKED_CACHE = (
 )
 
 
-def _with_ids(arguments: dict[str, Any], parameters: tuple[str, ...]) -> dict[str, Any]:
-    """The arguments of a decoder, in which the token ids are named ``input_ids``. Models that Transformers does not know have
-    other names for them, and they come first among the ``parameters`` of ``forward``. Dynamo traces this."""
+def _with_ids(arguments: dict[str, Any], parameters: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The arguments of a decoder, in which the token ids are named ``input_ids``, or embeddings ``inputs_embeds``. Models that
+    Transformers does not know have other names for them, which come first among the ``parameters`` of ``forward``, or take them
+    in a dict. Dynamo traces this."""
     if arguments.get("input_ids") is not None or arguments.get("inputs_embeds") is not None:
         return arguments
-    for value in (*map(arguments.get, parameters), *arguments.values()):
+    values = (*map(arguments.get, parameters), *arguments.values())
+    for value in values:
+        if isinstance(value, Mapping) and ("input_ids" in (inside := _with_ids(dict(value)))):
+            return arguments | inside
         if isinstance(value, Tensor) and value.dim() == 2 and value.dtype in _INTEGERS:
             return {**arguments, "input_ids": value}
+    for value in values:
+        if isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point():
+            return {**arguments, "inputs_embeds": value}
     return arguments
 
 
@@ -638,4 +646,4 @@ class _NoListener(Listener):
 
 
 def _inert_capture() -> Capture:
-    return Capture(nothing := nn.Identity(), Decoder(nothing, ()), (), _NoListener(), StopTokens())  # type: ignore[abstract]
+    return Capture(nothing := nn.Identity(), Decoder(nothing, (nothing,)), (), _NoListener(), StopTokens())  # type: ignore[abstract]

@@ -157,7 +157,7 @@ def test_the_error_contains_a_line_that_works(tmp_path: Path) -> None:
     _, model = pair("llama", tmp_path)
     with pytest.raises(GeomprobeError) as caught:
         Probe(model)
-    line = str(caught.value).rpartition("name the layers with ")[2]
+    line = str(caught.value).rpartition(": ")[2]
     with eval(line, {"Probe": Probe, "Decoder": Decoder, "model": model}) as probe:
         model(token_batch())
     assert probe.read().sites[-1] == "final_norm"

@@ -163,7 +163,7 @@ def test_the_error_says_the_line_to_write_and_the_line_works() -> None:
     model = GPT()
     with pytest.raises(GeomprobeError, match=r"the ModuleLists transformer\.h \(3\)") as caught:
         Probe(model)
-    line = str(caught.value).rpartition("name the layers with ")[2]
+    line = str(caught.value).rpartition(": ")[2]
     assert line == "Probe(model, decoder=Decoder(base=model, layers=model.transformer.h, final_norm=model.transformer.ln_f))"
     assert eval(line, {"Probe": Probe, "Decoder": Decoder, "model": model}).sites[-1] == "final_norm"
 
@@ -172,11 +172,11 @@ def test_without_the_norm_logits_are_told_from_hidden_states() -> None:
     model = GPT()
     with (
         Probe(model, decoder=Decoder(base=model, layers=model.transformer["h"])) as probe,  # type: ignore[arg-type]
-        pytest.warns(RuntimeWarning, match="probably logits"),
+        pytest.warns(RuntimeWarning, match="may be logits"),
     ):
         model(token_batch(2, LENGTH), token_batch(2, LENGTH))
     reading = probe.read("train")
-    assert [note for note in reading.notes if "probably logits" in note and "final_norm=…" in note]
+    assert [note for note in reading.notes if "may be logits" in note and "final_norm=…" in note]
     assert "entropy/final_norm" not in reading
     assert reading["tokens/layer_02"] == 2 * LENGTH
 
