@@ -120,10 +120,11 @@ def find_decoder(model: nn.Module) -> Decoder:
         found = [(base, layers) for base, layers in found if base in own] or found
     if len(found) > 1:
         names = ", ".join(type(base).__name__ for base, _ in found)
+        paths = {module: _path(name) for name, module in model.named_modules()}
+        one = ", ".join(f"{name}={paths[part]}" for name, part in zip(("base", "layers"), found[0], strict=True))
         raise GeomprobeError(
-            f"{type(model).__name__} contains {len(found)} stacks of layers ({names}), and a probe measures one: "
-            "give the one to measure, for example Probe(model, decoder=Decoder(base=…, layers=…)), or in Trainer "
-            "ProbeCallback(decoder=lambda model: …)"
+            f"{type(model).__name__} contains {len(found)} stacks of layers ({names}), and a probe measures one: name one "
+            f"(in a callback with decoder=lambda model: Decoder(…)): Probe(model, decoder=Decoder({one}))"
         )
     base, layers = found[0]
     if any(type(layer).__name__ == "PipelineIdentityLayer" for layer in layers):
