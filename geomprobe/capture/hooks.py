@@ -135,7 +135,7 @@ class Capture:
         self._adapter: nn.Module | None = None
         self._adapters: dict[Mode, set[Any]] = {}
         self._width = 0
-        self._vocabularies = {module.num_embeddings for module in decoder.base.modules() if isinstance(module, nn.Embedding)}
+        self._vocabularies = _vocabularies(decoder.base)
         self._handles: list[RemovableHandle] = []
         self._last: list[tuple[OrderedDict[int, Any], int]] = []  # tables of hooks in which ours is to come last
         self._sequences: list[CachedSequence] = []
@@ -615,6 +615,13 @@ def _with_ids(arguments: dict[str, Any], parameters: tuple[str, ...] = ()) -> di
         if isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point():
             return {**arguments, "inputs_embeds": value}
     return arguments
+
+
+def _vocabularies(base: nn.Module) -> set[int]:
+    """The widths that logits of a decoder may have. A model of Transformers tells that it has no head."""
+    if getattr(base, "get_output_embeddings", lambda: base)() is None:
+        return set()
+    return {module.num_embeddings for module in base.modules() if isinstance(module, nn.Embedding)}
 
 
 _INTEGERS = (torch.int64, torch.int32)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geomprobe import AttentionProfile, Decoder, GeomprobeError, Probe, RepresentationEntropy
-from tests.tiny_models import VOCABULARY, token_batch
+from tests.tiny_models import VOCABULARY, tiny, token_batch
 
 WIDTH = 16
 
@@ -160,6 +160,14 @@ def test_logits_as_wide_as_hidden_states_are_not_taken_for_them() -> None:
     reading = probe.read("train")
     assert "entropy/final_norm" not in reading
     assert reading["tokens/layer_02"] == 24
+
+
+def test_a_decoder_of_transformers_without_a_head_has_no_logits() -> None:
+    """GPT-2 medium has 1024 positions and width 1024, and with ``return_dict=False`` its output has no name."""
+    model = tiny("gpt2", max_position_embeddings=32).transformer
+    with Probe(model, on_error="raise") as probe:
+        model(token_batch(), return_dict=False)
+    assert probe.read("eval")["tokens/final_norm"] == 24
 
 
 class InADict(Model):

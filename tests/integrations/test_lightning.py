@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ pytest.importorskip("lightning")
 import lightning
 from lightning.pytorch.loggers.csv_logs import CSVLogger
 
-from geomprobe import Reading, RepresentationEntropy
+from geomprobe import Decoder, GeomprobeError, Reading, RepresentationEntropy
 from geomprobe.files import StepFile
 from geomprobe.integrations import LightningCallback, flat
+from tests.capture.test_own_decoder import GPT
 from tests.integrations.by_hand import LEARNING_RATE, ByHand
 from tests.recording.test_all_reduce import RANKS, torchrun
 from tests.tiny_models import hooks, tiny, token_batch
@@ -136,6 +138,30 @@ def test_on_two_ranks_one_reading_has_the_texts_of_both(tmp_path: Path) -> None:
     by_hand.validate(VALIDATION)
     by_hand.check(Reading.from_dict(found[2]))
     assert [row["step"] for row in read_csv(table) if row["geomprobe/tokens"]] == ["0", "1"]
+
+
+class Own(Module):
+    """A model that Transformers does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = GPT()
+
+    def loss(self, batch: Any) -> Any:
+        return self.model(batch, batch)[1]
+
+
+def test_a_model_of_ones_own_is_named_by_the_line_of_the_error(tmp_path: Path) -> None:
+    with pytest.raises(GeomprobeError) as caught:
+        fit(tmp_path / "unnamed", Own(), LightningCallback(when=1))
+    line = re.search(r"decoder=(Decoder\(base.*)\)$", str(caught.value))
+    assert line is not None
+    bare, module = Own(), Own()
+    fit(tmp_path / "bare", bare)
+    callback = LightningCallback(when=1, decoder=eval(f"lambda model: {line[1]}", {"Decoder": Decoder}), on_error="raise")
+    readings = [Reading.from_dict(record) for record in records(fit(tmp_path, module, callback))]
+    assert module.losses == bare.losses
+    assert [reading["tokens/final_norm"] for reading in readings] == [48, 48, 72, 48, 48, 72]
 
 
 def test_a_model_in_evaluation_mode_is_told(tmp_path: Path) -> None:
