@@ -605,7 +605,7 @@ def _with_ids(arguments: dict[str, Any], parameters: tuple[str, ...] = ()) -> di
     in a dict. Dynamo traces this."""
     if arguments.get("input_ids") is not None or arguments.get("inputs_embeds") is not None:
         return arguments
-    values = (*map(arguments.get, parameters), *arguments.values())
+    values = [arguments.get(name) for name in (*parameters, *arguments) if name not in _NO_IDS]
     for value in values:
         if isinstance(value, Mapping) and ("input_ids" in (inside := _with_ids(dict(value)))):
             return arguments | inside
@@ -625,6 +625,8 @@ def _vocabularies(base: nn.Module) -> set[int]:
 
 
 _INTEGERS = (torch.int64, torch.int32)
+_NO_IDS = ("attention_mask", "position_ids", "labels", "targets")
+"""The names of arguments that are integers of the same shape as token ids, and may stand before them."""
 
 
 def _in_backward() -> bool:

@@ -178,11 +178,14 @@ class InADict(Model):
 
 
 def test_token_ids_and_mask_in_a_dict() -> None:
-    model, mask = InADict(), torch.ones(2, 12)
+    model, mask, ids = InADict(), torch.ones(2, 12, dtype=torch.long), token_batch()
     mask[0, 7:] = 0
-    with Probe(model, decoder=Decoder(base=model, layers=model.stack, final_norm=model.norm_out), on_error="raise") as probe:
-        model({"attention_mask": mask, "tokens": token_batch(), "labels": token_batch()})
-    assert probe.read("train")["tokens/embed"] == 7 + 12
+    decoder = Decoder(base=model, layers=model.stack, final_norm=model.norm_out)
+    with Probe(model, decoder=decoder, pad_token_id=0, on_error="raise") as probe:
+        model({"attention_mask": mask, "labels": 0 * ids, "tokens": ids})
+        assert probe.read("train", reset=True)["tokens/embed"] == 7 + 12
+        model({"labels": 0 * ids, "tokens": ids})
+    assert probe.read("train")["tokens/embed"] == 24
 
 
 def test_a_base_that_gets_embeddings() -> None:
