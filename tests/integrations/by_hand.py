@@ -1,5 +1,6 @@
 """A training in plain PyTorch, with hooks of its own and float64 NumPy: what the readings of every loop must be."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,11 @@ class ByHand:
         inner = self._model.model
         sites = {"embed": inner.embed_tokens, "final_norm": inner.norm}
         for site, module in (sites | {f"layer_{i:02d}": layer for i, layer in enumerate(inner.layers)}).items():
-            module.register_forward_hook(
-                lambda _, args, output, site=site: self._states.setdefault(site, []).extend(output.detach())
-            )
+            module.register_forward_hook(partial(self._keep, site))
+
+    def _keep(self, site: str, module: Any, arguments: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output  # layers of older versions return tuples
+        self._states.setdefault(site, []).extend(hidden.detach())
 
     def train(self, *steps: list[Tensor]) -> None:
         """Run optimizer steps, each of several batches."""
