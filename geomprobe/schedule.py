@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from statistics import median_low
 from time import perf_counter
 
@@ -27,7 +28,11 @@ def every(n: int) -> Schedule:
     """
     if not is_whole(n, least=1):
         raise GeomprobeError(f"every({n!r}): expected a whole number of steps, 1 or more")
-    return lambda step: step % n == 0
+    return partial(_divides, n)  # and no lambda, because processes that are spawned get their callbacks pickled
+
+
+def _divides(n: int, step: int) -> bool:
+    return step % n == 0
 
 
 def budget(share: float = 0.01, *, interval: int = 1) -> "Budget":

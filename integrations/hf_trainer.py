@@ -155,7 +155,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self.fault: Exception | None = None
         self._gate = _Gate()
         self._stopped = False  # whether measuring has stopped on all ranks
-        self._schedule: Schedule = lambda step: False
+        self._schedule: Schedule = self.when
         self._ran = self._selected = 0  # optimizer steps of this training
         self._said: set[str] = set()
         self._writes = True

@@ -1,5 +1,6 @@
 """Schedules."""
 
+import pickle
 import re
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,10 @@ from geomprobe.schedule import Budget, as_schedule
 @pytest.mark.parametrize(("n", "steps"), [(1, [0, 1, 2, 3, 4, 5, 6, 7]), (3, [0, 3, 6]), (100, [0])])
 def test_every_names_the_steps_n_divides(n: int, steps: list[int]) -> None:
     assert [step for step in range(8) if every(n)(step)] == steps
+
+
+def test_a_schedule_can_be_pickled_as_callbacks_are_for_spawned_processes() -> None:
+    assert [step for step in range(7) if pickle.loads(pickle.dumps(every(3)))(step)] == [0, 3, 6]
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "3", None, True, False])

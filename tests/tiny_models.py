@@ -101,8 +101,8 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
         kept[f"{name}: attributes"] = sorted(vars(module))
         kept[f"{name}: hooks"] = {table: list(getattr(module, table).items()) for table in tables if vars(module)[table]}
         kept[f"{name}: forward"] = (vars(module).get("forward"), type(module))
-        if hasattr(module, "config"):
-            kept[f"{name}: config"] = repr(module.config.to_dict())
+        if (config := getattr(module, "config", None)) is not None:
+            kept[f"{name}: config"] = repr(config.to_dict() if hasattr(config, "to_dict") else config)
     return kept
 
 

@@ -8,7 +8,7 @@ configuration and its masks are not changed.
 
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -233,7 +233,7 @@ def is_cross_attention(module: nn.Module) -> bool:
     return "CrossAttention" in type(module).__name__ or bool(getattr(module, "is_cross_attention", False))
 
 
-def custom_attention(base: nn.Module, layers: Sequence[nn.Module]) -> list[list[nn.Module]]:
+def custom_attention(base: nn.Module, layers: Iterable[nn.Module]) -> list[list[nn.Module]]:
     """Return the attention modules of each layer, for a decoder whose attention does not use the registry but may return its
     weights. Return an empty list for a decoder that uses the registry.
 
@@ -249,9 +249,10 @@ def custom_attention(base: nn.Module, layers: Sequence[nn.Module]) -> list[list[
     ]
     if not any(found):
         raise GeomprobeError(f"{name} has no attention to measure: leave AttentionProfile and ContextLasso(attention=True) out")
-    if getattr(base.config, "_attn_implementation", None) != "eager":
+    if getattr(getattr(base, "config", None), "_attn_implementation", None) != "eager":
         raise GeomprobeError(
             f"the attention of {name} does not use the attention functions of Transformers, so its queries and keys cannot be "
-            "observed: load the model with attn_implementation='eager', which returns its weights"
+            "observed: load the model with attn_implementation='eager', which returns its weights, or leave AttentionProfile "
+            "and ContextLasso(attention=True) out"
         )
     return found

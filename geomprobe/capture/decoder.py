@@ -1,6 +1,7 @@
 """Finds the decoder and its layers in a model of Transformers."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,8 @@ class Decoder:
 
     Attributes:
         base: the module of which one call is one forward. Its token ids are the argument ``input_ids``, or else the first
-            argument that is a tensor of integers of two dimensions; its mask, if it has one, is ``attention_mask``.
+            argument that is a tensor of integers of two dimensions, also in a dict; its mask, if it has one, is
+            ``attention_mask``. It may get embeddings ``(batch, length, width)`` instead.
         layers: the decoder layers in order. The hidden states are the first argument of a layer, and its output, or the first
             of its outputs. They may be in any container, such as ``nn.ModuleList`` or ``nn.Sequential``.
         embed: the module whose output is the site ``embed``. Default: the input of the first layer (``hidden_states[0]`` in
@@ -33,19 +35,21 @@ class Decoder:
     """
 
     base: nn.Module
-    layers: Sequence[nn.Module]
+    layers: Sequence[nn.Module] | nn.ModuleList | nn.Sequential
     embed: nn.Module | None = None
     final_norm: nn.Module | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.base, nn.Module) or not all(isinstance(layer, nn.Module) for layer in self.layers):
+        layers = tuple(self.layers) if isinstance(self.layers, Iterable) else ()
+        if not (isinstance(self.base, nn.Module) and layers and all(isinstance(layer, nn.Module) for layer in layers)):
             raise GeomprobeError(
                 f"Decoder(base={type(self.base).__name__}, layers={type(self.layers).__name__}): expected a module, and a list "
                 "of modules"
             )
-        object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "layers", layers)
         inside = set(self.base.modules())
-        for name, part in (("embed", self.embed), ("final_norm", self.final_norm)):
+        parts = (*(("layers", layer) for layer in layers), ("embed", self.embed), ("final_norm", self.final_norm))
+        for name, part in parts:
             if part is not None and part not in inside:
                 raise GeomprobeError(
                     f"Decoder({name}={type(part).__name__}): expected a module inside base, which is a "
@@ -101,8 +105,8 @@ def find_decoder(model: nn.Module) -> Decoder:
         raise GeomprobeError(
             f"found no decoder layers in {type(model).__name__}: it has neither layers of a class named in "
             f"_can_record_outputs['hidden_states'], nor a ModuleList of config.num_hidden_layers modules; "
-            f"it contains {_lists(model)}. Give a Hugging Face decoder or a model that contains one, or name the layers with "
-            f"Probe(model, decoder={_line(model)})"
+            f"it contains {_lists(model)}. Give a Hugging Face decoder or a model that contains one, or name the layers (in a "
+            f"callback with decoder=lambda model: Decoder(…)): Probe(model, decoder={_line(model)})"
         )
     encoders = [base for base, layers in found if _is_encoder(layers)]
     found = [(base, layers) for base, layers in found if base not in encoders]
@@ -116,10 +120,11 @@ def find_decoder(model: nn.Module) -> Decoder:
         found = [(base, layers) for base, layers in found if base in own] or found
     if len(found) > 1:
         names = ", ".join(type(base).__name__ for base, _ in found)
+        paths = {module: _path(name) for name, module in model.named_modules()}
+        one = ", ".join(f"{name}={paths[part]}" for name, part in zip(("base", "layers"), found[0], strict=True))
         raise GeomprobeError(
-            f"{type(model).__name__} contains {len(found)} stacks of layers ({names}), and a probe measures one: "
-            "give the one to measure, for example Probe(model, decoder=Decoder(base=…, layers=…)), or in Trainer "
-            "ProbeCallback(decoder=lambda model: …)"
+            f"{type(model).__name__} contains {len(found)} stacks of layers ({names}), and a probe measures one: name one "
+            f"(in a callback with decoder=lambda model: Decoder(…)): Probe(model, decoder=Decoder({one}))"
         )
     base, layers = found[0]
     if any(type(layer).__name__ == "PipelineIdentityLayer" for layer in layers):
@@ -177,16 +182,37 @@ def _own_decoder(model: nn.Module, bases: set[nn.Module]) -> set[nn.Module]:
 
 
 def _line(model: nn.Module) -> str:
-    """The ``Decoder(…)`` to write for a model, with the names of the longest list of modules and of a norm after it."""
-    lists = {name: len(child) for name, child in model.named_modules() if isinstance(child, nn.ModuleList | nn.Sequential)}
-    if not lists:
+    """The ``Decoder(…)`` to write for a model: with the longest list of modules that is in no other list, the module around it
+    that is called with token ids, and a norm after it."""
+    names = {name: module for name, module in model.named_modules() if name}
+    lists = {name: len(module) for name, module in names.items() if isinstance(module, nn.ModuleList | nn.Sequential)}
+    outer = {name: length for name, length in lists.items() if not _inside(name, lists)}
+    longest = [name for name in outer if outer[name] == max(outer.values()) > 1]
+    if len(longest) != 1:
         return "Decoder(base=…, layers=…)"
-    name = max(lists, key=lambda name: lists[name])
-    owner, _, last = name.rpartition(".")
-    siblings = [sibling for sibling, _ in model.get_submodule(owner).named_children()] if name else []
-    norms = [one for one in siblings if siblings.index(one) > siblings.index(last) and (one.startswith("ln") or "norm" in one)]
-    norm = f", final_norm={_path('.'.join(filter(None, (owner, norms[0]))))}" if norms else ""
-    return f"Decoder(base=model, layers={_path(name)}{norm})"
+    stack = base = longest[0]
+    while base and (base == stack or not _takes_ids(names[base])):
+        base = base.rpartition(".")[0]
+    norms = [name for name, module in names.items() if "norm" in type(module).__name__.lower() and not _inside(name, outer)]
+    norms = [name for name in norms if _inside(name, [base])]
+    order = list(names)
+    after = [name for name in norms if order.index(name) > order.index(stack)]
+    final = (after or [name for name in norms if _FINAL.search(name)])[:1]
+    return f"Decoder(base={_path(base)}, layers={_path(stack)}{''.join(f', final_norm={_path(name)}' for name in final)})"
+
+
+_FINAL = re.compile(r"(^|[._])(f|final|out|last)(_[^.]*)?$")
+"""Names of norms at the end of a model, which may be registered before its layers."""
+
+
+def _inside(name: str, others: Iterable[str]) -> bool:
+    """Whether a submodule is inside one of others."""
+    return any(not other or name.startswith(f"{other}.") for other in others)
+
+
+def _takes_ids(module: nn.Module) -> bool:
+    """Whether a module embeds tokens, and is no container, whose forward is never called."""
+    return not isinstance(module, nn.ModuleDict) and any(isinstance(part, nn.Embedding) for part in module.modules())
 
 
 def _path(name: str) -> str:

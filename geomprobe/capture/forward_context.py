@@ -66,7 +66,10 @@ class Call:
         """
         tokens = self.ids if self.ids is not None else self.arguments.get("inputs_embeds")
         if not isinstance(tokens, Tensor):
-            raise GeomprobeError("the decoder was called without input_ids or inputs_embeds: pass one of them")
+            raise GeomprobeError(
+                "the decoder was called without token ids: expected input_ids, inputs_embeds, or a tensor of integers "
+                "(batch, length), which for one text is ids[None]"
+            )
         return tokens.shape[0], tokens.shape[1]
 
     @cached_property
@@ -191,14 +194,19 @@ def cache_of(arguments: dict[str, Any]) -> Any:
     for name, value in arguments.items():
         if not _looks_like_cache(name, value):
             continue
+        if name in _POSITIONS:
+            raise GeomprobeError(
+                f"a forward with {name} was left out, because it continues texts in a cache of the model's own, whose hidden "
+                f"states are unknown: run whole texts without {name}"
+            )
         kind = type(value).__name__
         if name in _CACHES and _is_readable(value):
             found.append(value)
         else:
             raise GeomprobeError(
                 f"a forward with {name}={kind} was left out, because a probe cannot follow it: expected a cache of "
-                f"transformers.cache_utils, such as DynamicCache, as one of {', '.join(_CACHES)}. Continuous batching, in "
-                "which one row holds parts of many texts, cannot be measured: use generate()"
+                f"transformers.cache_utils, such as DynamicCache, as one of {', '.join(_CACHES)}, or none. Continuous "
+                "batching, in which one row holds parts of many texts, cannot be measured: use generate()"
             )
     if len({id(cache) for cache in found}) > 1:
         raise GeomprobeError(f"the decoder was called with {len(found)} caches, and a probe can follow one")

@@ -142,6 +142,7 @@ class Capture:
         self._adapter: nn.Module | None = None
         self._adapters: dict[Mode, set[Any]] = {}
         self._width = 0
+        self._vocabularies = _vocabularies(decoder.base)
         self._handles: list[RemovableHandle] = []
         self._last: list[tuple[OrderedDict[int, Any], int]] = []  # tables of hooks in which ours is to come last
         self._sequences: list[CachedSequence] = []
@@ -304,7 +305,7 @@ class Capture:
         self._end(self._sequences)
 
     def _open(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        arguments = _with_ids(dict(zip(self._parameters, args, strict=False)) | kwargs)
+        arguments = _with_ids(dict(zip(self._parameters, args, strict=False)) | kwargs, self._parameters)
         mode = mode_of(base.training, torch.is_grad_enabled())
         if not torch.compiler.is_compiling():
             for table, handle in self._last:
@@ -487,10 +488,10 @@ class Capture:
         number = waiting.pop(0)
         if number == _PASSED:
             return
-        if unnamed and tuple(hidden.shape) != (*self._shape, self._width):
+        if unnamed and (tuple(hidden.shape) != (*self._shape, self._width) or self._width in self._vocabularies):
             self._listener.noted(
                 f"final_norm was not measured: the output of {type(self._decoder.base).__name__} is {tuple(hidden.shape)}, "
-                f"and its layers have width {self._width}, so it is probably logits. Name the module that returns hidden "
+                f"and its layers have width {self._width}, so it may be logits. Name the module that returns hidden "
                 "states with Decoder(base=…, layers=…, final_norm=…), or choose the other sites with sites=…"
             )
         elif hidden.dim() != 3 or hidden.shape[:2] != self._shape or hasattr(hidden, "placements"):
@@ -615,18 +616,34 @@ _PACKED_CACHE = (
 )
 
 
-def _with_ids(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a decoder, in which the token ids are named ``input_ids``. Models that Transformers does not know have
-    other names for them. Dynamo traces this."""
+def _with_ids(arguments: dict[str, Any], parameters: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The arguments of a decoder, in which the token ids are named ``input_ids``, or embeddings ``inputs_embeds``. Models that
+    Transformers does not know have other names for them, which come first among the ``parameters`` of ``forward``, or take them
+    in a dict. Dynamo traces this."""
     if arguments.get("input_ids") is not None or arguments.get("inputs_embeds") is not None:
         return arguments
-    for value in arguments.values():
+    values = [arguments.get(name) for name in (*parameters, *arguments) if name not in _NO_IDS]
+    for value in values:
+        if isinstance(value, Mapping) and ("input_ids" in (inside := _with_ids(dict(value)))):
+            return arguments | inside
         if isinstance(value, Tensor) and value.dim() == 2 and value.dtype in _INTEGERS:
             return {**arguments, "input_ids": value}
+    for value in values:
+        if isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point():
+            return {**arguments, "inputs_embeds": value}
     return arguments
 
 
+def _vocabularies(base: nn.Module) -> set[int]:
+    """The widths that logits of a decoder may have. A model of Transformers tells that it has no head."""
+    if getattr(base, "get_output_embeddings", lambda: base)() is None:
+        return set()
+    return {module.num_embeddings for module in base.modules() if isinstance(module, nn.Embedding)}
+
+
 _INTEGERS = (torch.int64, torch.int32)
+_NO_IDS = ("attention_mask", "position_ids", "labels", "targets")
+"""The names of arguments that are integers of the same shape as token ids, and may stand before them."""
 
 
 def _in_backward() -> bool:
@@ -655,4 +672,4 @@ class _NoListener(Listener):
 
 
 def _inert_capture() -> Capture:
-    return Capture(nothing := nn.Identity(), Decoder(nothing, ()), (), _NoListener(), StopTokens())  # type: ignore[abstract]
+    return Capture(nothing := nn.Identity(), Decoder(nothing, (nothing,)), (), _NoListener(), StopTokens())  # type: ignore[abstract]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from geomprobe import GeomprobeError, Probe, RepresentationEntropy
+from geomprobe import Decoder, GeomprobeError, Probe, RepresentationEntropy
 from geomprobe.capture.decoder import find_decoder
 from tests import reference
 from tests.tiny_models import FAMILIES, HandMade, tiny, token_batch
@@ -96,8 +96,11 @@ def test_a_model_without_decoder_layers(model: nn.Module, found: str) -> None:
 def test_several_stacks() -> None:
     model = tiny()
     two = Wrapper(model, copy.deepcopy(model))
-    with pytest.raises(GeomprobeError, match=r"Wrapper contains 2 stacks of layers \(LlamaModel, LlamaModel\)"):
+    with pytest.raises(GeomprobeError, match=r"Wrapper contains 2 stacks of layers \(LlamaModel, LlamaModel\)") as caught:
         Probe(two)
+    line = str(caught.value).rpartition(": ")[2]
+    assert line == "Probe(model, decoder=Decoder(base=model.inside[0].model, layers=model.inside[0].model.layers))"
+    assert eval(line, {"Probe": Probe, "Decoder": Decoder, "model": two}).sites[-1] == "final_norm"
     assert find_decoder(two.inside[1]).base is two.inside[1].get_submodule("model")
 
 

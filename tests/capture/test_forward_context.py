@@ -130,7 +130,7 @@ def test_a_mask_that_does_not_say_which_rows_are_tokens() -> None:
 
 def test_a_forward_without_texts() -> None:
     model = tiny()
-    with Probe(model, on_error="raise"), pytest.raises(GeomprobeError, match="without input_ids or inputs_embeds"):
+    with Probe(model, on_error="raise"), pytest.raises(GeomprobeError, match="without token ids"):
         model()
 
 

@@ -634,7 +634,7 @@ def test_an_encoder() -> None:
 )
 def test_a_model_without_layers() -> None:
     with pytest.raises(
-        GeomprobeError, match=r"found no decoder layers in Sequential.*name the layers with Probe\(model, decoder="
+        GeomprobeError, match=r"found no decoder layers in Sequential.*name the layers .*Probe\(model, decoder="
     ):
         Probe(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
 

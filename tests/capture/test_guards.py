@@ -280,7 +280,7 @@ class WithLogits(HandMade):
 def test_logits_are_not_taken_for_hidden_states(sites: list[str] | None, named: bool) -> None:
     model = WithLogits(named)
     decoder = Decoder(base=model, layers=list(model.blocks))
-    with torch.no_grad(), Probe(model, sites=sites, decoder=decoder) as probe, one_warning("it is probably logits"):
+    with torch.no_grad(), Probe(model, sites=sites, decoder=decoder) as probe, one_warning("it may be logits"):
         model(token_batch())
         model(token_batch())
     if sites == ["final_norm"]:

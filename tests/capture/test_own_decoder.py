@@ -163,7 +163,7 @@ def test_the_error_says_the_line_to_write_and_the_line_works() -> None:
     model = GPT()
     with pytest.raises(GeomprobeError, match=r"the ModuleLists transformer\.h \(3\)") as caught:
         Probe(model)
-    line = str(caught.value).rpartition("name the layers with ")[2]
+    line = str(caught.value).rpartition(": ")[2]
     assert line == "Probe(model, decoder=Decoder(base=model, layers=model.transformer.h, final_norm=model.transformer.ln_f))"
     assert eval(line, {"Probe": Probe, "Decoder": Decoder, "model": model}).sites[-1] == "final_norm"
 
@@ -172,11 +172,11 @@ def test_without_the_norm_logits_are_told_from_hidden_states() -> None:
     model = GPT()
     with (
         Probe(model, decoder=Decoder(base=model, layers=model.transformer["h"])) as probe,  # type: ignore[arg-type]
-        pytest.warns(RuntimeWarning, match="probably logits"),
+        pytest.warns(RuntimeWarning, match="may be logits"),
     ):
         model(token_batch(2, LENGTH), token_batch(2, LENGTH))
     reading = probe.read("train")
-    assert [note for note in reading.notes if "probably logits" in note and "final_norm=…" in note]
+    assert [note for note in reading.notes if "may be logits" in note and "final_norm=…" in note]
     assert "entropy/final_norm" not in reading
     assert reading["tokens/layer_02"] == 2 * LENGTH
 
@@ -184,6 +184,14 @@ def test_without_the_norm_logits_are_told_from_hidden_states() -> None:
 def test_a_part_outside_the_base_is_refused() -> None:
     with pytest.raises(GeomprobeError, match=r"Decoder\(final_norm=LayerNorm\): expected a module inside base, which is a GPT"):
         Decoder(base=(model := GPT()), layers=model.transformer["h"], final_norm=nn.LayerNorm(4))  # type: ignore[arg-type]
+
+
+def test_the_token_ids_come_first_among_the_parameters_in_whatever_order_they_are_given() -> None:
+    model, ids, targets = GPT(), token_batch(2, LENGTH), token_batch(2, LENGTH)
+    targets[:, 5:] = 0
+    with Probe(model, decoder=named(model), pad_token_id=0, on_error="raise") as probe:
+        model(targets=targets, idx=ids)
+    assert probe.read("train")["tokens/embed"] == 2 * LENGTH
 
 
 class Cached(GPT):
@@ -198,7 +206,7 @@ def test_a_cache_that_cannot_be_followed_is_left_out(options: Any) -> None:
     model = Cached()
     with Probe(model, decoder=named(model)) as probe:
         model(token_batch(2, LENGTH))
-        with pytest.warns(RuntimeWarning, match="was left out, because a probe cannot"):
+        with pytest.warns(RuntimeWarning, match=f"a forward with {next(iter(options))}.* was left out, because"):
             model(token_batch(2, 1), **options)
     reading = probe.read("train")
     assert reading["tokens/embed"] == 2 * LENGTH

@@ -1,18 +1,86 @@
 """log_reading: the row and the axis of the loop it is in."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import wandb
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch.utils.data import DataLoader
 
 from geomprobe import Probe, Reading
 from geomprobe.integrations import log_reading
+from tests.integrations.by_hand import LEARNING_RATE, ByHand
 from tests.integrations.wandb_file import read_run
 from tests.tiny_models import tiny, token_batch
 
 pytestmark = pytest.mark.slow  # it trains
+
+
+TRAINING, VALIDATION = token_batch(8), token_batch(4, seed=1)
+Read = Callable[[str], None]
+
+
+def with_accelerate(model: Any, bf16: bool, read: Read) -> list[float]:
+    AcceleratorState._reset_state(reset_partial_state=True)  # there is one in a process
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16" if bf16 else "no", gradient_accumulation_steps=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    model, optimizer, training = accelerator.prepare(model, optimizer, DataLoader(list(TRAINING), batch_size=2))  # type: ignore[arg-type]
+    losses = []
+    for batch in training:
+        with accelerator.accumulate(model):
+            loss = model(input_ids=batch, labels=batch).loss
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+        if accelerator.sync_gradients:
+            read("train")
+    model.eval()
+    with torch.no_grad():
+        model(input_ids=VALIDATION)
+    read("eval")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return losses
+
+
+def with_fabric(model: Any, bf16: bool, read: Read) -> list[float]:
+    fabric = pytest.importorskip("lightning.fabric").Fabric(accelerator="cpu", precision="bf16-mixed" if bf16 else "32-true")
+    model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=LEARNING_RATE))
+    losses = []
+    for number, batch in enumerate(fabric.setup_dataloaders(DataLoader(list(TRAINING), batch_size=2)), start=1):  # type: ignore[arg-type]
+        with fabric.no_backward_sync(model, enabled=number % 2 != 0):
+            loss = model(input_ids=batch, labels=batch).loss
+            fabric.backward(loss / 2)
+        losses.append(loss.item())
+        if number % 2 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+            read("train")
+    model.eval()
+    with torch.no_grad():
+        model(input_ids=VALIDATION)
+    read("eval")
+    return losses
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize("loop", [with_accelerate, with_fabric])
+def test_readings_of_a_loop_are_those_of_plain_pytorch(loop: Any, bf16: bool) -> None:
+    readings: list[Reading] = []
+    with Probe(model := tiny().train(), on_error="raise") as probe:
+        losses = loop(model, bf16, lambda mode: readings.append(probe.read(mode, reset=True)))
+    assert losses == loop(tiny().train(), bf16, lambda mode: None)
+    by_hand, batches = ByHand(bf16=bf16), torch.split(TRAINING, 2)
+    for step, reading in enumerate(readings[:2]):
+        by_hand.train(list(batches[2 * step : 2 * step + 2]))
+        by_hand.check(reading)
+    by_hand.validate(VALIDATION)
+    by_hand.check(readings[2])
+    assert losses == by_hand.losses
 
 
 def test_readings_share_the_rows_of_the_loss(wandb_directory: Path) -> None:

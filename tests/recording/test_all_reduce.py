@@ -31,7 +31,7 @@ def torchrun(module: str, *arguments: str) -> None:
     """Run ``python -m module arguments`` in two processes that can reach each other."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={RANKS}", "--rdzv-backend=c10d"]
     command += ["--rdzv-endpoint=localhost:0", "-m", module, *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert run.returncode == 0, run.stderr
 
@@ -127,7 +127,7 @@ def failing(out: str, rank: str) -> None:
 
 def test_a_rank_that_fails_leaves_the_others_with_what_they_saw(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.recording.test_all_reduce", "failing", str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     ranks = [
         subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True, env=environment) for rank in range(RANKS)
     ]
