@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +16,20 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
-from geomprobe import Decoder, EmptyReadingError, GeomprobeError, Metric, Probe, Reading
+from geomprobe import (
+    Decoder,
+    EmptyReadingError,
+    GeomprobeError,
+    InformationGain,
+    Metric,
+    Probe,
+    Reading,
+    RepresentationEntropy,
+)
 from geomprobe.files import StepFile
+from geomprobe.integrations.histograms import keep_overview, spectra
 from geomprobe.integrations.names import Log, check_log, flat
+from geomprobe.integrations.outlets import Outlets
 from geomprobe.integrations.picture import PICTURE, draw_layers
 from geomprobe.integrations.ranks import on_any_rank
 from geomprobe.integrations.trainer_trackers import TrainerTrackers
@@ -84,15 +96,19 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     ``geomprobe.jsonl``, and there is no other state to save, because every reading belongs to one optimizer step.
 
     Numbers are logged to the trackers of the Trainer (``report_to``) and to the active W&B run, at the steps of the loss. These
-    are at most 24 a step, and the picture ``geomprobe/effective_rank_layers`` of all sites over the steps so far. Complete
-    readings, with their curves, are lines of the file ``geomprobe.jsonl`` in ``output_dir``, and are kept in ``history``. The
-    file is continued after ``resume_from_checkpoint``, and begins anew with a new training. With several processes a reading
-    covers the texts of all processes, and the main process writes it. This callback starts no run and asks for no login.
+    are at most 24 a step, the picture ``geomprobe/effective_rank_layers`` of all sites over the steps so far, and histograms of
+    the eigenvalue spectrum at up to four sites, ``geomprobe/spectrum_log10/<site>``. Complete readings, with their curves, are
+    lines of the file ``geomprobe.jsonl`` in ``output_dir``, and are kept in ``history``. A line also has the ``loss`` that
+    Trainer logged at its step: the mean since it last logged one, or that of the evaluation. ``geomprobe report OUTPUT_DIR``
+    draws the file. It is continued after ``resume_from_checkpoint``, and begins anew with a new training. With several
+    processes a reading covers the texts of all processes, and the main process writes it. This callback starts no run and asks
+    for no login.
 
     Evaluation outside training (use a ``Probe``), ``predict``, and forwards that other callbacks run are not measured.
 
     Args:
-        metrics: the metrics to compute. Default: ``RepresentationEntropy()`` and ``InformationGain()``.
+        metrics: the metrics to compute. Default: ``RepresentationEntropy(spectrum=True)``, whose spectra are kept at the sites
+            of the histograms, and ``InformationGain()``.
         sites: the sites to measure, as for ``Probe``. Default: all.
         decoder: a function that returns the ``Decoder`` of the model, for a model in which it is not found, such as
             ``lambda model: Decoder(base=model, layers=model.transformer.h, final_norm=model.transformer.ln_f)``.
@@ -107,8 +123,9 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         log: ``"overview"`` for at most 24 numbers of a reading, or ``"all"``, as for :func:`flat`.
         jsonl: the file to which each reading is appended as one line of JSON: ``to_dict()`` and its ``step``. Default:
             ``geomprobe.jsonl`` in ``output_dir``.
-        on_error: ``"warn"``: an error in measuring or logging issues one warning, removes the probe, logs ``geomprobe/stopped``
-            = 1 and discards the unfinished reading. Training continues. ``"raise"``: the error is raised.
+        on_error: ``"warn"``: an error in measuring issues one warning, removes the probe, logs ``geomprobe/stopped`` = 1 and
+            discards the unfinished reading. An error of a tracker or of the file issues one warning, and no more is written
+            there. Training continues. ``"raise"``: the error is raised.
 
     Attributes:
         history: the readings as ``(step, reading)`` in order. Only the latest reading of each mode keeps its curves, which are
@@ -159,6 +176,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self._writes = True
         self._jsonl = jsonl
         self._file: StepFile | None = None
+        self._held: list[dict[str, Any]] = []  # lines that wait for the loss of their step
+        self._losses: dict[tuple[int, str], float] = {}  # by step and mode
         self._log: Log = log
         self._trackers = TrainerTrackers(to)
         self._drawn = 0  # readings in the latest picture
@@ -199,7 +218,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         modes += ["no_grad"] if self.no_grad else []
         probe = Probe(
             model,
-            self.metrics,
+            [RepresentationEntropy(spectrum=True), InformationGain()] if self.metrics is None else self.metrics,
             sites=self.sites,
             decoder=None if self.decoder is None else self.decoder(model),
             when=self._gate,
@@ -212,9 +231,14 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self._finalizer = weakref.finalize(self, probe.close)
         self.probe = probe
         self._ran, self._selected, self._drawn, self._said = 0, 0, 0, set()
-        self._file = StepFile(self._jsonl or Path(str(args.output_dir)) / _FILE)
-        if not self._trackers.begin(args, state, control) and self._writes:
-            _logger.info("geomprobe: this training has no tracker; its readings are written to %s", self._file.path)
+        self._file, self._held = StepFile(self._jsonl or Path(str(args.output_dir)) / _FILE), []
+        self._outlets = Outlets(raises=self.on_error == "raise")
+        if not self._trackers.begin(args, state, control, self._outlets) and self._writes:
+            _logger.info(
+                "geomprobe: this training has no tracker; its readings are written to %s, and drawn by: geomprobe report %s",
+                self._file.path,
+                shlex.quote(str(self._file.path)),
+            )
         self._schedule = self._logged_steps(args, state, train_dataloader) if self.when is None else self.when
         try:
             self._rewind(state.global_step)
@@ -228,6 +252,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         """:meta private:"""
         if not self._takes_part():
             return
+        self._write_held()
         with self._guarded(state):
             self._gate.control, self._gate.evaluating = None, False
             self._gate.in_step = bool(self._schedule(state.global_step + 1))
@@ -241,13 +266,31 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         if measured:
             # If Trainer logs the loss next, both can be in one W&B row.
             commit = not (control.should_log and "wandb" in (args.report_to or ()))
+            # Trainer logs the loss of this step next, or after the end of the epoch.
+            held = control.should_log or args.logging_strategy == "epoch"
             for mode in self._modes:
-                self._report(mode, mode, state, commit=commit)
+                self._report(mode, mode, state, commit=commit, held=held)
         self._await_evaluation(control)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
         self._await_evaluation(control)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """:meta private:"""
+        if (loss := (logs or {}).get("loss")) is None:
+            return
+        for record in self._held:
+            if record["mode"] == "train" and math.isfinite(loss):
+                record["loss"] = self._losses[record["step"], "train"] = float(loss)
+        self._write_held()
 
     def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
@@ -267,7 +310,10 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         """:meta private:"""
         if not self._gate.evaluating:
             return
-        name = _evaluated(metrics or {})
+        prefix = _prefix(metrics or {})
+        name = prefix if prefix.startswith("eval") else f"eval_{prefix}"
+        if math.isfinite(loss := (metrics or {}).get(f"{prefix}_loss", math.nan)):
+            self._losses[state.global_step, name] = float(loss)
         self._report("eval", name, state)
         self._gate.most_forwards = 0
         self._gate.evaluating = name != "eval"  # if there are several evaluation sets, the next one follows
@@ -286,7 +332,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             saved = _saved(args, state)
             with self._guarded(state):
                 if saved.path.parent.is_dir():  # a hyperparameter search saves its checkpoints elsewhere
-                    saved.replace({"step": step, **reading.to_dict()} for step, reading in self.history)
+                    saved.replace(self._line(step, reading) for step, reading in self.history)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
@@ -295,6 +341,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
                 f"no training step was measured: none of the {self._ran} optimizer steps up to step {state.global_step} was "
                 "selected by 'when' (by default, those at which Trainer logs the loss)"
             )
+        self._write_held()
         self.close()
         self._trackers.end()
 
@@ -337,9 +384,16 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
                 self.probe.reset("eval")  # discard forwards that a training step ran in evaluation mode
 
     def _report(
-        self, mode: Literal["train", "eval", "no_grad"], name: str, state: TrainerState, *, commit: bool = True
+        self,
+        mode: Literal["train", "eval", "no_grad"],
+        name: str,
+        state: TrainerState,
+        *,
+        commit: bool = True,
+        held: bool = False,
     ) -> None:
-        """Read the numbers on every process, keep them, and write them on the main process.
+        """Read the numbers on every process, keep them, and write them on the main process. A line of the file that is ``held``
+        waits for the loss.
 
         Reading is a collective operation. If measuring has stopped on one rank, it stops on all, so that none of them waits.
         """
@@ -356,6 +410,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             try:
                 reading = self.probe.read(mode, reset=True)
                 reading.mode = name
+                if self.metrics is None:
+                    keep_overview(reading)
             except EmptyReadingError:
                 if mode in _FORWARDS:
                     self._say(f"nothing was measured, because no forward {_FORWARDS[mode]} ran that could be counted", where)
@@ -369,10 +425,31 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
                 self._say(note, where)
             self._keep(state.global_step, reading)
             if self._writes:
-                if self._file is not None:
-                    self._file.append(state.global_step, reading.to_dict())
-                pictures = self._pictures(state) if mode == "train" else {}
-                self._trackers.log(flat(reading, self._log), state.global_step, pictures=pictures, commit=commit)
+                self._held.append(self._line(state.global_step, reading))
+                if not held and len(self._held) == 1:  # else it follows another one that waits
+                    self._write_held()
+                self._trackers.log(
+                    flat(reading, self._log),
+                    state.global_step,
+                    pictures=self._pictures(state) if mode == "train" else None,
+                    histograms=spectra(reading),
+                    commit=commit,
+                )
+
+    def _line(self, step: int, reading: Reading) -> dict[str, Any]:
+        """The line of a reading in the file, with the loss if it is known."""
+        loss = self._losses.get((step, reading.mode))
+        return {"step": step, **({} if loss is None else {"loss": loss}), **reading.to_dict()}
+
+    def _write_held(self) -> None:
+        """Write the lines that waited for the loss of their step."""
+        held, self._held = self._held, []
+        for record in held:
+            self._append(record)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        if (file := self._file) is not None:
+            self._outlets.write(file, f"the file {file.path}", lambda: file.append(record["step"], record))
 
     def _pictures(self, state: TrainerState) -> "dict[str, NDArray[np.uint8]]":
         """The picture of the training so far, if there are enough readings since the latest one: each time one is drawn it is
@@ -399,7 +476,9 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             records = saved.records()
             if not records:
                 warnings.warn(f"geomprobe: no earlier readings in {saved.path}: the history starts at this step", stacklevel=2)
-            return [(record["step"], Reading.from_dict(record)) for record in records]
+            readings = [(record["step"], Reading.from_dict(record)) for record in records]
+            self._losses |= {(r["step"], r["mode"]): float(r["loss"]) for r in records if r.get("loss") is not None}
+            return readings
         except (OSError, ValueError, GeomprobeError) as error:
             if self.on_error == "raise":
                 raise
@@ -438,16 +517,14 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
                 self._mark_stopped(state.global_step, what)
 
     def _mark_stopped(self, step: int, what: str) -> None:
-        try:
-            if self._file is not None:
-                self._file.append(step, {"stopped": what})
-            self._trackers.log({"geomprobe/stopped": 1}, step)
-        except Exception as error:  # probably the same error that stopped the measurement
-            warnings.warn(f"geomprobe could not log that it stopped: {type(error).__name__}: {error}", stacklevel=2)
+        self._write_held()
+        self._append({"step": step, "stopped": what})
+        self._trackers.log({"geomprobe/stopped": 1}, step)
 
     def _rewind(self, step: int) -> None:
         """Discard readings after ``step``, at which this training starts, because these steps will be measured again."""
         self.history = [(at, reading) for at, reading in self.history if step and at <= step]
+        self._losses = {(at, mode): loss for (at, mode), loss in self._losses.items() if step and at <= step}
         if self._file is not None and self._writes:
             self._file.rewind(step)
 
@@ -461,7 +538,6 @@ def _saved(args: TrainingArguments, state: TrainerState) -> StepFile:
     return StepFile(os.path.join(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", _FILE))
 
 
-def _evaluated(metrics: dict[str, float]) -> str:
-    """``eval``, or ``eval_<name>`` for one of several evaluation sets: the prefix of the names of Trainer's metrics."""
-    prefix = next((key.removesuffix("_runtime") for key in reversed(metrics) if key.endswith("_runtime")), "eval")
-    return prefix if prefix.startswith("eval") else f"eval_{prefix}"
+def _prefix(metrics: dict[str, float]) -> str:
+    """The prefix of the names of Trainer's metrics: ``eval``, or ``eval_<name>`` for one of several evaluation sets."""
+    return next((key.removesuffix("_runtime") for key in reversed(metrics) if key.endswith("_runtime")), "eval")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import wandb
@@ -11,7 +12,9 @@ from transformers import TrainerCallback
 
 from geomprobe import GeomprobeError, InformationGain, Metric, Probe, Reading, RepresentationEntropy, every
 from geomprobe.accumulators.information_gain import InformationGainSum
+from geomprobe.files import StepFile
 from geomprobe.integrations import ProbeCallback
+from geomprobe.integrations.histograms import spectra
 from geomprobe.integrations.picture import PICTURE
 from tests.integrations.training import ACCUMULATION, BATCH, LENGTH, losses, trainer
 from tests.integrations.wandb_file import read_run
@@ -40,7 +43,17 @@ def test_wandb_run_holds_every_metric_at_its_step_beside_the_loss(tmp_path: Path
         for name, value in reading.items():
             expected.setdefault(f"{prefix}/{name}", {})[step] = value
     assert {"geomprobe/entropy/embed", "geomprobe/eval/information_gain/final_norm"} <= set(expected)
-    assert {name for name in run.names("geomprobe") if not name.startswith(PICTURE)} == set(expected)
+    named = {name for name in run.names("geomprobe") if not name.startswith(PICTURE)}
+    histograms = {name.rpartition(".")[0] for name in named if "/spectrum_log10/" in name}
+    assert len(histograms) == 8  # four of each mode
+    assert {name for name in named if "/spectrum_log10/" not in name} == set(expected)
+    for step, reading in callback.history:
+        for name, values in spectra(reading).items():
+            assert run.series(f"{name}._type")[step] == "histogram"
+            counts, edges = np.histogram(values, bins=64)
+            assert run.series(f"{name}.values")[step] == counts.tolist()
+            assert run.series(f"{name}.bins")[step] == pytest.approx(edges.tolist())
+            assert run.axes[name] == "train/global_step"
     assert run.series(f"{PICTURE}._type") == {6: "image-file"}
     for name, series in expected.items():
         assert run.series(name) == series
@@ -87,6 +100,32 @@ def test_training_computes_the_same_and_nothing_stays_on_the_model(tmp_path: Pat
     assert not hooks(probed.model)
 
 
+def apart_from_losses(lines: str) -> list[dict[str, Any]]:
+    return [{name: value for name, value in json.loads(line).items() if name != "loss"} for line in lines.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("options", "measured"),
+    [({}, [1, 2, 3, 4, 5, 6]), ({"logging_strategy": "epoch", "max_steps": -1, "num_train_epochs": 1}, [1, 2, 3, 4, 5, 6])],
+    ids=["steps", "epoch"],
+)
+def test_the_file_has_the_losses_that_trainer_logged(tmp_path: Path, options: Any, measured: list[int]) -> None:
+    callback = ProbeCallback([RepresentationEntropy()], when=1, on_error="raise")
+    trained = trainer(tmp_path, callback, **(EVALUATION | {"save_strategy": "steps", "save_steps": 6} | options))
+    trained.train()
+    by_mode: dict[str, dict[int, float]] = {"train": {}, "eval": {}}
+    records = StepFile(tmp_path / "trained" / "geomprobe.jsonl").records()
+    for record in records:
+        if "loss" in record:
+            by_mode[record["mode"]][record["step"]] = record["loss"]
+    assert [record["step"] for record in records if record["mode"] == "train"] == measured
+    assert by_mode["train"] == losses(trained) != {}
+    assert by_mode["eval"] == {one["step"]: one["eval_loss"] for one in trained.state.log_history if "eval_loss" in one}
+    if not options:
+        saved = StepFile(tmp_path / "trained" / "checkpoint-6" / "geomprobe.jsonl").records()
+        assert [(r["step"], r["mode"], r.get("loss")) for r in saved] == [(r["step"], r["mode"], r.get("loss")) for r in records]
+
+
 def test_a_resumed_training_continues_the_series(tmp_path: Path) -> None:
     options = EVALUATION | {"save_strategy": "steps", "save_steps": 3}
     whole, file = ProbeCallback(when=every(1), jsonl=tmp_path / "whole.jsonl"), tmp_path / "resumed.jsonl"
@@ -96,7 +135,7 @@ def test_a_resumed_training_continues_the_series(tmp_path: Path) -> None:
 
     resumed = ProbeCallback(when=every(1), jsonl=file)
     trainer(tmp_path, resumed, **options).train(resume_from_checkpoint=str(tmp_path / "trained" / "checkpoint-3"))
-    assert file.read_text() == written
+    assert apart_from_losses(file.read_text()) == apart_from_losses(written)  # Trainer's mean begins anew when it is resumed
     assert steps(resumed) == steps(whole)
     for (_, one), (_, other) in zip(resumed.history, whole.history, strict=True):
         assert dict(one) == dict(other)

@@ -10,6 +10,7 @@ import scipy.stats
 import torch
 from numpy.typing import NDArray
 
+from geomprobe import Probe, Reading
 from geomprobe.accumulators.covariance import Covariance
 from geomprobe.core.rows import Rows
 from geomprobe.errors import GeomprobeError
@@ -18,6 +19,7 @@ from geomprobe.metrics.information_gain import InformationGain
 from tests import reference
 from tests.accumulators.harness import WIDTH, packed, padded, texts
 from tests.metrics.measure import curves_of, scalars_of
+from tests.tiny_models import tiny, token_batch
 
 Array = NDArray[np.float64]
 
@@ -286,3 +288,28 @@ def test_equal_accumulators_are_shared() -> None:
     }
     assert not set(plain.accumulators) & set(centered.accumulators)
     assert len({*plain.accumulators, *other.accumulators, *centered.accumulators, *InformationGain().accumulators}) == 6
+
+
+@pytest.mark.parametrize(("center", "unit", "rows"), [(False, True, "all"), ("text", True, "all"), ("stream", False, "mean")])
+@pytest.mark.parametrize("sketch", [None, WIDTH])
+def test_the_spectrum_is_numpys(center: Any, unit: bool, rows: Any, sketch: int | None) -> None:
+    stream = texts()
+    metric = RepresentationEntropy(center=center, unit=unit, rows=rows, spectrum=True, sketch=sketch)
+    (curve,) = curves_of(metric, padded(stream, "left")).values()
+    z = selected(stream, center, unit, rows)
+    z = z - z.mean(0) * (center == "stream")
+    expected = np.linalg.eigvalsh(z.T @ z / len(z))[::-1]
+    assert curve.mean == pytest.approx(expected.tolist(), abs=2e-6 * expected[0])
+    assert curve.count == (len(z),) * WIDTH
+    assert curves_of(RepresentationEntropy(), padded(stream, "left")) == {}
+
+
+def test_the_spectrum_costs_no_second_decomposition(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, eigvalsh = [], torch.linalg.eigvalsh
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda matrix: calls.append(1) or eigvalsh(matrix))
+    with Probe(model := tiny().eval(), [RepresentationEntropy(spectrum=True)], sites=["final_norm"]) as probe:
+        model(token_batch())
+    reading = probe.read()
+    assert len(calls) == 1
+    assert sum(reading.curve("spectrum", "final_norm").mean) == pytest.approx(1)
+    assert Reading.from_json(reading.to_json()) == reading
