@@ -330,9 +330,9 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self._gate.control, self._gate.evaluating = None, False
         if self._writes and self.fault is None:
             saved = _saved(args, state)
-            with self._guarded(state):
-                if saved.path.parent.is_dir():  # a hyperparameter search saves its checkpoints elsewhere
-                    saved.replace(self._line(step, reading) for step, reading in self.history)
+            if saved.path.parent.is_dir():  # a hyperparameter search saves its checkpoints elsewhere
+                lines = [self._line(step, reading) for step, reading in self.history]
+                self._outlets.write(self, f"{_FILE} in checkpoints", lambda: saved.replace(lines))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
