@@ -4,6 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,15 +167,13 @@ class LightningCallback(Callback):  # type: ignore[misc]
     def _write(self, trainer: Any, reading: Reading, step: int) -> None:
         line = reading.to_dict()
         if reading.mode == "train" and self._losses:
-            # Lightning has divided each loss by the number of batches of a whole step. The last step of an epoch may have fewer.
+            # Lightning has divided each loss by the batches of a whole step. The last step of an epoch may have fewer.
             loss = float(torch.stack(self._losses).mean()) * trainer.accumulate_grad_batches
             line |= {"loss": loss} if math.isfinite(loss) else {}
         self._outlets.write(self._file, f"the file {self._file.path}", lambda: self._file.append(step, line))
+        log = {"metrics": flat(reading, self._log), "step": max(step - 1, 0)}
         for logger in trainer.loggers:
-            numbers, at = flat(reading, self._log), max(step - 1, 0)
-            self._outlets.write(
-                logger, type(logger).__name__, lambda logger=logger: logger.log_metrics(numbers, step=at)  # type: ignore[misc]
-            )
+            self._outlets.write(logger, type(logger).__name__, partial(logger.log_metrics, **log))
 
     def _warn(self, text: str) -> None:
         """Issue a warning, once in a training."""

@@ -4,6 +4,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class _Entry:
 
 
 class TrainerTrackers:
-    """Logs numbers, pictures and histograms where a Trainer logs its loss, at its ``global_step``, or to ``to`` if that is given.
+    """Logs numbers, pictures and histograms where a Trainer logs its loss, at its ``global_step``, or to ``to`` if it is given.
 
     The names are the same everywhere, except with reporters of Trainer whose clients are not known here, such as Comet and
     ClearML: those log the numbers themselves, with ``train/`` before each name.
@@ -107,7 +108,7 @@ class TrainerTrackers:
         """
         entry = _Entry(dict(values), step, pictures or {}, histograms or {}, commit)
         for place, name, log in self._places():
-            self._outlets.write(place, name, lambda place=place, log=log: log(place, entry))  # type: ignore[misc]
+            self._outlets.write(place, name, partial(log, place, entry))
 
     def _places(self) -> list[tuple[Any, str, Callable[[Any, _Entry], None]]]:
         """Each tracker, its name, and the function that logs to it."""

@@ -123,7 +123,9 @@ def test_the_file_has_the_losses_that_trainer_logged(tmp_path: Path, options: An
     assert by_mode["eval"] == {one["step"]: one["eval_loss"] for one in trained.state.log_history if "eval_loss" in one}
     if not options:
         saved = StepFile(tmp_path / "trained" / "checkpoint-6" / "geomprobe.jsonl").records()
-        assert [(r["step"], r["mode"], r.get("loss")) for r in saved] == [(r["step"], r["mode"], r.get("loss")) for r in records]
+        assert [(r["step"], r["mode"], r.get("loss")) for r in saved] == [
+            (r["step"], r["mode"], r.get("loss")) for r in records
+        ]
 
 
 def test_a_resumed_training_continues_the_series(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def histograms(folder: Path) -> dict[tuple[str, int], tuple[float, float, list[f
     for name in events.Tags()["histograms"]:
         for event in events.Histograms(name):
             told = event.histogram_value
-            found[name, event.step] = (told.num, told.sum, [count for count in told.bucket][-64:])
+            found[name, event.step] = (told.num, told.sum, list(told.bucket)[-64:])
     return found
 
 
@@ -328,7 +328,10 @@ def test_without_a_tracker_one_line_names_the_file_that_has_all(tmp_path: Path, 
     trainer(tmp_path, callback, **EVALUATION).train()
     file = tmp_path / "trained" / "geomprobe.jsonl"
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("geomprobe")]
-    assert line == f"geomprobe: this training has no tracker; its readings are written to {file}, and drawn by: geomprobe report {file}"
+    assert (
+        line
+        == f"geomprobe: this training has no tracker; its readings are written to {file}, and drawn by: geomprobe report {file}"
+    )
     records = StepFile(file).records()
     assert [(record["step"], record["mode"]) for record in records] == [
         (2, "train"),
