@@ -146,7 +146,7 @@ def _finding(mode: str, run: Run) -> tuple[str, list[Course]]:
     found = {site: _finite((r.step, r.reading.get(f"{metric}/{site}")) for r in records if r.reading) for site in _sites(run)}
     series = {site: points for site, points in found.items() if points}
     if series:
-        end, most = list(series)[-1], max(series, key=lambda site: _change(series[site]))
+        end, most = list(series)[-1], max(reversed(series), key=lambda site: _change(series[site]))
         courses.append(_course(f"the {title} at {shorten(end)}", series[end], unit))
         if most != end and first is not last:
             courses.append(_course(f"that at {shorten(most)}, where it changed most,", series[most], unit))
@@ -189,13 +189,13 @@ def _sites(run: Run) -> list[str]:
 def _facts(training: Training) -> list[tuple[str, list[str]]]:
     """What was measured: names and their values."""
     facts: dict[str, list[str]] = {"Readings": [], "Tokens of a reading": []}
-    sites = list(dict.fromkeys(site for run in training.runs.values() for site in _sites(run)))
+    sites = list(dict.fromkeys(shorten(site) for run in training.runs.values() for site in _sites(run)))
     for mode, run in training.runs.items():
         records, counts = run.checkpoints, _counts(run)
         steps = " to ".join(dict.fromkeys(f"{record.step:,}" for record in (records[0], records[-1])))
         facts["Readings"].append(f"{shorten(mode)}: {len(records):,}, step {steps}")
         facts["Tokens of a reading"].append(f"{shorten(mode)}: " + " to ".join(dict.fromkeys(f"{n:,.0f}" for n in counts)))
-    facts["Sites"] = list(map(shorten, sites)) if len(sites) < 6 else [f"{len(sites)}: {sites[0]} to {shorten(sites[-1])}"]
+    facts["Sites"] = sites if len(sites) < 6 else [f"{len(sites)}: {sites[0]} to {sites[-1]}"]
     facts["File"] = [shorten(training.path.name, most=80)]
     return [(name, values) for name, values in facts.items() if values]
 

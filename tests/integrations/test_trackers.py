@@ -21,6 +21,8 @@ from geomprobe.files import StepFile
 from geomprobe.integrations import ProbeCallback, flat, log_reading
 from geomprobe.integrations.histograms import spectra
 from geomprobe.integrations.picture import PICTURE
+from geomprobe.report.training_file import Training
+from geomprobe.report.training_page import training_page
 from tests.integrations.training import losses, trainer
 from tests.integrations.wandb_file import read_run
 from tests.tiny_models import hooks, tiny, token_batch
@@ -341,6 +343,9 @@ def test_without_a_tracker_one_line_names_the_file_that_has_all(tmp_path: Path, 
         (6, "eval"),
     ]
     assert [list(Reading.from_dict(record)) for record in records] == [list(reading) for _, reading in callback.history]
+    page = training_page(Training.open(file))  # the command that the line names
+    assert "From step 2 to step 6, the loss went from <b>" in page
+    assert "In evaluation, from step 3 to step 6, the loss went from <b>" in page
     trainer(tmp_path, ProbeCallback(when=6), max_steps=6).train()  # a new training begins anew
     assert [record["step"] for record in StepFile(file).records()] == [6]
 
