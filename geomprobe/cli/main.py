@@ -118,6 +118,7 @@ def inspect(
     if project is not None:
         from geomprobe.integrations import WandbSink
 
+        say(f"logging the page, with the text itself, to the W&B project {project}")
         with WandbSink(project) as sink:
             sink.log_html("tokens", document)
 
@@ -146,6 +147,7 @@ def sweep(
     main = os.environ.get("RANK", "0") == "0"
     tracker = None
     if wandb is not None and main:
+        say(f"logging to the W&B project {wandb}: the numbers, and at the end a page of the first tokens of the data")
         steps = [checkpoint.step for checkpoint in find_checkpoints(arguments["models"], arguments["revisions"])]
         shown = {name: arguments[name] for name in ("models", "revisions", "data", "tokens")}
         tracker = SweepTracker(arguments["out"], wandb, shown, axis="parameters" if None in steps else "step")
