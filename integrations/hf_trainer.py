@@ -7,7 +7,7 @@ import re
 import shlex
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -98,11 +98,11 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     Numbers are logged to the trackers of the Trainer (``report_to``) and to the active W&B run, at the steps of the loss. These
     are at most 24 a step, the picture ``geomprobe/effective_rank_layers`` of all sites over the steps so far, and histograms of
     the eigenvalue spectrum at up to four sites, ``geomprobe/spectrum_log10/<site>``. Complete readings, with their curves, are
-    lines of the file ``geomprobe.jsonl`` in ``output_dir``, and are kept in ``history``. A line also has the ``loss`` that
-    Trainer logged at its step: the mean since it last logged one, or that of the evaluation. ``geomprobe report OUTPUT_DIR``
-    draws the file. It is continued after ``resume_from_checkpoint``, and begins anew with a new training. With several
-    processes a reading covers the texts of all processes, and the main process writes it. This callback starts no run and asks
-    for no login.
+    lines of the file ``geomprobe.jsonl`` in ``output_dir``, and are kept in ``history``. Each ``loss`` that Trainer logs is a
+    line too, because it need not belong to a measured step; that of an evaluation stands in the line of its reading.
+    ``geomprobe report OUTPUT_DIR`` draws the file. It is continued after ``resume_from_checkpoint``, and begins anew with a new
+    training. With several processes a reading covers the texts of all processes, and the main process writes it. This callback
+    starts no run and asks for no login.
 
     Evaluation outside training (use a ``Probe``), ``predict``, and forwards that other callbacks run are not measured.
 
@@ -176,8 +176,6 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self._writes = True
         self._jsonl = jsonl
         self._file: StepFile | None = None
-        self._held: list[dict[str, Any]] = []  # lines that wait for the loss of their step
-        self._losses: dict[tuple[int, str], float] = {}  # by step and mode
         self._log: Log = log
         self._trackers = TrainerTrackers(to)
         self._drawn = 0  # readings in the latest picture
@@ -231,7 +229,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self._finalizer = weakref.finalize(self, probe.close)
         self.probe = probe
         self._ran, self._selected, self._drawn, self._said = 0, 0, 0, set()
-        self._file, self._held = StepFile(self._jsonl or Path(str(args.output_dir)) / _FILE), []
+        self._file = StepFile(self._jsonl or Path(str(args.output_dir)) / _FILE)
         self._outlets = Outlets(raises=self.on_error == "raise")
         if not self._trackers.begin(args, state, control, self._outlets) and self._writes:
             _logger.info(
@@ -252,7 +250,6 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         """:meta private:"""
         if not self._takes_part():
             return
-        self._write_held()
         with self._guarded(state):
             self._gate.control, self._gate.evaluating = None, False
             self._gate.in_step = bool(self._schedule(state.global_step + 1))
@@ -266,10 +263,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         if measured:
             # If Trainer logs the loss next, both can be in one W&B row.
             commit = not (control.should_log and "wandb" in (args.report_to or ()))
-            # Trainer logs the loss of this step next, or after the end of the epoch.
-            held = control.should_log or args.logging_strategy == "epoch"
             for mode in self._modes:
-                self._report(mode, mode, state, commit=commit, held=held)
+                self._report(mode, mode, state, commit=commit)
         self._await_evaluation(control)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -285,12 +280,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """:meta private:"""
-        if (loss := (logs or {}).get("loss")) is None:
-            return
-        for record in self._held:
-            if record["mode"] == "train" and math.isfinite(loss):
-                record["loss"] = self._losses[record["step"], "train"] = float(loss)
-        self._write_held()
+        if self._writes and self._takes_part() and (loss := _loss(logs, "loss")):
+            self._append(state.global_step, loss)
 
     def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
@@ -312,9 +303,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             return
         prefix = _prefix(metrics or {})
         name = prefix if prefix.startswith("eval") else f"eval_{prefix}"
-        if math.isfinite(loss := (metrics or {}).get(f"{prefix}_loss", math.nan)):
-            self._losses[state.global_step, name] = float(loss)
-        self._report("eval", name, state)
+        self._report("eval", name, state, more=_loss(metrics, f"{prefix}_loss"))
         self._gate.most_forwards = 0
         self._gate.evaluating = name != "eval"  # if there are several evaluation sets, the next one follows
 
@@ -331,7 +320,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         if self._writes and self.fault is None:
             saved = _saved(args, state)
             if saved.path.parent.is_dir():  # a hyperparameter search saves its checkpoints elsewhere
-                lines = [self._line(step, reading) for step, reading in self.history]
+                lines = [{"step": step, **reading.to_dict()} for step, reading in self.history]
                 self._outlets.write(self, f"{_FILE} in checkpoints", lambda: saved.replace(lines))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -341,7 +330,6 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
                 f"no training step was measured: none of the {self._ran} optimizer steps up to step {state.global_step} was "
                 "selected by 'when' (by default, those at which Trainer logs the loss)"
             )
-        self._write_held()
         self.close()
         self._trackers.end()
 
@@ -390,10 +378,9 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         state: TrainerState,
         *,
         commit: bool = True,
-        held: bool = False,
+        more: Mapping[str, float] | None = None,
     ) -> None:
-        """Read the numbers on every process, keep them, and write them on the main process. A line of the file that is ``held``
-        waits for the loss.
+        """Read the numbers on every process, keep them, and write them on the main process, in the file with ``more``.
 
         Reading is a collective operation. If measuring has stopped on one rank, it stops on all, so that none of them waits.
         """
@@ -425,9 +412,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
                 self._say(note, where)
             self._keep(state.global_step, reading)
             if self._writes:
-                self._held.append(self._line(state.global_step, reading))
-                if not held and len(self._held) == 1:  # else it follows another one that waits
-                    self._write_held()
+                self._append(state.global_step, {**reading.to_dict(), **(more or {})})
                 self._trackers.log(
                     flat(reading, self._log),
                     state.global_step,
@@ -436,20 +421,9 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
                     commit=commit,
                 )
 
-    def _line(self, step: int, reading: Reading) -> dict[str, Any]:
-        """The line of a reading in the file, with the loss if it is known."""
-        loss = self._losses.get((step, reading.mode))
-        return {"step": step, **({} if loss is None else {"loss": loss}), **reading.to_dict()}
-
-    def _write_held(self) -> None:
-        """Write the lines that waited for the loss of their step."""
-        held, self._held = self._held, []
-        for record in held:
-            self._append(record)
-
-    def _append(self, record: dict[str, Any]) -> None:
+    def _append(self, step: int, record: dict[str, Any]) -> None:
         if (file := self._file) is not None:
-            self._outlets.write(file, f"the file {file.path}", lambda: file.append(record["step"], record))
+            self._outlets.write(file, f"the file {file.path}", lambda: file.append(step, record))
 
     def _pictures(self, state: TrainerState) -> "dict[str, NDArray[np.uint8]]":
         """The picture of the training so far, if there are enough readings since the latest one: each time one is drawn it is
@@ -476,9 +450,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             records = saved.records()
             if not records:
                 warnings.warn(f"geomprobe: no earlier readings in {saved.path}: the history starts at this step", stacklevel=2)
-            readings = [(record["step"], Reading.from_dict(record)) for record in records]
-            self._losses |= {(r["step"], r["mode"]): float(r["loss"]) for r in records if r.get("loss") is not None}
-            return readings
+            return [(record["step"], Reading.from_dict(record)) for record in records]
         except (OSError, ValueError, GeomprobeError) as error:
             if self.on_error == "raise":
                 raise
@@ -517,14 +489,12 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
                 self._mark_stopped(state.global_step, what)
 
     def _mark_stopped(self, step: int, what: str) -> None:
-        self._write_held()
-        self._append({"step": step, "stopped": what})
+        self._append(step, {"stopped": what})
         self._trackers.log({"geomprobe/stopped": 1}, step)
 
     def _rewind(self, step: int) -> None:
         """Discard readings after ``step``, at which this training starts, because these steps will be measured again."""
         self.history = [(at, reading) for at, reading in self.history if step and at <= step]
-        self._losses = {(at, mode): loss for (at, mode), loss in self._losses.items() if step and at <= step}
         if self._file is not None and self._writes:
             self._file.rewind(step)
 
@@ -536,6 +506,12 @@ def _never(step: int) -> bool:
 def _saved(args: TrainingArguments, state: TrainerState) -> StepFile:
     """The file of readings in a checkpoint."""
     return StepFile(os.path.join(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", _FILE))
+
+
+def _loss(logs: Mapping[str, float] | None, name: str) -> dict[str, float]:
+    """What the file has of a loss that Trainer logs: nothing if there is none, or if it is not finite."""
+    loss = (logs or {}).get(name, math.nan)
+    return {"loss": float(loss)} if math.isfinite(loss) else {}
 
 
 def _prefix(metrics: dict[str, float]) -> str:

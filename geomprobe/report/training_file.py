@@ -46,11 +46,13 @@ class Training:
     Attributes:
         path: the file.
         runs: for each mode the readings in the order of their steps, as the records of a run. ``"train"`` is the first.
+        losses: for each mode the loss by step, in order.
         stopped: the step at which an error ended the measurement and the error, for each time that this happened.
     """
 
     path: Path
     runs: dict[str, Run]
+    losses: dict[str, dict[int, float]]
     stopped: list[tuple[int, str]]
 
     @classmethod
@@ -61,21 +63,24 @@ class Training:
             GeomprobeError: if it cannot be read, if it is not such a file, or if it contains no reading.
         """
         records: dict[str, list[Record]] = {}
+        losses: dict[str, dict[int, float]] = {}
         stopped: list[tuple[int, str]] = []
         for number, line in enumerate(StepFile(path).records(), 1):
             what = f"{path}, line {number}"
-            check_shape(line, {"loss?": float | None, "stopped?": str, str: object}, what, advice=_ADVICE)
+            check_shape(line, {"loss?": float | None, "stopped?": str, "mode?": str, str: object}, what, advice=_ADVICE)
+            if (loss := line.get("loss")) is not None:
+                losses.setdefault(line.get("mode", "train"), {})[line["step"]] = float(loss)
             if "stopped" in line:
                 stopped.append((line["step"], line["stopped"]))
-                continue
-            reading = Reading.from_dict(line, what=what, advice=_ADVICE)
-            one = Record(name=f"line {number}", step=line["step"], loss=line.get("loss"), reading=reading)
-            records.setdefault(reading.mode, []).append(one)
+            elif "sites" in line or "loss" not in line:
+                reading = Reading.from_dict(line, what=what, advice=_ADVICE)
+                one = Record(name=f"line {number}", step=line["step"], reading=reading)
+                records.setdefault(reading.mode, []).append(one)
         if not records:
             why = "; ".join(f"measuring stopped at step {step}: {error}" for step, error in stopped)
             raise GeomprobeError(f"{path} has no readings, so there is nothing to draw: {why or 'no step was measured yet'}")
         modes = sorted(records, key=lambda mode: mode != "train")
-        return cls(path, {mode: as_run(mode, records[mode]) for mode in modes}, stopped)
+        return cls(path, {mode: as_run(mode, records[mode]) for mode in modes}, losses, stopped)
 
     @property
     def name(self) -> str:

@@ -38,15 +38,14 @@ _WHERE = {"train": "", "eval": "In evaluation, ", "no_grad": "Without gradients,
 def training_page(training: Training) -> str:
     """Return the page of a training as one self-contained HTML document, which works from a file."""
     drawn = {mode: as_run(mode, _some(run.checkpoints)) for mode, run in training.runs.items()}
-    runs = list(drawn.values())
-    log = _is_log_spaced(sorted({record.step or 0 for run in runs for record in run.checkpoints}))
+    log = _is_log_spaced(sorted({record.step or 0 for run in drawn.values() for record in run.checkpoints}))
     overviews = {mode: as_run(mode, [_overview(record) for record in run.checkpoints]) for mode, run in drawn.items()}
     maps = FigureGroup(
         "The loss, and every layer over the training",
         "The loss that the trainer logged, and a metric at every layer in colours, with one column for each reading: note "
         "where columns change together, and whether the loss does so too.",
         "A change that comes with one of the loss need not be its cause. Ranks and entropies grow with the number of tokens.",
-        _views(drawn, lambda run: {name: [_loss(runs, log), figures.heatmap(run, name)] for name in _mapped(run)}),
+        _views(drawn, lambda run: {name: [_loss(training, log), figures.heatmap(run, name)] for name in _mapped(run)}),
         1,
     )
     curves = FigureGroup(
@@ -61,7 +60,7 @@ def training_page(training: Training) -> str:
     return figure_page(
         shorten(training.name, most=80),
         [(group.title, [group]) for group in (maps, curves) if group.views],
-        finding=[_finding(mode, run) for mode, run in training.runs.items()],
+        finding=[_finding(mode, run, training.losses.get(mode, {})) for mode, run in training.runs.items()],
         facts=_facts(training),
         notes=_notes(training),
         about=_ABOUT,
@@ -83,10 +82,16 @@ def _views(
     }
 
 
-def _loss(runs: Sequence[Run], log: bool) -> "Figure | None":
+def _loss(training: Training, log: bool) -> "Figure | None":
     """The loss of all modes over the steps."""
-    known = [run for run in runs if any(record.loss is not None for record in run.checkpoints)]
-    figure = figures.over_checkpoints(known, "loss", most=1, log_steps=log) if known else None
+    known = {mode: training.losses[mode] for mode in training.runs if mode in training.losses}
+    runs = [
+        as_run(
+            mode, _some([Record(name=str(step), step=step, loss=loss, reading=Reading(mode, ())) for step, loss in by.items()])
+        )
+        for mode, by in known.items()
+    ]
+    figure = figures.over_checkpoints(runs, "loss", most=1, log_steps=log) if runs else None
     if figure is not None:
         figure.update_layout(yaxis_title_text="as the trainer logged it")  # which need not be nats per token
     return figure
@@ -132,7 +137,7 @@ def _is_log_spaced(steps: Sequence[int]) -> bool:
 # -- what was measured ------------------------------------------------------------------------------------------------------
 
 
-def _finding(mode: str, run: Run) -> tuple[str, list[Course]]:
+def _finding(mode: str, run: Run, losses: Mapping[int, float]) -> tuple[str, list[Course]]:
     """What changed: the loss, the effective rank at the last site, and that of the layer where it changed most."""
     records = run.checkpoints
     first, last = records[0], records[-1]
@@ -141,8 +146,7 @@ def _finding(mode: str, run: Run) -> tuple[str, list[Course]]:
     metric = _mapped(run)[0]
     title, unit = describe(metric).title, describe(metric).axis
     title = title[0].lower() + title[1:]
-    losses = _finite((record.step, record.loss) for record in records)
-    courses = [_course("the loss", losses, "")] if losses else []
+    courses = [_course("the loss", list(losses.items()), "")] if losses else []
     found = {site: _finite((r.step, r.reading.get(f"{metric}/{site}")) for r in records if r.reading) for site in _sites(run)}
     series = {site: points for site, points in found.items() if points}
     if series:

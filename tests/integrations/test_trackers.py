@@ -46,6 +46,11 @@ def ours(series: Series) -> Series:
     return {name: values for name, values in series.items() if name.startswith("geomprobe/") and name != PICTURE}
 
 
+def readings_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of the file of a training that are readings."""
+    return [record for record in StepFile(folder / "trained" / "geomprobe.jsonl").records() if "sites" in record]
+
+
 def approx(series: Series) -> Any:
     """As float32, which event files have."""
     return {name: pytest.approx(values, rel=1e-6) for name, values in series.items()}
@@ -89,8 +94,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     trained = trainer(tmp_path, callback, report_to="tensorboard", **EVALUATION)
     trained.train()
     scalars, pictures = event_file(tmp_path)  # one run: that of the loss
-    records = StepFile(tmp_path / "trained" / "geomprobe.jsonl").records()
-    readings = [(record["step"], Reading.from_dict(record)) for record in records]
+    readings = [(record["step"], Reading.from_dict(record)) for record in readings_of(tmp_path)]
     assert histograms(tmp_path) == {
         (name, step): (len(values), pytest.approx(sum(values)), pytest.approx(np.histogram(values, bins=64)[0].tolist()))
         for step, reading in readings
@@ -151,7 +155,7 @@ trainer(Path(sys.argv[1]), ProbeCallback(when=2, on_error="raise"), report_to="t
         {row["train/global_step"]: row for row in rows if name in row} for name in ("train/loss", "geomprobe/tokens")
     )
     assert list(loss) == list(numbers) == [2, 4, 6]
-    for record in StepFile(tmp_path / "trained" / "geomprobe.jsonl").records():
+    for record in readings_of(tmp_path):
         logged = {name: value for name, value in numbers[record["step"]].items() if name.startswith("geomprobe/")}
         picture = logged.pop(PICTURE, None)
         reading = Reading.from_dict(record)
@@ -225,7 +229,7 @@ def test_a_tracker_that_raises_is_dropped_and_the_others_go_on(tmp_path: Path, m
     assert fails.steps == [1, 2, 3, 4]
     assert callback.fault is None
     assert [step for step, _ in callback.history] == [1, 2, 3, 4, 5, 6]
-    assert [record["step"] for record in StepFile(tmp_path / "trained" / "geomprobe.jsonl").records()] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in readings_of(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert ours(event_file(tmp_path)[0]) == approx(expected(callback))
     assert losses(probed) == losses(bare)
     with pytest.raises(ConnectionError):
@@ -334,7 +338,7 @@ def test_without_a_tracker_one_line_names_the_file_that_has_all(tmp_path: Path, 
         line
         == f"geomprobe: this training has no tracker; its readings are written to {file}, and drawn by: geomprobe report {file}"
     )
-    records = StepFile(file).records()
+    records = readings_of(tmp_path)
     assert [(record["step"], record["mode"]) for record in records] == [
         (2, "train"),
         (3, "eval"),
@@ -347,7 +351,7 @@ def test_without_a_tracker_one_line_names_the_file_that_has_all(tmp_path: Path, 
     assert "From step 2 to step 6, the loss went from <b>" in page
     assert "In evaluation, from step 3 to step 6, the loss went from <b>" in page
     trainer(tmp_path, ProbeCallback(when=6), max_steps=6).train()  # a new training begins anew
-    assert [record["step"] for record in StepFile(file).records()] == [6]
+    assert [record["step"] for record in readings_of(tmp_path)] == [6]
 
 
 # -- loops ------------------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training of twenty readings, and four evaluations."""
     lines = []
     for step in STEPS:
-        lines.append(line(step, loss=6 - 4 * (step / 1000) ** 0.5))
+        lines += [line(step), (step, {"loss": 6 - 4 * (step / 1000) ** 0.5})]
         if step % 250 == 0:
             lines.append(line(step, "eval", 6.5 - 4 * (step / 1000) ** 0.5))
     return write(tmp_path_factory.mktemp("training") / "my-model" / "geomprobe.jsonl", *lines)
@@ -71,7 +71,7 @@ def said(document: str) -> str:
 
 
 def test_the_finding_says_what_changed_from_where_to_where_in_each_mode(file: Path, document: str) -> None:
-    readings = [Reading.from_dict(record) for record in StepFile(file).records()]
+    readings = [Reading.from_dict(record) for record in StepFile(file).records() if "sites" in record]
     train = [reading for reading in readings if reading.mode == "train"]
     rank = "effective_rank/final_norm"
     first, last = f"{train[0][rank]:.3g}", f"{train[-1][rank]:.3g}"
@@ -97,11 +97,11 @@ def test_a_turn_is_part_of_the_finding(tmp_path: Path) -> None:
 
 def test_figures_have_the_numbers_of_the_file(file: Path, document: str) -> None:
     records = StepFile(file).records()
-    train, evaluation = ([r for r in records if r["mode"] == mode] for mode in ("train", "eval"))
+    train, evaluation, logged = ([r for r in records if r.get("mode") == mode] for mode in ("train", "eval", None))
     losses, heatmap = drawn(document)[:2]
     assert {trace["name"]: dict(zip(trace["x"], trace["y"], strict=True)) for trace in losses["data"]} == {
         mode: {r["step"]: pytest.approx(r["loss"], rel=1e-3) for r in lines}
-        for mode, lines in (("train", train), ("eval", evaluation))
+        for mode, lines in (("train", logged), ("eval", evaluation))
     }
     assert losses["layout"]["xaxis"].get("type") is None  # evenly spaced steps on a linear axis
     assert heatmap["data"][0]["y"] == list(SITES)
@@ -231,6 +231,10 @@ def of_another_program(folder: Path) -> Path:
 
 
 def no_reading(folder: Path) -> Path:
+    return write(folder / "geomprobe.jsonl", (1, {"lost": 2.0}))
+
+
+def only_losses(folder: Path) -> Path:
     return write(folder / "geomprobe.jsonl", (1, {"loss": 2.0}))
 
 
@@ -260,6 +264,7 @@ def file_of_a_sweep(folder: Path) -> Path:
         (not_json, "geomprobe.jsonl, line 1: not JSON"),
         (of_another_program, "log.jsonl, line 1: there is no format number, so geomprobe did not write it"),
         (no_reading, "line 1: mode is missing; give the geomprobe.jsonl that ProbeCallback"),
+        (only_losses, "nothing to draw: no step was measured yet"),
         (wrong_loss, 'line 1: loss is "low", expected a number'),
         (newer, "written by a newer geomprobe: format 99"),
         (file_of_a_sweep, r"readings.jsonl, line \d: step is null, expected a whole number"),
