@@ -22,6 +22,7 @@ __all__ = ["training_page"]
 
 _MOST = 300
 """Largest number of readings of a mode that are drawn."""
+_MARKED = 60
 _NOTES = 8
 _MAPS = ("effective_rank", "entropy", "anisotropy", "gain_per_token", "alpha_req")
 """The metrics that have a map, in the order of the switch."""
@@ -54,7 +55,7 @@ def training_page(training: Training) -> str:
         "Readings of single steps vary with the texts of the step.",
         _views(
             overviews,
-            lambda run: {"": [figures.over_checkpoints([run], name, log_steps=log) for name in _measured(run)]},
+            lambda run: {"": [_lines([run], name, log) for name in _measured(run)]},
         ),
     )
     return figure_page(
@@ -91,9 +92,17 @@ def _loss(training: Training, log: bool) -> "Figure | None":
         )
         for mode, by in known.items()
     ]
-    figure = figures.over_checkpoints(runs, "loss", most=1, log_steps=log) if runs else None
+    figure = _lines(runs, "loss", log, most=1) if runs else None
     if figure is not None:
         figure.update_layout(yaxis_title_text="as the trainer logged it")  # which need not be nats per token
+    return figure
+
+
+def _lines(runs: Sequence[Run], metric: str, log: bool, *, most: int = 4) -> "Figure | None":
+    """A figure over the steps, with marks where they are few enough to tell one from another."""
+    figure = figures.over_checkpoints(runs, metric, most=most, log_steps=log)
+    if figure is not None and max(len(run.checkpoints) for run in runs) > _MARKED:
+        figure.update_traces(mode="lines")
     return figure
 
 
@@ -146,7 +155,8 @@ def _finding(mode: str, run: Run, losses: Mapping[int, float]) -> tuple[str, lis
     metric = _mapped(run)[0]
     title, unit = describe(metric).title, describe(metric).axis
     title = title[0].lower() + title[1:]
-    courses = [_course("the loss", list(losses.items()), "")] if losses else []
+    logged = [(step, loss) for step, loss in losses.items() if (first.step or 0) <= step <= (last.step or 0)]
+    courses = [_course("the loss", logged, "")] if logged else []
     found = {site: _finite((r.step, r.reading.get(f"{metric}/{site}")) for r in records if r.reading) for site in _sites(run)}
     series = {site: points for site, points in found.items() if points}
     if series:

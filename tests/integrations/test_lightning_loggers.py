@@ -18,7 +18,7 @@ from tests.integrations.test_lightning import Module, fit, rows
 pytestmark = pytest.mark.slow  # it trains
 
 
-class Offline(CSVLogger):
+class Offline(CSVLogger):  # type: ignore[misc]
     """A logger that has no network for what the probe measures."""
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:

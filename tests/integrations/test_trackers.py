@@ -95,12 +95,13 @@ def test_tensorboard(tmp_path: Path) -> None:
     trained.train()
     scalars, pictures = event_file(tmp_path)  # one run: that of the loss
     readings = [(record["step"], Reading.from_dict(record)) for record in readings_of(tmp_path)]
-    assert histograms(tmp_path) == {
+    told: dict[tuple[str, int], Any] = {
         (name, step): (len(values), pytest.approx(sum(values)), pytest.approx(np.histogram(values, bins=64)[0].tolist()))
         for step, reading in readings
         for name, values in spectra(reading).items()
     }
-    assert len(histograms(tmp_path)) == 4 * len(readings)
+    assert histograms(tmp_path) == told
+    assert len(told) == 4 * len(readings)
     assert ours(scalars) == approx(expected(callback))
     assert scalars["train/loss"] == pytest.approx(losses(trained))
     assert pictures == {PICTURE: [4, 6]}

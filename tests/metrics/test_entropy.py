@@ -3,6 +3,7 @@
 import itertools
 import math
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -305,11 +306,11 @@ def test_the_spectrum_is_numpys(center: Any, unit: bool, rows: Any, sketch: int 
 
 
 def test_the_spectrum_costs_no_second_decomposition(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, eigvalsh = [], torch.linalg.eigvalsh
-    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda matrix: calls.append(1) or eigvalsh(matrix))
+    counted = Mock(wraps=torch.linalg.eigvalsh)
+    monkeypatch.setattr(torch.linalg, "eigvalsh", counted)
     with Probe(model := tiny().eval(), [RepresentationEntropy(spectrum=True)], sites=["final_norm"]) as probe:
         model(token_batch())
     reading = probe.read()
-    assert len(calls) == 1
+    assert counted.call_count == 1
     assert sum(reading.curve("spectrum", "final_norm").mean) == pytest.approx(1)
     assert Reading.from_json(reading.to_json()) == reading
