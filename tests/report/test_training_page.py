@@ -125,7 +125,7 @@ def test_a_long_training_draws_some_of_its_readings_and_says_so(tmp_path: Path) 
     path = write(tmp_path / "geomprobe.jsonl", *(line(step, last=700) for step in range(1, 701)))
     document = training_page(Training.open(path))
     assert "train: 300 of 700 readings are drawn, evenly spaced." in said(document)
-    assert {trace["mode"] for trace in drawn(document)[1]["data"]} == {"lines"}  # marks would hide them
+    assert {trace["mode"] for trace in drawn(document)[-1]["data"]} == {"lines"}  # marks would hide them
     columns = drawn(document)[0]["data"][0]["x"]
     assert (len(columns), columns[0], columns[-1]) == (300, "step 1", "step 700")
 
