@@ -302,9 +302,10 @@ def compute_reading(
                 "by token; the others were given to it whole"
             )
         for metric in metrics if tally["tokens"] else ():
-            for name, value in metric.scalars(states).items():
+            scalars, curves = metric.measure(states)
+            for name, value in scalars.items():
                 _put(reading._values, name, site, float(value), "number")
-            for name, curve in metric.curves(states).items():
+            for name, curve in curves.items():
                 _put(reading.curves, name, site, curve, "curve")
     reading.notes += _uneven_sites(counts)
     return reading

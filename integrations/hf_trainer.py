@@ -3,9 +3,10 @@
 import logging
 import os
 import re
+import shlex
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,20 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from geomprobe import Decoder, EmptyReadingError, GeomprobeError, Metric, Probe, Reading
+from geomprobe import (
+    Decoder,
+    EmptyReadingError,
+    GeomprobeError,
+    InformationGain,
+    Metric,
+    Probe,
+    Reading,
+    RepresentationEntropy,
+)
 from geomprobe.files import StepFile
+from geomprobe.integrations.histograms import keep_overview, spectra
 from geomprobe.integrations.names import Log, check_log, flat
+from geomprobe.integrations.outlets import Outlets
 from geomprobe.integrations.picture import PICTURE, draw_layers
 from geomprobe.integrations.ranks import largest, on_any_rank
 from geomprobe.integrations.records import reading_of, record_of
@@ -85,15 +97,19 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     ``geomprobe.jsonl``, and there is no other state to save, because every reading belongs to one optimizer step.
 
     Numbers are logged to the trackers of the Trainer (``report_to``) and to the active W&B run, at the steps of the loss. These
-    are at most 24 a step, and the picture ``geomprobe/effective_rank_layers`` of all sites over the steps so far. Complete
-    readings, with their curves, are lines of the file ``geomprobe.jsonl`` in ``output_dir``, and are kept in ``history``. The
-    file is continued after ``resume_from_checkpoint``, and begins anew with a new training. With several processes a reading
-    covers the texts of all processes, and the main process writes it. This callback starts no run and asks for no login.
+    are at most 24 a step, the picture ``geomprobe/effective_rank_layers`` of all sites over the steps so far, and histograms of
+    the eigenvalue spectrum at up to four sites, ``geomprobe/spectrum_log10/<site>``. Complete readings, with their curves, are
+    lines of the file ``geomprobe.jsonl`` in ``output_dir``, and are kept in ``history``. Each ``loss`` that Trainer logs is a
+    line too, because it need not belong to a measured step; that of an evaluation stands in the line of its reading.
+    ``geomprobe report OUTPUT_DIR`` draws the file. It is continued after ``resume_from_checkpoint``, and begins anew with a new
+    training. With several processes a reading covers the texts of all processes, and the main process writes it. This callback
+    starts no run and asks for no login.
 
     Evaluation outside training (use a ``Probe``), ``predict``, and forwards that other callbacks run are not measured.
 
     Args:
-        metrics: the metrics to compute. Default: ``RepresentationEntropy()`` and ``InformationGain()``.
+        metrics: the metrics to compute. Default: ``RepresentationEntropy(spectrum=True)``, whose spectra are kept at the sites
+            of the histograms, and ``InformationGain()``.
         sites: the sites to measure, as for ``Probe``. Default: all.
         decoder: a function that returns the ``Decoder`` of the model, for a model in which it is not found, such as
             ``lambda model: Decoder(base=model, layers=model.transformer.h, final_norm=model.transformer.ln_f)``.
@@ -109,8 +125,9 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         log: ``"overview"`` for at most 24 numbers of a reading, or ``"all"``, as for :func:`flat`.
         jsonl: the file to which each reading is appended as one line of JSON: ``to_dict()`` and its ``step``. Default:
             ``geomprobe.jsonl`` in ``output_dir``.
-        on_error: ``"warn"``: an error in measuring or logging issues one warning, removes the probe, logs ``geomprobe/stopped``
-            = 1 and discards the unfinished reading. Training continues. ``"raise"``: the error is raised.
+        on_error: ``"warn"``: an error in measuring issues one warning, removes the probe, logs ``geomprobe/stopped`` = 1 and
+            discards the unfinished reading. An error of a tracker or of the file issues one warning, and no more is written
+            there. Training continues. ``"raise"``: the error is raised.
 
     Attributes:
         history: the readings as ``(step, reading)`` in order. Only the latest reading of each mode keeps its curves, which are
@@ -200,7 +217,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         modes += ["no_grad"] if self.no_grad else []
         probe = Probe(
             model,
-            self.metrics,
+            [RepresentationEntropy(spectrum=True), InformationGain()] if self.metrics is None else self.metrics,
             sites=self.sites,
             decoder=None if self.decoder is None else self.decoder(model),
             when=self._gate,
@@ -214,8 +231,13 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self.probe = probe
         self._ran, self._selected, self._drawn, self._said = 0, 0, 0, set()
         self._file = StepFile(self._jsonl or Path(str(args.output_dir)) / _FILE)
-        if not self._trackers.begin(args, state, control) and self._writes:
-            _logger.info("geomprobe: this training has no tracker; its readings are written to %s", self._file.path)
+        self._outlets = Outlets(raises=self.on_error == "raise")
+        if not self._trackers.begin(args, state, control, self._outlets) and self._writes:
+            _logger.info(
+                "geomprobe: this training has no tracker; its readings are written to %s, and drawn by: geomprobe report %s",
+                self._file.path,
+                shlex.quote(str(self._file.path)),
+            )
         try:
             self._rewind(state.global_step)
         except GeomprobeError:  # the file is not ours, or cannot be written: training does not begin
@@ -252,6 +274,18 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         """:meta private:"""
         self._await_evaluation(control)
 
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """:meta private:"""
+        if self._writes and self._takes_part() and (loss := _loss(logs, "loss")):
+            self._append(state.global_step, loss)
+
     def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
         if self.fault is not None:
@@ -270,8 +304,9 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         """:meta private:"""
         if not self._gate.evaluating:
             return
-        name = _evaluated(metrics or {})
-        self._report("eval", name, state)
+        prefix = _prefix(metrics or {})
+        name = prefix if prefix.startswith("eval") else f"eval_{prefix}"
+        self._report("eval", name, state, more=_loss(metrics, f"{prefix}_loss"))
         self._gate.most_forwards = 0
         self._gate.evaluating = name != "eval"  # if there are several evaluation sets, the next one follows
 
@@ -287,9 +322,9 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self._gate.control, self._gate.evaluating = None, False
         if self._writes and self.fault is None:
             saved = _saved(args, state)
-            with self._guarded(state):
-                if saved.path.parent.is_dir():  # a hyperparameter search saves its checkpoints elsewhere
-                    saved.replace({"step": step, **record_of(reading)} for step, reading in self.history)
+            if saved.path.parent.is_dir():  # a hyperparameter search saves its checkpoints elsewhere
+                lines = [{"step": step, **record_of(reading)} for step, reading in self.history]
+                self._outlets.write(self, f"{_FILE} in checkpoints", lambda: saved.replace(lines))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
@@ -331,9 +366,15 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
                 self.probe.reset("eval")  # discard forwards that a training step ran in evaluation mode
 
     def _report(
-        self, mode: Literal["train", "eval", "no_grad"], name: str, state: TrainerState, *, commit: bool = True
+        self,
+        mode: Literal["train", "eval", "no_grad"],
+        name: str,
+        state: TrainerState,
+        *,
+        commit: bool = True,
+        more: Mapping[str, float] | None = None,
     ) -> None:
-        """Read the numbers on every process, keep them, and write them on the main process.
+        """Read the numbers on every process, keep them, and write them on the main process, in the file with ``more``.
 
         Reading is a collective operation. If measuring has stopped on one rank, it stops on all, so that none of them waits.
         """
@@ -347,15 +388,23 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             if self._stopped:
                 raise fault or GeomprobeError("measuring stopped on another rank, see the warning there for the cause")
             with self.probe.timed():
-                self._read_and_log(self.probe, mode, name, state, commit)
+                self._read_and_log(self.probe, mode, name, state, commit, more or {})
 
     def _read_and_log(
-        self, probe: Probe, mode: Literal["train", "eval", "no_grad"], name: str, state: TrainerState, commit: bool
+        self,
+        probe: Probe,
+        mode: Literal["train", "eval", "no_grad"],
+        name: str,
+        state: TrainerState,
+        commit: bool,
+        more: Mapping[str, float],
     ) -> None:
         where = f" ({name} reading of step {state.global_step})"
         try:
             reading = probe.read(mode, reset=True)
             reading.mode = name
+            if self.metrics is None:
+                keep_overview(reading)
             if isinstance(self._schedule, Budget):
                 reading.cost = replace(probe.cost, interval=self._schedule.interval)
         except EmptyReadingError:
@@ -371,10 +420,18 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             self._say(note, where)
         self._keep(state.global_step, reading)
         if self._writes:
-            if self._file is not None:
-                self._file.append(state.global_step, record_of(reading))
-            pictures = self._pictures(state) if mode == "train" else {}
-            self._trackers.log(flat(reading, self._log), state.global_step, pictures=pictures, commit=commit)
+            self._append(state.global_step, {**record_of(reading), **more})
+            self._trackers.log(
+                flat(reading, self._log),
+                state.global_step,
+                pictures=self._pictures(state) if mode == "train" else None,
+                histograms=spectra(reading),
+                commit=commit,
+            )
+
+    def _append(self, step: int, record: dict[str, Any]) -> None:
+        if (file := self._file) is not None:
+            self._outlets.write(file, f"the file {file.path}", lambda: file.append(step, record))
 
     def _pictures(self, state: TrainerState) -> "dict[str, NDArray[np.uint8]]":
         """The picture of the training so far, if there are enough readings since the latest one: each time one is drawn it is
@@ -441,12 +498,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
                 self._mark_stopped(state.global_step, what)
 
     def _mark_stopped(self, step: int, what: str) -> None:
-        try:
-            if self._file is not None:
-                self._file.append(step, {"stopped": what})
-            self._trackers.log({"geomprobe/stopped": 1}, step)
-        except Exception as error:  # probably the same error that stopped the measurement
-            warnings.warn(f"geomprobe could not log that it stopped: {type(error).__name__}: {error}", stacklevel=2)
+        self._append(step, {"stopped": what})
+        self._trackers.log({"geomprobe/stopped": 1}, step)
 
     def _rewind(self, step: int) -> None:
         """Discard readings after ``step``, at which this training starts, because these steps will be measured again."""
@@ -460,7 +513,12 @@ def _saved(args: TrainingArguments, state: TrainerState) -> StepFile:
     return StepFile(os.path.join(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", _FILE))
 
 
-def _evaluated(metrics: dict[str, float]) -> str:
-    """``eval``, or ``eval_<name>`` for one of several evaluation sets: the prefix of the names of Trainer's metrics."""
-    prefix = next((key.removesuffix("_runtime") for key in reversed(metrics) if key.endswith("_runtime")), "eval")
-    return prefix if prefix.startswith("eval") else f"eval_{prefix}"
+def _loss(logs: Mapping[str, float] | None, name: str) -> dict[str, float]:
+    """What the file has of a loss that Trainer logs: nothing if there is none, or if it is not finite."""
+    loss = (logs or {}).get(name, math.nan)
+    return {"loss": float(loss)} if math.isfinite(loss) else {}
+
+
+def _prefix(metrics: dict[str, float]) -> str:
+    """The prefix of the names of Trainer's metrics: ``eval``, or ``eval_<name>`` for one of several evaluation sets."""
+    return next((key.removesuffix("_runtime") for key in reversed(metrics) if key.endswith("_runtime")), "eval")

@@ -1,15 +1,21 @@
 """A callback that runs a probe inside a Trainer of Lightning, and logs its readings where the loss is logged."""
 
+import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 from geomprobe import Decoder, EmptyReadingError, GeomprobeError, Metric, Probe, Reading
 from geomprobe.files import StepFile
 from geomprobe.integrations.names import Log, check_log, flat
+from geomprobe.integrations.outlets import Outlets
 from geomprobe.integrations.ranks import largest, on_any_rank
 from geomprobe.integrations.records import interval_of, record_of
 from geomprobe.schedule import Budget, Schedule, as_schedule, budget
@@ -30,7 +36,8 @@ class LightningCallback(Callback):  # type: ignore[misc]
     A measured step is one optimizer step, including all batches of ``accumulate_grad_batches``. Validations are measured
     completely, apart from the training. The numbers go to the loggers of the Trainer at the step of the loss (Lightning counts
     from 0, so the first optimizer step is logged at 0). Complete readings are lines of ``geomprobe.jsonl`` in the folder of the
-    logger. The results of training do not change.
+    logger, with the ``loss`` of the step on the main process if optimization is automatic. ``geomprobe report FILE`` draws
+    them. The results of training do not change.
 
     Lightning leaves a model in the mode in which it was given: call ``model.train()`` after ``from_pretrained``.
 
@@ -43,8 +50,8 @@ class LightningCallback(Callback):  # type: ignore[misc]
             measure the same steps.
         log: ``"overview"`` for at most 24 numbers of a reading, or ``"all"``, as for :func:`flat`.
         jsonl: the file of readings. Default: ``geomprobe.jsonl`` in ``trainer.log_dir``, or else in ``default_root_dir``.
-        on_error: ``"warn"``: an error in measuring issues one warning and ends the measurement, an error in logging issues one
-            warning, and training continues. ``"raise"``: the error is raised.
+        on_error: ``"warn"``: an error in measuring issues one warning and ends the measurement. An error of a logger or of the
+            file issues one warning, and no more is written there. Training continues. ``"raise"``: the error is raised.
 
     Attributes:
         probe: the probe while training runs, else ``None``.
@@ -77,6 +84,8 @@ class LightningCallback(Callback):  # type: ignore[misc]
         self._jsonl = jsonl
         self._raise = on_error == "raise"
         self._file: StepFile
+        self._outlets: Outlets
+        self._losses: list[Tensor] = []  # of the batches of a measured step
         self._step = 0  # the optimizer step that runs, counted from 1
         self._measured = self._within = self._warned = False
 
@@ -92,6 +101,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
             self._schedule = self._when.bound(lambda: probe.cost.seconds, waits=True)
             known = interval_of(self._file.records()) if trainer.is_global_zero else None
             self._schedule.interval = int(largest(known or self._when.interval))
+        self._outlets = Outlets(raises=self._raise)
         self._step, self._measured, self._warned = 0, False, False
         self.probe = probe.attach()
 
@@ -102,9 +112,12 @@ class LightningCallback(Callback):  # type: ignore[misc]
         self._step = trainer.global_step + 1
         self._measured = bool(self._schedule(self._step))
         self.probe.reset("train")
+        self._losses = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """:meta private:"""
+        if self._measured and pl_module.automatic_optimization and isinstance(outputs, Mapping):
+            self._losses.append(outputs["loss"].detach())
         if self._measured and trainer.global_step >= self._step:
             self._report(trainer, "train", self._step)
             if isinstance(self._schedule, Budget) and self.probe is not None:
@@ -164,9 +177,15 @@ class LightningCallback(Callback):  # type: ignore[misc]
             self._warn(f"the reading of step {step} was not logged, and training continues: {type(error).__name__}: {error}")
 
     def _write(self, trainer: Any, reading: Reading, step: int) -> None:
-        self._file.append(step, record_of(reading))
+        line = record_of(reading)
+        if reading.mode == "train" and self._losses:
+            # Lightning has divided each loss by the batches of a whole step. The last step of an epoch may have fewer.
+            loss = float(torch.stack(self._losses).mean()) * trainer.accumulate_grad_batches
+            line |= {"loss": loss} if math.isfinite(loss) else {}
+        self._outlets.write(self._file, f"the file {self._file.path}", lambda: self._file.append(step, line))
+        log = {"metrics": flat(reading, self._log), "step": max(step - 1, 0)}
         for logger in trainer.loggers:
-            logger.log_metrics(flat(reading, self._log), step=max(step - 1, 0))
+            self._outlets.write(logger, type(logger).__name__, partial(logger.log_metrics, **log))
 
     def _warn(self, text: str) -> None:
         """Issue a warning, once in a training."""

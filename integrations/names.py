@@ -7,7 +7,7 @@ from typing import Literal
 
 from geomprobe import GeomprobeError, Reading
 
-__all__ = ["Log", "flat", "prefix", "safe_name"]
+__all__ = ["Log", "flat", "overview_sites", "prefix", "safe_name"]
 
 Log = Literal["overview", "all"]
 """Which numbers of a reading are logged."""
@@ -78,12 +78,18 @@ def check_log(log: str) -> None:
         raise GeomprobeError(f"log={log!r}: expected 'overview' (at most {_MOST} numbers a step) or 'all'")
 
 
-def _overview(reading: Reading) -> list[str]:
+def overview_sites(reading: Reading) -> list[str]:
+    """Return the first, middle and last measured layer and ``final_norm``, or all sites if there are four or fewer."""
     sites = list(reading.sites)
-    if len(sites) > 4:
-        layers = [site for site in sites if site.startswith("layer_")] or sites
-        ends = [site for site in sites if site == "final_norm"]
-        sites = list(dict.fromkeys([layers[0], layers[len(layers) // 2], layers[-1], *ends]))
+    if len(sites) <= 4:
+        return sites
+    layers = [site for site in sites if site.startswith("layer_")] or sites
+    ends = [site for site in sites if site == "final_norm"]
+    return list(dict.fromkeys([layers[0], layers[len(layers) // 2], layers[-1], *ends]))
+
+
+def _overview(reading: Reading) -> list[str]:
+    sites = overview_sites(reading)
     measured = [metric for metric in reading.metrics if metric not in _COUNTS]
     metrics = [metric for metric in _OVERVIEW if metric in measured] or measured
     names = [f"{metric}/{site}" for metric in metrics for site in sites]

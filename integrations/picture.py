@@ -39,11 +39,11 @@ def draw_layers(history: Sequence[tuple[int, Reading]]) -> "NDArray[np.uint8] | 
     thin = math.ceil(len(readings) / _MOST_COLUMNS)
     readings = readings[::-thin][::-1]  # the last step is always one of them
     ranks = [[_rank(reading, site) for site in sites] for _, reading in readings]
-    figure = Figure(figsize=(6.4, 4.0), dpi=100)
+    figure = Figure(figsize=(5.12, 3.2), dpi=125, layout="constrained")  # labels stay legible where trackers show it small
     axes = figure.add_subplot()
     mesh = axes.pcolormesh([step for step, _ in readings], range(len(sites)), np.array(ranks).T, shading="nearest")
     every = math.ceil(len(sites) / 16)
-    axes.set_yticks(range(0, len(sites), every), sites[::every], fontsize=7)
+    axes.set_yticks(range(0, len(sites), every), sites[::every], fontsize=8)
     axes.set_xlabel("step")
     figure.colorbar(mesh, label="effective rank")
     canvas = FigureCanvasAgg(figure)

@@ -1,10 +1,13 @@
-"""The trackers of a Trainer: finds its reporters, and logs numbers and a picture through the client of each."""
+"""The trackers of a Trainer: finds its reporters, and logs numbers, a picture and histograms through the client of each."""
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import (
     INTEGRATION_TO_CALLBACK,
@@ -16,10 +19,10 @@ from transformers.integrations import (
 from transformers.trainer_callback import CallbackHandler
 
 from geomprobe.integrations.loops import sender
+from geomprobe.integrations.outlets import Outlets
 from geomprobe.integrations.wandb_sink import StepAxis, active_run
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["TrainerTrackers"]
@@ -28,11 +31,29 @@ _AXIS = "train/global_step"
 """The step axis of Trainer in W&B and in Trackio."""
 
 
+_BINS = 64
+"""Number of bins of a histogram, as W&B has it."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What is logged at one step, by name. ``commit`` is ``False`` if Trainer logs its loss at this step next, so that both can
+    be in one row of W&B."""
+
+    numbers: dict[str, float]
+    step: int
+    pictures: "Mapping[str, NDArray[np.uint8]]"
+    histograms: Mapping[str, Sequence[float]]
+    commit: bool
+
+
 class TrainerTrackers:
-    """Logs numbers and pictures where a Trainer logs its loss, at its ``global_step``, or to ``to`` if that is given.
+    """Logs numbers, pictures and histograms where a Trainer logs its loss, at its ``global_step``, or to ``to`` if it is given.
 
     The names are the same everywhere, except with reporters of Trainer whose clients are not known here, such as Comet and
     ClearML: those log the numbers themselves, with ``train/`` before each name.
+
+    A tracker that raises an exception gets nothing more in this training (:class:`Outlets`).
 
     Args:
         to: as for :func:`log_reading`. Default: the active W&B run, and the reporters of the Trainer.
@@ -46,15 +67,16 @@ class TrainerTrackers:
         self._send = None if to is None else sender(to)
         self._reporters: list[TrainerCallback] = []
         self._event: tuple[TrainingArguments, TrainerState, TrainerControl]
+        self._outlets: Outlets
         self._axis: StepAxis | None = None
 
-    def begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> bool:
-        """Find the trackers. Call this where Trainer calls a callback.
+    def begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, outlets: Outlets) -> bool:
+        """Find the trackers, which are written to through ``outlets``. Call this where Trainer calls a callback.
 
         Returns:
             Whether there is a tracker.
         """
-        self._event = (args, state, control)
+        self._event, self._outlets = (args, state, control), outlets
         known = tuple(INTEGRATION_TO_CALLBACK.values())
         self._reporters = [] if self._to is not None else [one for one in _callbacks() if isinstance(one, known)]
         return self._to is not None or bool(self._reporters) or active_run() is not None
@@ -69,64 +91,75 @@ class TrainerTrackers:
         step: int,
         *,
         pictures: "Mapping[str, NDArray[np.uint8]] | None" = None,
+        histograms: Mapping[str, Sequence[float]] | None = None,
         commit: bool = True,
     ) -> None:
-        """Log numbers and pictures by name.
+        """Log numbers, pictures and histograms by name.
 
         Args:
             values: the numbers by name.
             step: the ``global_step``.
             pictures: pictures by name, as arrays of height, width and three colours. Clients without pictures get none.
+            histograms: the values of each histogram by name. Clients without histograms get none.
             commit: ``False`` if Trainer logs its loss at this step next, so that both can be in one row of W&B.
 
         Raises:
-            Exception: what a client raises.
+            Exception: what a client raises, if the outlets raise it.
         """
-        numbers, pictures = dict(values), pictures or {}
-        if self._send is None:
-            if (run := active_run()) is not None:
-                self._log_to_wandb(run, numbers, step, pictures, commit=commit)
-            for reporter in self._reporters:
-                self._log_beside(reporter, numbers, step, pictures)
-        elif _is_wandb_run(self._to):
-            self._log_to_wandb(self._to, numbers, step, pictures, commit=True)
-        else:
-            self._send(numbers, step)
-            if hasattr(self._to, "add_image"):
-                _add_images(self._to, pictures, step)
+        entry = _Entry(dict(values), step, pictures or {}, histograms or {}, commit)
+        for place, name, log in self._places():
+            self._outlets.write(place, name, partial(log, place, entry))
 
-    def _log_beside(
-        self, reporter: TrainerCallback, numbers: dict[str, float], step: int, pictures: "Mapping[str, NDArray[np.uint8]]"
-    ) -> None:
+    def _places(self) -> list[tuple[Any, str, Callable[[Any, _Entry], None]]]:
+        """Each tracker, its name, and the function that logs to it."""
+        if self._to is not None:
+            return [(self._to, f"to={self._to!r:.80}", self._log_to_own)]
+        run = active_run()
+        runs = [] if run is None else [(run, f"W&B (the run {run.name or run.id!r})", self._log_to_wandb)]
+        # The reporter of W&B logs to the active run.
+        others = [reporter for reporter in self._reporters if not isinstance(reporter, WandbCallback)]
+        return [*runs, *((one, type(one).__name__.removesuffix("Callback"), self._log_beside) for one in others)]
+
+    def _log_to_own(self, to: Any, entry: _Entry) -> None:
+        """Log to ``to``."""
+        if _is_wandb_run(to):
+            self._log_to_wandb(to, replace(entry, commit=True))
+            return
+        assert self._send is not None
+        self._send(entry.numbers, entry.step)
+        if hasattr(to, "add_image"):
+            _add_media(to, entry)
+
+    def _log_beside(self, reporter: TrainerCallback, entry: _Entry) -> None:
         """Log where a reporter of the Trainer logs."""
-        if isinstance(reporter, WandbCallback):
-            return  # it logs to the active run
         if isinstance(reporter, TensorBoardCallback):
             if (writer := reporter.tb_writer) is not None:
-                sender(writer)(numbers, step)
-                _add_images(writer, pictures, step)
+                sender(writer)(entry.numbers, entry.step)
+                _add_media(writer, entry)
                 writer.flush()
         elif isinstance(reporter, MLflowCallback):
             mlflow = sys.modules["mlflow"]  # which the reporter has imported
-            mlflow.log_metrics(numbers, step=step)
-            for name, picture in pictures.items():
-                mlflow.log_image(picture, key=name, step=step)
+            mlflow.log_metrics(entry.numbers, step=entry.step)
+            for name, picture in entry.pictures.items():
+                mlflow.log_image(picture, key=name, step=entry.step)
         elif isinstance(reporter, TrackioCallback):
             trackio = sys.modules["trackio"]
-            drawn = {name: trackio.Image(picture) for name, picture in pictures.items()}
-            trackio.log({**numbers, **drawn, _AXIS: step})
+            trackio.log({**entry.numbers, **_media(trackio, entry), _AXIS: entry.step})
         else:
-            reporter.on_log(*self._event, logs=numbers)
+            reporter.on_log(*self._event, logs=entry.numbers)
 
-    def _log_to_wandb(
-        self, run: Any, numbers: dict[str, float], step: int, pictures: "Mapping[str, NDArray[np.uint8]]", *, commit: bool
-    ) -> None:
+    def _log_to_wandb(self, run: Any, entry: _Entry) -> None:
         import wandb
 
         if self._axis is None or self._axis.run is not run:
             self._axis = StepAxis(run, _AXIS)
-        drawn = {name: wandb.Image(picture) for name, picture in pictures.items()}
-        self._axis.log({**numbers, **drawn}, step, commit=commit)
+        self._axis.log({**entry.numbers, **_media(wandb, entry)}, entry.step, commit=entry.commit)
+
+
+def _media(client: Any, entry: _Entry) -> dict[str, Any]:
+    """The pictures and histograms in the types of W&B, or of Trackio, which has the same names."""
+    pictures = {name: client.Image(picture) for name, picture in entry.pictures.items()}
+    return pictures | {name: client.Histogram(values, num_bins=_BINS) for name, values in entry.histograms.items()}
 
 
 def _callbacks() -> list[TrainerCallback]:
@@ -142,6 +175,8 @@ def _is_wandb_run(to: Any) -> bool:
     return hasattr(to, "define_metric") and hasattr(to, "summary")
 
 
-def _add_images(writer: Any, pictures: "Mapping[str, NDArray[np.uint8]]", step: int) -> None:
-    for name, picture in pictures.items():
-        writer.add_image(name, picture, step, dataformats="HWC")
+def _add_media(writer: Any, entry: _Entry) -> None:
+    for name, picture in entry.pictures.items():
+        writer.add_image(name, picture, entry.step, dataformats="HWC")
+    for name, values in entry.histograms.items():
+        writer.add_histogram(name, np.array(values), entry.step, bins=_BINS)

@@ -88,6 +88,7 @@ def run(out: Path, *, steps: int = 400) -> None:
         enable_progress_bar()
     show("")
     show(f"open the report:      {out / REPORT}")
+    show(f"draw the training:    geomprobe report {out}")
     show(f"inspect a text:       geomprobe inspect {out / f'checkpoint-{steps}'} 'def f(x):'")
     if os.environ["WANDB_MODE"] == "offline":
         show(f"view the training:    {viewer()} {training}")

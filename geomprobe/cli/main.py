@@ -79,7 +79,9 @@ def inspect(
     page: Annotated[
         Path | None, typer.Option("--html", help="Write a page with the weights of each token at every layer to this file.")
     ] = None,
-    project: Annotated[str | None, typer.Option("--wandb", help="Log that page to this W&B project.")] = None,
+    project: Annotated[
+        str | None, typer.Option("--wandb", help="Log that page, and so the text itself, to this W&B project.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the sites, curves, tokens and picks as JSON.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     gguf_file: Annotated[str | None, typer.Option(help="Name of the GGUF file inside MODEL.")] = None,
@@ -116,6 +118,7 @@ def inspect(
     if project is not None:
         from geomprobe.integrations import WandbSink
 
+        say(f"logging the page, with the text itself, to the W&B project {project}")
         with WandbSink(project) as sink:
             sink.log_html("tokens", document)
 
@@ -125,7 +128,12 @@ def inspect(
     {"models": list[str], "data": str, "out": Path, "revisions": str}, without=("progress", "on_record"), before="dtype"
 )
 def sweep(
-    *, wandb: Annotated[str | None, typer.Option("--wandb", help="Log to this W&B project.")] = None, **arguments: Any
+    *,
+    wandb: Annotated[
+        str | None,
+        typer.Option("--wandb", help="Log to this W&B project: the numbers, and a page of the first tokens of the data."),
+    ] = None,
+    **arguments: Any,
 ) -> None:
     """Measure many checkpoints, or models of several sizes, on the same tokens. A sweep that was stopped can be resumed."""
     from geomprobe.sweeps.checkpoints import find_checkpoints
@@ -139,6 +147,7 @@ def sweep(
     main = os.environ.get("RANK", "0") == "0"
     tracker = None
     if wandb is not None and main:
+        say(f"logging to the W&B project {wandb}: the numbers, and at the end a page of the first tokens of the data")
         steps = [checkpoint.step for checkpoint in find_checkpoints(arguments["models"], arguments["revisions"])]
         shown = {name: arguments[name] for name in ("models", "revisions", "data", "tokens")}
         tracker = SweepTracker(arguments["out"], wandb, shown, axis="parameters" if None in steps else "step")
@@ -172,22 +181,44 @@ def export(
     say(f"wrote {to}: {rows:,} numbers of {len(opened.records) - len(opened.failed)} records, one per row")
 
 
-@app.command(cls=Command, short_help="Write a page with figures of one or several sweeps.")
+@app.command(cls=Command, short_help="Write a page with figures of sweeps, or of a training.")
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of sweeps.", metavar="RUN...")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders of sweeps; or one geomprobe.jsonl of a training, or the output folder that contains it.",
+            metavar="RUN...",
+        ),
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="Output file. Default: RUN/report.html, or report.html for several runs.")
+        Path | None,
+        typer.Option(
+            help="Output file. Default: RUN/report.html, report.html for several runs, and geomprobe.html beside the file of a "
+            "training."
+        ),
     ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
-    """Write a page with figures of one or several sweeps: every metric by layer, step and size, with null baselines."""
-    page = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    """Write a page with figures: of one or several sweeps, every metric by layer, step and size, with null baselines; of a
+    training with a probe, what changed, the loss beside every layer, and the curves that trackers get."""
     from geomprobe.report.page import report_page
+    from geomprobe.report.training_file import Training, find_training
+    from geomprobe.report.training_page import training_page
     from geomprobe.sweeps.records import Run
 
-    opened = [Run.open(run) for run in runs]
-    check_writable(page)
-    write_whole(page, report_page(opened))
+    files = [file for run in runs if (file := find_training(run)) is not None]
+    if files and len(runs) > 1:
+        raise GeomprobeError(f"{files[0]} is the file of a training: give it alone, because a page shows one training")
+    if files:
+        training = Training.open(files[0])
+        page = out or files[0].with_suffix(".html")
+        check_writable(page)
+        write_whole(page, training_page(training))
+    else:
+        opened = [Run.open(run) for run in runs]
+        page = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+        check_writable(page)
+        write_whole(page, report_page(opened))
     say(f"wrote {page}: open it in a browser")
     if show:
         import webbrowser

@@ -62,3 +62,7 @@ class Metric(ABC):
     def curves(self, states: Mapping[Accumulator, State]) -> Mapping[str, Curve]:
         """Return the curves over positions by name. A metric that does not override this has none."""
         return {}
+
+    def measure(self, states: Mapping[Accumulator, State]) -> tuple[Mapping[str, Tensor | float], Mapping[str, Curve]]:
+        """Return :meth:`scalars` and :meth:`curves`. Override it too if both need the same expensive step."""
+        return self.scalars(states), self.curves(states)

@@ -14,7 +14,7 @@ from geomprobe.accumulators.state import Accumulator, State
 from geomprobe.accumulators.text_entropy import TextEntropySum
 from geomprobe.core import spectrum
 from geomprobe.errors import GeomprobeError, is_whole
-from geomprobe.metrics.base import Metric
+from geomprobe.metrics.base import Curve, Metric
 
 __all__ = ["RepresentationEntropy"]
 
@@ -40,6 +40,9 @@ class RepresentationEntropy(Metric):
     ``text_matrix_entropy``, ``text_matrix_entropy_log_d``, ``text_matrix_entropy_log_n``, ``text_effective_rank`` and
     ``text_rank_ratio``.
 
+    The curve ``spectrum``, with ``spectrum``: the eigenvalues of Σ over their ranks, the largest first. Its counts are n. Those
+    of the null space are rounding errors of either sign.
+
     Every name starts with what makes its rows differ from the unit rows of all tokens: ``last_`` or ``mean_`` (see ``rows``),
     ``raw_`` (see ``unit``), and ``centered_`` or ``stream_centered_`` (see ``center``), in this order. The entropies of Def.
     3.1 need unit rows, and ``anisotropy`` needs unit rows that were not centred on the stream, so other rows do not have them.
@@ -59,6 +62,7 @@ class RepresentationEntropy(Metric):
         texts: whether to compute the means over texts too. Without them a forward costs only the covariance, which is useful
             for many tokens. They are defined for the unit rows of all tokens, where this is the default.
         text_spectrum: whether to compute the means over texts that need eigenvalues too, at about ten times the cost.
+        spectrum: whether to return the curve ``spectrum`` of all eigenvalues, at no cost but its length.
         clipped: whether to compute ``clipped_matrix_entropy`` too, and with ``text_spectrum`` ``clipped_text_matrix_entropy``:
             the entropies of Σ, and of the Gram matrices of texts, whose negative entries are set to zero. The code of Skean et
             al. (2025) does this; it has no justification that we know of.
@@ -82,6 +86,7 @@ class RepresentationEntropy(Metric):
     alpha_range: tuple[int, int] = spectrum.ALPHA_RANGE
     texts: bool | None = None
     text_spectrum: bool = False
+    spectrum: bool = False
     clipped: bool = False
     sketch: int | None = None
 
@@ -92,7 +97,7 @@ class RepresentationEntropy(Metric):
             self._refuse("center", "False, 'text' or 'stream'")
         if self.rows not in ("all", "last", "mean"):
             self._refuse("rows", "'all', 'last' or 'mean'")
-        for name in ("unit", "texts", "text_spectrum", "clipped"):
+        for name in ("unit", "texts", "text_spectrum", "spectrum", "clipped"):
             if not isinstance(getattr(self, name), bool) and (name, self.texts) != ("texts", None):
                 self._refuse(name, "True or False")
         if self.sketch is not None and not is_whole(self.sketch, least=1):
@@ -158,20 +163,33 @@ class RepresentationEntropy(Metric):
         return f"{self.rows}_" * (self.rows != "all") + "raw_" * (not self.unit) + centered
 
     def scalars(self, states: Mapping[Accumulator, State]) -> Mapping[str, Tensor | float]:
-        measured = self._of_stream(states[self._stream])
-        if self._has_texts:
-            measured |= self._of_texts(states[self._texts], states[self._stream])
-        return {f"{self._prefix}{name}": value for name, value in measured.items()}
+        return self.measure(states)[0]
 
-    def _of_stream(self, state: State) -> dict[str, Tensor | float]:
+    def curves(self, states: Mapping[Accumulator, State]) -> Mapping[str, Curve]:
+        return self.measure(states)[1]
+
+    def measure(self, states: Mapping[Accumulator, State]) -> tuple[Mapping[str, Tensor | float], Mapping[str, Curve]]:
+        state = states[self._stream]
+        values, residual = self._eigenvalues(state)
+        measured = self._of_stream(state, values, residual)
+        if self._has_texts:
+            measured |= self._of_texts(states[self._texts], state)
+        curves = {}
+        if self.spectrum:
+            curves[f"{self._prefix}spectrum"] = Curve(tuple(values.flip(0).tolist()), None, (int(state["n"]),) * len(values))
+        return {f"{self._prefix}{name}": value for name, value in measured.items()}, curves
+
+    def _eigenvalues(self, state: State) -> tuple[Tensor, Tensor]:
+        """The eigenvalues of Σ in ascending order, and the residual of the sketch, which is 0 without one."""
+        if isinstance(self._stream, CovarianceSketch):
+            return sketched_eigenvalues(state, self._stream, center=self.center == "stream")
+        return eigenvalues(state, center=self.center == "stream"), torch.zeros(())
+
+    def _of_stream(self, state: State, values: Tensor, residual: Tensor) -> dict[str, Tensor | float]:
         n, width, stream = float(state["n"]), state["sum"].shape[0], self.center == "stream"
         measured: dict[str, Tensor | float] = {}
-        residual = torch.zeros(())
-        if isinstance(self._stream, CovarianceSketch):
-            values, residual = sketched_eigenvalues(state, self._stream, center=stream)
+        if self.sketch is not None:
             measured["sketch_residual"] = residual
-        else:
-            values = eigenvalues(state, center=stream)
         floor = rounding(self._stream.exact)
         if stream:  # rounding is a share of the largest eigenvalue before the mean was subtracted
             floor *= float(1 + (state["sum"] / n).square().sum() / values.amax())

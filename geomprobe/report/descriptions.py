@@ -1,5 +1,6 @@
 """The description of each metric in the report: its title, its unit, how to read it, and a caveat."""
 
+from html import escape
 from typing import NamedTuple
 
 __all__ = ["COMPACT", "Description", "describe"]
@@ -9,7 +10,7 @@ class Description(NamedTuple):
     """The description of one metric.
 
     Attributes:
-        title: title of a figure.
+        title: title of a figure, as HTML.
         axis: label of an axis, with the unit.
         read: one sentence on how to read the metric.
         caveat: one sentence on what it does not mean.
@@ -176,4 +177,4 @@ def describe(metric: str) -> Description:
             name, about = name.removeprefix(prefix), [*about, words]
     if about and name in _WORDS:
         return _WORDS[name]._replace(title=f"{_WORDS[name].title} ({', '.join(about)})")
-    return Description(metric.replace("_", " "), "")
+    return Description(escape(metric.replace("_", " ")), "")

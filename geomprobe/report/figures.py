@@ -113,14 +113,15 @@ def _by_layer(sites: Sequence[str]) -> dict[str, Any]:
 # -- checkpoints ------------------------------------------------------------------------------------------------------------
 
 
-def over_checkpoints(runs: Sequence[Run], metric: str, *, most: int = _SITES) -> "Figure | None":
+def over_checkpoints(runs: Sequence[Run], metric: str, *, most: int = _SITES, log_steps: bool = True) -> "Figure | None":
     """Return a figure over training steps or model sizes: for one run with lines for up to ``most`` layers, for several runs
     with one line each at the last site.
 
     For models of different depth, layers at the same share of the depth are compared. Baselines are those of the last site.
-    ``metric`` can be ``"loss"``. Return ``None`` for fewer than two checkpoints.
+    ``metric`` can be ``"loss"``. Without ``log_steps`` the axis of steps is linear. Return ``None`` for fewer than two
+    checkpoints.
     """
-    axis = _Axis.of(runs)
+    axis = _Axis.of(runs, log_steps=log_steps)
     single = len(runs) == 1
     lines, nulls = [], []
     for run, colour in zip(runs, _distinct(runs), strict=True):
@@ -171,10 +172,10 @@ class _Axis:
     layout: dict[str, Any]
 
     @classmethod
-    def of(cls, runs: Sequence[Run]) -> "_Axis":
+    def of(cls, runs: Sequence[Run], *, log_steps: bool = True) -> "_Axis":
         records = [record for run in runs for record in run.checkpoints]
         if all(run.axis == "step" for run in runs):
-            return cls._of_steps(sorted({record.step for record in records if record.step is not None}))
+            return cls._of_steps(sorted({record.step for record in records if record.step is not None}), log=log_steps)
         sizes = sorted({record.parameters for record in records if record.parameters})
         if len(sizes) > 1:
             ticks = _some(sizes, 6)
@@ -185,9 +186,9 @@ class _Axis:
         return cls(lambda record: names.index(record.name), lambda record: True, layout)
 
     @classmethod
-    def _of_steps(cls, steps: list[int]) -> "_Axis":
+    def _of_steps(cls, steps: list[int], *, log: bool) -> "_Axis":
         after = [step for step in steps if step > 0]
-        if len(after) < 2 or after[-1] < 100 * after[0]:
+        if not log or len(after) < 2 or after[-1] < 100 * after[0]:
             return cls(lambda record: float(record.step or 0), lambda record: True, _titled("training step"))
         gaps = [math.log10(b / a) for a, b in itertools.pairwise(after)]
         zero = after[0] / 10 ** max(0.15, min(1.0, statistics.median(gaps)))

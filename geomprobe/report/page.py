@@ -20,7 +20,7 @@ from geomprobe.sweeps.records import Record, Run
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["report_page"]
+__all__ = ["Course", "FigureGroup", "figure_page", "report_page"]
 
 _NORMALISED = {
     "of its maximum": "entropy",
@@ -51,8 +51,25 @@ _SCALED = (
     "information_gain_per_dim",
 )
 _OTHERS = "Other views"
-_LEAST = {3: 20, 4: 13, 6: 20}
+_LEAST = {3: 20, 4: 13, 5: 20, 6: 20}
 """Minimum width of a figure in rem, by the number of figures side by side."""
+
+
+_ABOUT = (
+    "Lines go from faint to strong: from early to late steps, from shallow to deep layers, from small to large models. Dashed "
+    "lines are the same model with random weights, and dotted lines are Gaussian rows of the same number and width. A trend "
+    "that either of them shows too is not an effect of training."
+)
+
+
+class Course(NamedTuple):
+    """What a number does in a sentence: its name, its first value, its last value, and its unit. The first value is empty if
+    there is one checkpoint only."""
+
+    name: str
+    first: str
+    last: str
+    unit: str
 
 
 @dataclass(frozen=True)
@@ -91,24 +108,54 @@ def report_page(runs: Sequence[Run]) -> str:
             )
             raise GeomprobeError(f"{run.path}: this run has no measured checkpoint, so there is nothing to show: {why}")
     compared = _comparable(runs)
-    drawn: list[dict[str, Any]] = []
-    sections = [_section(title, groups, drawn) for title, groups in _sections(compared) if groups]
-    from plotly.offline import get_plotlyjs
-
-    plotly: str = get_plotlyjs()
-    summary, courses = _summary(compared)
-    return render(
-        "geomprobe.report",
-        "report.html.j2",
-        title=shorten(" · ".join(run.name for run in runs), most=80),
-        plotly=plotly,
-        plotly_hash=content_hash(plotly),
-        summary=summary,
-        courses=courses,
+    return figure_page(
+        shorten(" · ".join(run.name for run in runs), most=80),
+        _sections(compared),
+        finding=[_summary(compared)],
         facts=_facts(runs),
         failed=_failed(runs),
         notes=_notes(runs),
-        sections=sections,
+        about=_ABOUT,
+    )
+
+
+def figure_page(
+    title: str,
+    sections: Sequence[tuple[str, Sequence[FigureGroup]]],
+    *,
+    finding: Sequence[tuple[str, Sequence[Course]]],
+    facts: Sequence[tuple[str, Sequence[str]]],
+    notes: Sequence[str],
+    about: str,
+    failed: Sequence[tuple[str, str, str]] = (),
+) -> str:
+    """Return a page of figures as one self-contained HTML document.
+
+    Args:
+        title: the heading.
+        sections: the headings of the sections, and their groups of figures. A section without groups is left out.
+        finding: the sentences under the heading: the beginning of each, and what metrics do in it.
+        facts: what was measured, as names and their values.
+        notes: what a reader must know before comparing numbers.
+        about: how to read the lines.
+        failed: what failed: its name, that of its run if there are several, and its error.
+    """
+    from plotly.offline import get_plotlyjs
+
+    drawn: list[dict[str, Any]] = []
+    plotly: str = get_plotlyjs()
+    return render(
+        "geomprobe.report",
+        "report.html.j2",
+        title=title,
+        sections=[_section(heading, groups, drawn) for heading, groups in sections if groups],
+        finding=finding,
+        facts=facts,
+        failed=failed,
+        notes=notes,
+        about=about,
+        plotly=plotly,
+        plotly_hash=content_hash(plotly),
         data={"themes": {"light": template(), "dark": template(dark=True)}, "figures": drawn},
     )
 
@@ -476,9 +523,8 @@ def _packed(plain: dict[str, Any]) -> dict[str, Any]:
 # -- what was measured ------------------------------------------------------------------------------------------------------
 
 
-def _summary(runs: Sequence[Run]) -> tuple[str, list[tuple[str, str, str, str]]]:
-    """The beginning of a sentence, and what each metric of the first figures does in it: its name, its first number, its last
-    one, and the unit. The first number is empty if there is one checkpoint only."""
+def _summary(runs: Sequence[Run]) -> tuple[str, list[Course]]:
+    """The beginning of a sentence, and what each metric of the first figures does in it."""
     if len(runs) > 1:
         return f"{len(runs)} runs over training", []
     first, last = runs[0].checkpoints[0], runs[0].checkpoints[-1]
@@ -487,7 +533,7 @@ def _summary(runs: Sequence[Run]) -> tuple[str, list[tuple[str, str, str, str]]]
         start, end = (record.loss if metric == "loss" else _at_end(record, metric) for record in (first, last))
         if end is not None:
             began = "" if start is None or first is last else f"{start:.3g}"
-            courses.append((name, began, f"{end:.3g}", unit))
+            courses.append(Course(name, began, f"{end:.3g}", unit))
     if not courses:
         return f"{len(runs[0].checkpoints)} checkpoints", []
     return f"From {_called(first)} to {_called(last)}" if first is not last else f"At {_called(last)}", courses

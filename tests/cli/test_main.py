@@ -1,12 +1,16 @@
 """The command line, as a user types it."""
 
 import json
+import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from geomprobe.cli import main as cli
 from tests.conftest import DemoRun
 
 pytestmark = pytest.mark.slow  # it starts processes
@@ -111,3 +115,21 @@ def test_the_demos_checkpoints_read_bytes(demo_run: DemoRun) -> None:
     run = geomprobe("inspect", str(demo_run.out / f"checkpoint-{demo_run.steps}"), TEXT, "--json")
     assert run.returncode == 0, run.stderr
     assert len(json.loads(run.stdout)["tokens"]) == len(TEXT.encode())
+
+
+def test_a_page_of_a_text_that_wandb_gets_is_said_to_have_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent: list[tuple[str, str]] = []
+    sink = SimpleNamespace(log_html=lambda name, page: sent.append((name, page)))
+    page = SimpleNamespace(to_html=lambda: "<p>a secret</p>")
+    monkeypatch.setattr("geomprobe.models.loading.load", lambda *arguments, **options: None)
+    monkeypatch.setattr("geomprobe.inspection.inspect.inspect_text", lambda *arguments, **options: page)
+    monkeypatch.setattr("geomprobe.integrations.wandb_sink.WandbSink", lambda project: nullcontext(sink))
+    cli.inspect("model", "a secret", project="mine")
+    assert "logging the page, with the text itself, to the W&B project mine\n" in capsys.readouterr().err
+    assert sent == [("tokens", "<p>a secret</p>")]
+    for command in ("inspect", "sweep"):
+        assert re.search(
+            r"--wandb .*(the\s+text\s+itself|first\s+tokens\s+of\s+the\s+data)", geomprobe(command, "--help").stdout, re.DOTALL
+        )

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "probe": {"accumulators", "capture", "metrics", "reading", "recording"},
     "inspection": {"capture", "core", "metrics", "models", "probe", "reading", "report"},
     "sweeps": {"accumulators", "capture", "core", "metrics", "models", "probe", "protocols", "reading", "recording"},
-    "report": {"metrics", "protocols", "sweeps", "theory"},
+    "report": {"integrations", "metrics", "protocols", "reading", "sweeps", "theory"},
     "integrations": {""},  # public names only, files and schedules
     "tracking": {"inspection", "integrations", "metrics", "models", "probe", "reading", "report", "sweeps"},
     "paper": {"capture", "core", "inspection", "models", "report", "sweeps", "theory"},

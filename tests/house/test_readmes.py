@@ -98,7 +98,11 @@ def test_the_workflow_runs_the_readmes_own_test_command() -> None:
 def test_every_name_of_every_metric_is_in_the_reference() -> None:
     told = (ROOT / "geomprobe/metrics/README.md").read_text("utf-8")
     groups: list[list[Metric]] = [
-        [RepresentationEntropy(text_spectrum=True, sketch=4), InformationGain(stream=True), ContextLasso(attention=True)],
+        [
+            RepresentationEntropy(text_spectrum=True, spectrum=True, sketch=4),
+            InformationGain(stream=True),
+            ContextLasso(attention=True),
+        ],
         [RepresentationEntropy(center="text", text_spectrum=True), AttentionProfile(), Curvature(), MassiveActivations()],
         [
             RepresentationEntropy(text_spectrum=True, clipped=True),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import wandb
@@ -11,7 +12,9 @@ from transformers import Trainer, TrainerCallback
 
 from geomprobe import GeomprobeError, InformationGain, Metric, Probe, Reading, RepresentationEntropy, budget, every
 from geomprobe.accumulators.information_gain import InformationGainSum
+from geomprobe.files import StepFile
 from geomprobe.integrations import ProbeCallback
+from geomprobe.integrations.histograms import spectra
 from geomprobe.integrations.picture import PICTURE
 from tests.integrations.by_hand import LEARNING_RATE, ByHand
 from tests.integrations.training import ACCUMULATION, BATCH, LENGTH, losses, trainer
@@ -43,7 +46,17 @@ def test_wandb_run_holds_every_metric_at_its_step_beside_the_loss(tmp_path: Path
         assert reading.cost is not None
         expected.setdefault(f"{prefix}/cost", {})[step] = reading.cost.share
     assert {"geomprobe/entropy/embed", "geomprobe/eval/information_gain/final_norm"} <= set(expected)
-    assert {name for name in run.names("geomprobe") if not name.startswith(PICTURE)} == set(expected)
+    named = {name for name in run.names("geomprobe") if not name.startswith(PICTURE)}
+    histograms = {name.rpartition(".")[0] for name in named if "/spectrum_log10/" in name}
+    assert len(histograms) == 8  # four of each mode
+    assert {name for name in named if "/spectrum_log10/" not in name} == set(expected)
+    for step, reading in callback.history:
+        for name, values in spectra(reading).items():
+            assert run.series(f"{name}._type")[step] == "histogram"
+            counts, edges = np.histogram(values, bins=64)
+            assert run.series(f"{name}.values")[step] == counts.tolist()
+            assert run.series(f"{name}.bins")[step] == pytest.approx(edges.tolist())
+            assert run.axes[name] == "train/global_step"
     assert run.series(f"{PICTURE}._type") == {6: "image-file"}
     for name, series in expected.items():
         assert run.series(name) == series
@@ -137,6 +150,23 @@ def test_training_computes_the_same_and_nothing_stays_on_the_model(tmp_path: Pat
     assert not hooks(probed.model)
 
 
+def apart_from_losses(lines: str) -> list[dict[str, Any]]:
+    return [record for line in lines.splitlines() if "sites" in (record := json.loads(line))]
+
+
+def test_the_file_has_the_losses_that_trainer_logged(tmp_path: Path) -> None:
+    trained = trainer(tmp_path, ProbeCallback([RepresentationEntropy()], when=3, on_error="raise"), **EVALUATION)
+    trained.train()
+    records = StepFile(tmp_path / "trained" / "geomprobe.jsonl").records()
+    by_mode: dict[str | None, dict[int, float]] = {}
+    for record in records:
+        if "loss" in record:
+            by_mode.setdefault(record.get("mode"), {})[record["step"]] = record["loss"]
+    assert [record["step"] for record in records if record.get("mode") == "train"] == [3, 6]
+    assert by_mode[None] == losses(trained)  # at steps 2, 4 and 6
+    assert by_mode["eval"] == {one["step"]: one["eval_loss"] for one in trained.state.log_history if "eval_loss" in one}
+
+
 def test_a_resumed_training_continues_the_series(tmp_path: Path) -> None:
     options = EVALUATION | {"save_strategy": "steps", "save_steps": 3}
     whole, file = ProbeCallback(when=every(1), jsonl=tmp_path / "whole.jsonl"), tmp_path / "resumed.jsonl"
@@ -146,7 +176,7 @@ def test_a_resumed_training_continues_the_series(tmp_path: Path) -> None:
 
     resumed = ProbeCallback(when=every(1), jsonl=file)
     trainer(tmp_path, resumed, **options).train(resume_from_checkpoint=str(tmp_path / "trained" / "checkpoint-3"))
-    old, new = ([json.loads(line) for line in text.splitlines()] for text in (written, file.read_text()))
+    old, new = apart_from_losses(written), apart_from_losses(file.read_text())  # Trainer's mean begins anew when it is resumed
     assert [line | {"cost": None} for line in new] == [line | {"cost": None} for line in old]
     assert new[:3] == old[:3]
     assert steps(resumed) == steps(whole)
@@ -189,7 +219,7 @@ def test_the_same_callback_resumes_its_history(tmp_path: Path) -> None:
 def test_the_file_holds_whole_readings_and_only_the_latest_keep_curves_in_memory(tmp_path: Path) -> None:
     callback = ProbeCallback(when=every(2), jsonl=tmp_path / "new" / "geometry.jsonl")
     trainer(tmp_path, callback, **EVALUATION).train()
-    lines = [json.loads(line) for line in (tmp_path / "new" / "geometry.jsonl").read_text().splitlines()]
+    lines = apart_from_losses((tmp_path / "new" / "geometry.jsonl").read_text())
     read = [(line["step"], Reading.from_dict(line)) for line in lines]
     assert [(step, dict(reading)) for step, reading in read] == [(s, dict(r)) for s, r in callback.history]
     assert all(len(reading.curve("gain", "embed")) == LENGTH for _, reading in read)

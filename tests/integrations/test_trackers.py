@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import wandb
 from accelerate import Accelerator
@@ -18,7 +19,10 @@ from transformers import TrainerCallback
 from geomprobe import GeomprobeError, Probe, Reading, RepresentationEntropy
 from geomprobe.files import StepFile
 from geomprobe.integrations import ProbeCallback, flat, log_reading
+from geomprobe.integrations.histograms import spectra
 from geomprobe.integrations.picture import PICTURE
+from geomprobe.report.training_file import Training
+from geomprobe.report.training_page import training_page
 from tests.integrations.training import losses, trainer
 from tests.integrations.wandb_file import read_run
 from tests.tiny_models import hooks, tiny, token_batch
@@ -42,6 +46,11 @@ def ours(series: Series) -> Series:
     return {name: values for name, values in series.items() if name.startswith("geomprobe/") and name != PICTURE}
 
 
+def readings_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of the file of a training that are readings."""
+    return [record for record in StepFile(folder / "trained" / "geomprobe.jsonl").records() if "sites" in record]
+
+
 def approx(series: Series) -> Any:
     """As float32, which event files have."""
     return {name: pytest.approx(values, rel=1e-6) for name, values in series.items()}
@@ -59,6 +68,22 @@ def event_file(folder: Path) -> tuple[Series, dict[str, list[int]]]:
     return scalars, {tag: [event.step for event in events.Images(tag)] for tag in tags["images"]}
 
 
+def histograms(folder: Path) -> dict[tuple[str, int], tuple[float, float, list[float]]]:
+    """The histograms of the one run of TensorBoard under a folder by name and step: the number of values, their sum, and the
+    counts of the bins."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (run,) = {file.parent for file in folder.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(run), size_guidance={"histograms": 0})
+    events.Reload()
+    found = {}
+    for name in events.Tags()["histograms"]:
+        for event in events.Histograms(name):
+            told = event.histogram_value
+            found[name, event.step] = (told.num, told.sum, list(told.bucket)[-64:])
+    return found
+
+
 # -- trackers of Trainer ----------------------------------------------------------------------------------------------------
 
 
@@ -69,6 +94,14 @@ def test_tensorboard(tmp_path: Path) -> None:
     trained = trainer(tmp_path, callback, report_to="tensorboard", **EVALUATION)
     trained.train()
     scalars, pictures = event_file(tmp_path)  # one run: that of the loss
+    readings = [(record["step"], Reading.from_dict(record)) for record in readings_of(tmp_path)]
+    told: dict[tuple[str, int], Any] = {
+        (name, step): (len(values), pytest.approx(sum(values)), pytest.approx(np.histogram(values, bins=64)[0].tolist()))
+        for step, reading in readings
+        for name, values in spectra(reading).items()
+    }
+    assert histograms(tmp_path) == told
+    assert len(told) == 4 * len(readings)
     assert ours(scalars) == approx(expected(callback))
     assert scalars["train/loss"] == pytest.approx(losses(trained))
     assert pictures == {PICTURE: [4, 6]}
@@ -123,10 +156,14 @@ trainer(Path(sys.argv[1]), ProbeCallback(when=2, on_error="raise"), report_to="t
         {row["train/global_step"]: row for row in rows if name in row} for name in ("train/loss", "geomprobe/tokens")
     )
     assert list(loss) == list(numbers) == [2, 4, 6]
-    for record in StepFile(tmp_path / "trained" / "geomprobe.jsonl").records():
+    for record in readings_of(tmp_path):
         logged = {name: value for name, value in numbers[record["step"]].items() if name.startswith("geomprobe/")}
         picture = logged.pop(PICTURE, None)
-        assert logged == flat(Reading.from_dict(record), "overview")
+        reading = Reading.from_dict(record)
+        for name, values in spectra(reading).items():
+            counts, edges = np.histogram(values, bins=64)
+            assert logged.pop(name) == {"_type": "trackio.histogram", "bins": edges.tolist(), "values": counts.tolist()}
+        assert logged == flat(reading, "overview")
         assert (picture is None) == (record["step"] == 2)
 
 
@@ -154,6 +191,89 @@ def test_a_reporter_whose_client_is_not_known_logs_the_numbers_itself(tmp_path: 
     for step, reading in callback.history:
         assert flat(reading, "overview").items() <= seen[step].items()
         assert seen[step]["loss"] == losses(trained)[step]
+
+
+# -- a tracker that raises --------------------------------------------------------------------------------------------------
+
+
+class Fails(TrainerCallback):  # type: ignore[misc]
+    """A reporter of Trainer whose network breaks at step 4."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if "geomprobe/tokens" in logs:
+            self.steps.append(state.global_step)
+            if state.global_step == 4:
+                raise ConnectionError("no route to host")
+
+
+def dropped(caught: Any) -> list[str]:
+    """The warnings about places that get no more readings."""
+    return [said for w in caught if (said := str(w.message)).startswith("geomprobe: no more readings are logged to ")]
+
+
+@pytest.mark.slow
+def test_a_tracker_that_raises_is_dropped_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations import INTEGRATION_TO_CALLBACK
+
+    pytest.importorskip("tensorboard")
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "comet_ml", Fails)
+    bare, fails, callback = trainer(tmp_path), Fails(), ProbeCallback([RepresentationEntropy()], when=1)
+    bare.train()
+    probed = trainer(tmp_path, fails, callback, report_to="tensorboard")
+    with pytest.warns(RuntimeWarning) as caught:
+        probed.train()
+    end = "Fails, and training continues: ConnectionError: no route to host"
+    assert dropped(caught) == [f"geomprobe: no more readings are logged to {end}"]
+    assert fails.steps == [1, 2, 3, 4]
+    assert callback.fault is None
+    assert [step for step, _ in callback.history] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in readings_of(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert ours(event_file(tmp_path)[0]) == approx(expected(callback))
+    assert losses(probed) == losses(bare)
+    with pytest.raises(ConnectionError):
+        trainer(tmp_path, Fails(), ProbeCallback([RepresentationEntropy()], when=1, on_error="raise")).train()
+
+
+class Closes(TrainerCallback):  # type: ignore[misc]
+    """Finishes a run of W&B while the training goes on."""
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 3:
+            self.run.finish()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_closed_is_dropped(tmp_path: Path) -> None:
+    run = wandb.init(project="mine", reinit="create_new")
+    callback = ProbeCallback([RepresentationEntropy()], when=2, to=run)
+    with pytest.warns(RuntimeWarning) as caught:
+        trainer(tmp_path, callback, Closes(run)).train()
+    (said,) = dropped(caught)
+    assert "to=<wandb" in said
+    assert "finished" in said
+    assert [step for step, _ in callback.history] == [2, 4, 6]
+    assert list(read_run(tmp_path).series("geomprobe/tokens")) == [2]
+
+
+@pytest.mark.slow
+def test_on_a_full_disk_the_trackers_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: StepFile, step: int, record: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(StepFile, "append", full)
+    seen: list[int] = []
+    callback = ProbeCallback([RepresentationEntropy()], when=2, to=lambda numbers, step: seen.append(step))
+    with pytest.warns(RuntimeWarning) as caught:
+        trainer(tmp_path, callback).train()
+    (said,) = dropped(caught)
+    assert said.endswith("geomprobe.jsonl, and training continues: OSError: [Errno 28] No space left on device")
+    assert seen == [2, 4, 6]
 
 
 # -- to= and the file -------------------------------------------------------------------------------------------------------
@@ -215,8 +335,11 @@ def test_without_a_tracker_one_line_names_the_file_that_has_all(tmp_path: Path, 
     trainer(tmp_path, callback, **EVALUATION).train()
     file = tmp_path / "trained" / "geomprobe.jsonl"
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("geomprobe")]
-    assert line == f"geomprobe: this training has no tracker; its readings are written to {file}"
-    records = StepFile(file).records()
+    assert (
+        line
+        == f"geomprobe: this training has no tracker; its readings are written to {file}, and drawn by: geomprobe report {file}"
+    )
+    records = readings_of(tmp_path)
     assert [(record["step"], record["mode"]) for record in records] == [
         (2, "train"),
         (3, "eval"),
@@ -225,8 +348,11 @@ def test_without_a_tracker_one_line_names_the_file_that_has_all(tmp_path: Path, 
         (6, "eval"),
     ]
     assert [list(Reading.from_dict(record)) for record in records] == [list(reading) for _, reading in callback.history]
+    page = training_page(Training.open(file))  # the command that the line names
+    assert "From step 2 to step 6, the loss went from <b>" in page
+    assert "In evaluation, from step 3 to step 6, the loss went from <b>" in page
     trainer(tmp_path, ProbeCallback(when=6), max_steps=6).train()  # a new training begins anew
-    assert [record["step"] for record in StepFile(file).records()] == [6]
+    assert [record["step"] for record in readings_of(tmp_path)] == [6]
 
 
 # -- loops ------------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import itertools
 import math
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import scipy.stats
 import torch
 from numpy.typing import NDArray
 
+from geomprobe import Probe, Reading
 from geomprobe.accumulators.covariance import Covariance
 from geomprobe.core.rows import Rows
 from geomprobe.errors import GeomprobeError
@@ -18,6 +20,7 @@ from geomprobe.metrics.information_gain import InformationGain
 from tests import reference
 from tests.accumulators.harness import WIDTH, packed, padded, texts
 from tests.metrics.measure import curves_of, scalars_of
+from tests.tiny_models import tiny, token_batch
 
 Array = NDArray[np.float64]
 
@@ -286,3 +289,28 @@ def test_equal_accumulators_are_shared() -> None:
     }
     assert not set(plain.accumulators) & set(centered.accumulators)
     assert len({*plain.accumulators, *other.accumulators, *centered.accumulators, *InformationGain().accumulators}) == 6
+
+
+@pytest.mark.parametrize(("center", "unit", "rows"), [(False, True, "all"), ("text", True, "all"), ("stream", False, "mean")])
+@pytest.mark.parametrize("sketch", [None, WIDTH])
+def test_the_spectrum_is_numpys(center: Any, unit: bool, rows: Any, sketch: int | None) -> None:
+    stream = texts()
+    metric = RepresentationEntropy(center=center, unit=unit, rows=rows, spectrum=True, sketch=sketch)
+    (curve,) = curves_of(metric, padded(stream, "left")).values()
+    z = selected(stream, center, unit, rows)
+    z = z - z.mean(0) * (center == "stream")
+    expected = np.linalg.eigvalsh(z.T @ z / len(z))[::-1]
+    assert curve.mean == pytest.approx(expected.tolist(), abs=2e-6 * expected[0])
+    assert curve.count == (len(z),) * WIDTH
+    assert curves_of(RepresentationEntropy(), padded(stream, "left")) == {}
+
+
+def test_the_spectrum_costs_no_second_decomposition(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Mock(wraps=torch.linalg.eigvalsh)
+    monkeypatch.setattr(torch.linalg, "eigvalsh", counted)
+    with Probe(model := tiny().eval(), [RepresentationEntropy(spectrum=True)], sites=["final_norm"]) as probe:
+        model(token_batch())
+    reading = probe.read()
+    assert counted.call_count == 1
+    assert sum(reading.curve("spectrum", "final_norm").mean) == pytest.approx(1)
+    assert Reading.from_json(reading.to_json()) == reading

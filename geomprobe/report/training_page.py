@@ -1,0 +1,243 @@
+"""The page of a training: what changed, the loss beside the effective rank of all layers, and the curves that trackers get."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from geomprobe.integrations import flat
+from geomprobe.reading import Reading
+from geomprobe.report import figures
+from geomprobe.report.descriptions import describe
+from geomprobe.report.page import Course, FigureGroup, figure_page
+from geomprobe.report.theme import shorten
+from geomprobe.report.training_file import Training, as_run
+from geomprobe.sweeps.records import Record, Run
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = ["training_page"]
+
+_MOST = 300
+"""Largest number of readings of a mode that are drawn."""
+_MARKED = 60
+_NOTES = 8
+_MAPS = ("effective_rank", "entropy", "anisotropy", "gain_per_token", "alpha_req")
+"""The metrics that have a map, in the order of the switch."""
+_Points = list[tuple[int, float]]
+_TURN = 1.25
+"""A smallest or largest value is part of the finding if it differs by this factor from both ends."""
+
+_ABOUT = (
+    "Lines go from faint to strong, from shallow to deep layers. Every reading is one step of the training, or one evaluation."
+)
+_WHERE = {"train": "", "eval": "In evaluation, ", "no_grad": "Without gradients, "}
+
+
+def training_page(training: Training) -> str:
+    """Return the page of a training as one self-contained HTML document, which works from a file."""
+    drawn = {mode: as_run(mode, _some(run.checkpoints)) for mode, run in training.runs.items()}
+    log = _is_log_spaced(sorted({record.step or 0 for run in drawn.values() for record in run.checkpoints}))
+    overviews = {mode: as_run(mode, [_overview(record) for record in run.checkpoints]) for mode, run in drawn.items()}
+    maps = FigureGroup(
+        "The loss, and every layer over the training",
+        "The loss that the trainer logged, and a metric at every layer in colours, with one column for each reading: note "
+        "where columns change together, and whether the loss does so too.",
+        "A change that comes with one of the loss need not be its cause. Ranks and entropies grow with the number of tokens.",
+        _views(drawn, lambda run: {name: [_loss(training, log), figures.heatmap(run, name)] for name in _mapped(run)}),
+        1,
+    )
+    curves = FigureGroup(
+        "The numbers of the overview",
+        "The numbers that trackers get by default, at the first, middle and last measured layer and at final_norm.",
+        "Readings of single steps vary with the texts of the step.",
+        _views(
+            overviews,
+            lambda run: {"": [_lines([run], name, log) for name in _measured(run)]},
+        ),
+    )
+    return figure_page(
+        shorten(training.name, most=80),
+        [(group.title, [group]) for group in (maps, curves) if group.views],
+        finding=[_finding(mode, run, training.losses.get(mode, {})) for mode, run in training.runs.items()],
+        facts=_facts(training),
+        notes=_notes(training),
+        about=_ABOUT,
+    )
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------------
+
+
+def _views(
+    runs: Mapping[str, Run], draw: Callable[[Run], Mapping[str, Sequence["Figure | None"]]]
+) -> dict[tuple[str, ...], Sequence["Figure"]]:
+    """The figures of each mode and choice."""
+    return {
+        (mode, describe(choice).title if choice else ""): found
+        for mode, run in runs.items()
+        for choice, drawn in draw(run).items()
+        if (found := [figure for figure in drawn if figure is not None])
+    }
+
+
+def _loss(training: Training, log: bool) -> "Figure | None":
+    """The loss of all modes over the steps."""
+    known = {mode: training.losses[mode] for mode in training.runs if mode in training.losses}
+    runs = [
+        as_run(
+            mode, _some([Record(name=str(step), step=step, loss=loss, reading=Reading(mode, ())) for step, loss in by.items()])
+        )
+        for mode, by in known.items()
+    ]
+    figure = _lines(runs, "loss", log, most=1) if runs else None
+    if figure is not None:
+        figure.update_layout(yaxis_title_text="as the trainer logged it")  # which need not be nats per token
+    return figure
+
+
+def _lines(runs: Sequence[Run], metric: str, log: bool, *, most: int = 4) -> "Figure | None":
+    """A figure over the steps, with marks where they are few enough to tell one from another."""
+    figure = figures.over_checkpoints(runs, metric, most=most, log_steps=log)
+    if figure is not None and max(len(run.checkpoints) for run in runs) > _MARKED:
+        figure.update_traces(mode="lines")
+    return figure
+
+
+def _mapped(run: Run) -> list[str]:
+    """The metrics that a map shows: those of the overview that were measured, or else the first measured ones."""
+    measured = _measured(run)
+    return [name for name in _MAPS if name in measured] or measured[:5] or [_MAPS[0]]
+
+
+def _measured(run: Run) -> list[str]:
+    readings = [record.reading for record in run.checkpoints if record.reading]
+    return [name for name in dict.fromkeys(n for r in readings for n in r.metrics) if name not in ("tokens", "texts")]
+
+
+def _overview(record: Record) -> Record:
+    """The record with those numbers alone that trackers get by default."""
+    assert record.reading is not None
+    named = [name.split("/")[-2:] for name in flat(record.reading, "overview")]
+    keys = [f"{metric}/{site}" for metric, site in named]
+    values = {key: value for key in keys if (value := record.reading.get(key)) is not None}
+    sites = [site for site in record.reading.sites if any(site == where for _, where in named)]
+    return replace(record, reading=Reading(record.reading.mode, sites, values))
+
+
+def _some(records: Sequence[Record]) -> list[Record]:
+    """At most :data:`_MOST` records, evenly spaced, including both ends."""
+    count = min(_MOST, len(records))
+    return [records[round(i * (len(records) - 1) / max(count - 1, 1))] for i in range(count)]
+
+
+def _is_log_spaced(steps: Sequence[int]) -> bool:
+    """Whether a quarter of the steps lies in the first half of a logarithmic axis, so that it is the better one.
+
+    >>> _is_log_spaced([2**i for i in range(10)]), _is_log_spaced(range(10, 5000, 10))
+    (True, False)
+    """
+    after = [step for step in steps if step > 0]
+    return bool(after) and 4 * sum(step**2 < after[0] * after[-1] for step in after) >= len(after)
+
+
+# -- what was measured ------------------------------------------------------------------------------------------------------
+
+
+def _finding(mode: str, run: Run, losses: Mapping[int, float]) -> tuple[str, list[Course]]:
+    """What changed: the loss, the effective rank at the last site, and that of the layer where it changed most."""
+    records = run.checkpoints
+    first, last = records[0], records[-1]
+    where = _WHERE.get(mode, f"In {shorten(mode)}, ")
+    begin = f"at step {last.step:,}" if first is last else f"from step {first.step:,} to step {last.step:,}"
+    metric = _mapped(run)[0]
+    title, unit = describe(metric).title, describe(metric).axis
+    title = title[0].lower() + title[1:]
+    logged = [(step, loss) for step, loss in losses.items() if (first.step or 0) <= step <= (last.step or 0)]
+    courses = [_course("the loss", logged, "")] if logged else []
+    found = {site: _finite((r.step, r.reading.get(f"{metric}/{site}")) for r in records if r.reading) for site in _sites(run)}
+    series = {site: points for site, points in found.items() if points}
+    if series:
+        end, most = list(series)[-1], max(reversed(series), key=lambda site: _change(series[site]))
+        courses.append(_course(f"the {title} at {shorten(end)}", series[end], unit))
+        if most != end and first is not last:
+            courses.append(_course(f"that at {shorten(most)}, where it changed most,", series[most], unit))
+    start = where + (begin if where else begin.capitalize())
+    return (start if courses else f"{start}, {len(records)} readings", courses)
+
+
+def _finite(points: Iterable[tuple[int | None, float | None]]) -> _Points:
+    """The values that are known, with their steps."""
+    return [(step or 0, value) for step, value in points if value is not None and math.isfinite(value)]
+
+
+def _change(points: _Points) -> float:
+    """By how much a series changed: the logarithm of the ratio of its ends if they have one sign, or else their difference."""
+    (_, first), (_, last) = points[0], points[-1]
+    return abs(math.log(last / first)) if first * last > 0 else abs(last - first)
+
+
+def _course(name: str, points: _Points, unit: str) -> Course:
+    """What a series does. A minimum or maximum far outside its ends is named with its step."""
+    (_, first), (_, last) = points[0], points[-1]
+    low, high = min(points, key=lambda point: point[1]), max(points, key=lambda point: point[1])
+    turns = [
+        f"a {what} of {value:.3g} at step {step:,}"
+        for what, (step, value), far in (
+            ("minimum", low, 0 < low[1] * _TURN < min(first, last)),
+            ("maximum", high, 0 < max(first, last) * _TURN < high[1]),
+        )
+        if far
+    ]
+    said = " ".join([unit] * bool(unit) + ["with " + " and ".join(turns)] * bool(turns))
+    return Course(name, f"{first:.3g}" if len(points) > 1 else "", f"{last:.3g}", said)
+
+
+def _sites(run: Run) -> list[str]:
+    """All sites that were measured, in order."""
+    return list(dict.fromkeys(site for record in run.checkpoints if record.reading for site in record.reading.sites))
+
+
+def _facts(training: Training) -> list[tuple[str, list[str]]]:
+    """What was measured: names and their values."""
+    facts: dict[str, list[str]] = {"Readings": [], "Tokens of a reading": []}
+    sites = list(dict.fromkeys(shorten(site) for run in training.runs.values() for site in _sites(run)))
+    for mode, run in training.runs.items():
+        records, counts = run.checkpoints, _counts(run)
+        steps = " to ".join(dict.fromkeys(f"{record.step:,}" for record in (records[0], records[-1])))
+        facts["Readings"].append(f"{shorten(mode)}: {len(records):,}, step {steps}")
+        facts["Tokens of a reading"].append(f"{shorten(mode)}: " + " to ".join(dict.fromkeys(f"{n:,.0f}" for n in counts)))
+    facts["Sites"] = sites if len(sites) < 6 else [f"{len(sites)}: {sites[0]} to {sites[-1]}"]
+    facts["File"] = [shorten(training.path.name, most=80)]
+    return [(name, values) for name, values in facts.items() if values]
+
+
+def _counts(run: Run) -> tuple[float, float]:
+    """The smallest and largest number of tokens of a reading."""
+    counts = [r.reading.get(f"tokens/{r.reading.sites[-1]}", 0.0) for r in run.checkpoints if r.reading and r.reading.sites]
+    return (min(counts, default=0), max(counts, default=0))
+
+
+def _notes(training: Training) -> list[str]:
+    """What a reader must know before comparing numbers. Notes that differ in numbers only are one."""
+    notes = [f"Measuring stopped at step {step:,}: {shorten(error, most=300)}" for step, error in training.stopped]
+    for mode, run in training.runs.items():
+        readings = len(run.checkpoints)
+        if readings > _MOST:
+            notes.append(f"{shorten(mode)}: {_MOST} of {readings:,} readings are drawn, evenly spaced.")
+        if readings == 1:
+            notes.append(f"{shorten(mode)}: there is one reading, and a figure needs two.")
+        least, most = _counts(run)
+        if least < most:
+            notes.append(
+                f"{shorten(mode)}: readings have {least:,.0f} to {most:,.0f} tokens, and entropies and ranks grow with them."
+            )
+    said: dict[str, str] = {}
+    for mode, run in training.runs.items():
+        for record in run.checkpoints:
+            for note in record.reading.notes if record.reading else ():
+                said.setdefault(re.sub(r"\d+", "", note), f"{shorten(mode)}, step {record.step:,}: {shorten(note, most=300)}")
+    more = len(said) - _NOTES
+    return [*notes, *list(said.values())[:_NOTES], *([f"{more} more kinds of notes are in the file."] if more > 0 else [])]
