@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from geomprobe.metrics.curvature import Curvature
     from geomprobe.metrics.entropy import RepresentationEntropy
     from geomprobe.metrics.information_gain import InformationGain
+    from geomprobe.metrics.routing import RouterProfile
     from geomprobe.probe import Probe
     from geomprobe.reading import Reading
     from geomprobe.schedule import every
@@ -37,6 +38,7 @@ __all__ = [
     "Probe",
     "Reading",
     "RepresentationEntropy",
+    "RouterProfile",
     "SweepConfig",
     "every",
     "sweep",
@@ -53,6 +55,7 @@ _HOME = {
     "Probe": "geomprobe.probe",
     "Reading": "geomprobe.reading",
     "RepresentationEntropy": "geomprobe.metrics.entropy",
+    "RouterProfile": "geomprobe.metrics.routing",
     "SweepConfig": "geomprobe.sweeps.config",
     "every": "geomprobe.schedule",
     "sweep": "geomprobe.sweeps.sweep",

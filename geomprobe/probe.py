@@ -8,7 +8,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from geomprobe.accumulators.state import TokenCount, wanted_attention
+from geomprobe.accumulators.state import TokenCount, wanted_attention, wants_routing
 from geomprobe.capture.decoder import Decoder, find_decoder
 from geomprobe.capture.generation import MODES, StopTokens
 from geomprobe.capture.hooks import CALLED_DIRECTLY, Capture
@@ -112,6 +112,7 @@ class Probe:
             wanted_attention(accumulators),
             pad_token_id,
             self.modes,
+            wants_routing(accumulators),
         )
 
     def __repr__(self) -> str:

@@ -27,6 +27,8 @@ class Decoder:
             Transformers).
         final_norm: the module whose output is the site ``final_norm``, such as the norm before the head. Default: the output of
             ``base`` (``last_hidden_state`` in Transformers). Needed if ``base`` returns logits.
+        routers: the routers of a mixture of experts, at most one in each layer. Each returns (logits, weights, numbers of the
+            chosen experts), or stands beside a module ``experts`` that is called with these numbers. Default: found.
 
     Raises:
         GeomprobeError: if one of these is no module, there are no layers, or a part is not inside ``base``.
@@ -36,6 +38,7 @@ class Decoder:
     layers: Sequence[nn.Module]
     embed: nn.Module | None = None
     final_norm: nn.Module | None = None
+    routers: Sequence[nn.Module] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, nn.Module) or not all(isinstance(layer, nn.Module) for layer in self.layers):
@@ -45,6 +48,11 @@ class Decoder:
             )
         object.__setattr__(self, "layers", tuple(self.layers))
         inside = set(self.base.modules())
+        if self.routers is not None:
+            in_layers = {module for layer in self.layers for module in layer.modules()}
+            if isinstance(self.routers, nn.Module) or not all(router in in_layers for router in self.routers):
+                raise GeomprobeError("Decoder(routers=…): expected a list of modules inside the layers, such as layer.mlp.gate")
+            object.__setattr__(self, "routers", tuple(self.routers))
         for name, part in (("embed", self.embed), ("final_norm", self.final_norm)):
             if part is not None and part not in inside:
                 raise GeomprobeError(
