@@ -188,12 +188,11 @@ def find_routers(decoder: Decoder, wanted: Iterable[int]) -> dict[int, Router]:
     base = type(decoder.base).__name__
     recorded = _recorded(decoder.base)
     found: dict[int, Router] = {}
-    routers: list[tuple[nn.Module, int]]
     for i in sorted(set(wanted)):
         layer = decoder.layers[i]
         if decoder.routers is not None:
             inside = set(layer.modules())
-            routers = [(module, 0) for module in decoder.routers if module in inside]
+            routers = [(module, _place(module, recorded)) for module in decoder.routers if module in inside]
         else:
             routers = [
                 (module, index)
@@ -223,7 +222,7 @@ def find_routers(decoder: Decoder, wanted: Iterable[int]) -> dict[int, Router]:
     return found
 
 
-def _recorded(base: nn.Module) -> list[tuple[type, str, int]]:
+def _recorded(base: nn.Module) -> list[tuple[type[nn.Module], str, int]]:
     """The classes that Transformers names as those that return router logits, the part of the module's name that it asks for,
     and the place of the logits in the output."""
     entries = (getattr(base, "_can_record_outputs", None) or {}).get("router_logits", [])
@@ -234,6 +233,10 @@ def _recorded(base: nn.Module) -> list[tuple[type, str, int]]:
         elif isinstance(kind := getattr(entry, "target_class", None), type):
             found.append((kind, (entry.layer_name or "").strip("."), entry.index))
     return found
+
+
+def _place(module: nn.Module, recorded: list[tuple[type[nn.Module], str, int]]) -> int:
+    return next((index for kind, _, index in recorded if isinstance(module, kind)), 0)
 
 
 def _by_form(base: nn.Module, layer: nn.Module) -> list[nn.Module]:
