@@ -32,6 +32,7 @@ from geomprobe.capture.generation import CachedSequence, GenerateCall
 from geomprobe.capture.hooks import Capture
 from geomprobe.capture.padding_check import PaddingCheck
 from geomprobe.core.cholesky import gains, scaled_factor
+from geomprobe.core.layer_rows import NOTHING
 from geomprobe.core.rows import Rows
 from geomprobe.integrations import ProbeCallback
 from geomprobe.integrations.hf_trainer import _Gate
@@ -70,7 +71,7 @@ def every_pass(self: Capture, place: int, hidden: Tensor) -> None:
     self._waiting = {}
     place = min(place, len(self._decoder.sites) - 1)
     if self._context is not None and place in self._numbers:
-        self._listener.captured(self._context, self._decoder.sites[place], hidden, None)
+        self._listener.captured(self._context, self._decoder.sites[place], hidden, NOTHING)
 
 
 HIDDEN, WANTS, SKETCHED = Capture.hidden, Recorder.wants, sketched_eigenvalues

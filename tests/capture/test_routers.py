@@ -37,7 +37,7 @@ class Mixture:
     Attributes:
         family: its name in Transformers.
         options: those of its configuration.
-        score: how logits become scores: ``softmax`` or ``sigmoid``; "" if the weights of experts are none of both.
+        score: how logits become scores: ``softmax``, ``sigmoid`` or ``√softplus``; "" if none explains the weights.
         groups: how many groups of experts there are, of which half are kept: by their ``best`` score, or by that of two.
         best: number of scores of a group that are added.
         by: what a bias is added to before the choice: ``scores`` or ``logits``.
@@ -65,6 +65,14 @@ MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_he
 MLA |= {"num_key_value_heads": 4}
 FULL = {"layer_types": ["full_attention"] * 3, "shared_expert_intermediate_size": 16}
 LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+INDEX = {"index_head_dim": 8, "index_n_heads": 2, "index_topk": 2 * LENGTH}
+INKLING = {
+    "scoring_func": "sqrtsoftplus",
+    "swa_head_dim": 8,
+    "rel_extent": 16,
+    "unpadded_vocab_size": 64,
+    "num_experts": EXPERTS,
+}
 SPARSE = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
 
 MIXTURES = {
@@ -94,6 +102,14 @@ MIXTURES = {
     "A.X K1": Mixture("axk1", GROUPED | MLA, score="sigmoid", groups=2),
     "GLM-4.7-Flash": Mixture("glm4_moe_lite", GROUPED | MLA, score="sigmoid", groups=2),
     "Beam": Mixture("beam", GROUPED | SPARSE, score="sigmoid", groups=2),
+    "DeepSeek-V3.2": Mixture("deepseek_v32", GROUPED | MLA | INDEX, score="sigmoid", groups=2),
+    "GLM-5": Mixture("glm_moe_dsa", GROUPED | MLA | INDEX, score="sigmoid", groups=2),
+    "Inkling 2, `sqrtsoftplus`": Mixture("inkling2_text", ROUTED | INKLING, score="√softplus"),
+    "Granite-MoE hybrid": Mixture(
+        "granitemoehybrid",
+        LOCAL | {"shared_intermediate_size": 16, "layer_types": ["attention"] * 3, "mamba_n_heads": 4, "mamba_d_head": 16},
+    ),
+    "Granite-MoE SWA": Mixture("granitemoe_swa", LOCAL),
     "Kolibri": Mixture("kolibri1", PLAIN, score="sigmoid", by="logits"),
     "Laguna": Mixture("laguna", PLAIN, score="sigmoid"),
     "Flint": Mixture("flint", PLAIN | {"n_routed_experts": EXPERTS} | SPARSE, score="sigmoid"),
@@ -196,9 +212,11 @@ def softmax(x: np.ndarray) -> np.ndarray:
 def by_rule(mixture: Mixture, logits: np.ndarray, layer: nn.Module) -> tuple[np.ndarray, np.ndarray, str]:
     """The load ``(E,)`` and the probabilities ``(tokens, E)`` by the rule of the architecture, and the rule in words."""
     logits = logits.reshape(-1, logits.shape[-1])
-    if mixture.score != "sigmoid" and np.allclose(logits.sum(-1), 1, atol=1e-5) and (logits >= 0).all():
+    if np.allclose(logits.sum(-1), 1, atol=1e-5) and (logits >= 0).all():
         logits = np.log(logits)  # the model gives probabilities
-    scores = 1 / (1 + np.exp(-logits)) if mixture.score == "sigmoid" else softmax(logits)
+    scores = {"sigmoid": 1 / (1 + np.exp(-logits)), "√softplus": np.sqrt(np.logaddexp(0, logits))}.get(
+        mixture.score, softmax(logits)
+    )
     bias = next((value.double().numpy().reshape(-1) for _, value in biases(layer)), None)
     ranked = (logits if mixture.by == "logits" else scores) + (0 if bias is None else bias)
     if mixture.groups > 1:
