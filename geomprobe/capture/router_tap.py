@@ -147,8 +147,8 @@ class RouterTap:
             return None
         if (own := self._told.get((layer, ROUTER))) is None:
             raise GeomprobeError(
-                f"the router {type(self._routers[layer].module).__name__} of layer {layer} did not run as a module, which "
-                f"kernels that replace it may cause: load the model without them, {_WAY_OUT}"
+                f"the router {type(self._routers[layer].module).__name__} of layer {layer} was not called, or returned no "
+                f"logits. Kernels that replace it may be the cause: load the model without them, {_WAY_OUT}"
             )
         return self._routers[layer].rows(own, self._told.get((layer, EXPERTS), ()), batch, length)
 
@@ -162,10 +162,12 @@ def _returned(
 ) -> None:
     """A forward hook: tell the tensors that a router returned, those at ``index`` first."""
     values = list(output) if isinstance(output, tuple | list) else [output]
-    index = min(index, len(values) - 1)
-    told = [value.detach() for value in (values[index], *values[:index], *values[index + 1 :]) if isinstance(value, Tensor)]
-    if isinstance(values[index], Tensor):
-        tell(ROUTER, told)
+    logits = values.pop(min(index, len(values) - 1))
+    given = args[0] if args else None
+    if isinstance(logits, Tensor) and not (
+        isinstance(given, Tensor) and logits.shape[-1] == given.shape[-1]
+    ):  # no hidden states
+        tell(ROUTER, [value.detach() for value in (logits, *values) if isinstance(value, Tensor)])
 
 
 def _called(

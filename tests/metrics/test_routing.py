@@ -355,7 +355,7 @@ def test_rows_that_cannot_be_told_apart_are_left_out() -> None:
             lambda hidden: (layer.route(hidden), inner(hidden))[1],
             "a router ran more often in one forward than there are layers",
         ),
-        (lambda hidden: hidden, "the router Gate of layer 1 did not run as a module"),
+        (lambda hidden: hidden, "the router Gate of layer 1 was not called"),
     ):
         layer.forward = forward
         with torch.no_grad(), Probe(model, METRICS, decoder=model.decoder()) as probe, pytest.warns(RuntimeWarning, match=why):
