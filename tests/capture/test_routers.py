@@ -267,11 +267,11 @@ def measured(name: str) -> tuple[str, ...]:
         with Probe(model, [RouterProfile()], on_error="raise"), pytest.raises(GeomprobeError, match=mixture.refused):
             model(ids)
         return name, router, "refused", *["–"] * (len(COLUMNS) - 3)
-    logits, source = outputs(model, decoder, ids)
     plain = model(ids).logits
     with Probe(model, [RouterProfile()], decoder=decoder, on_error="raise") as probe:
         assert torch.equal(model(ids).logits, plain)
     reading = probe.read()
+    logits, source = outputs(model, decoder, ids)
     words = ""
     for layer, theirs in logits.items():
         load, p, words = by_rule(mixture, theirs, decoder.layers[layer])
@@ -337,7 +337,7 @@ def why_not(mixture: Mixture) -> str:
         return "it has none"
     try:
         bare(mixture).generate(token_batch(), max_new_tokens=2)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         return str(error)
     return ""
 
