@@ -106,7 +106,7 @@ def attended(order: Tensor, number: int, layers: Tensor, call: AttentionCall) ->
 
 def routed(order: Tensor, number: int, layers: Tensor, who: int, values: list[Tensor]) -> None:
     """Report what the router of one of ``layers`` returned, or its experts were called with."""
-    _routed(order, number, layers, who, values)
+    _routed(order, number, layers, who, [value.detach() for value in values])
 
 
 def end(order: Tensor, number: int) -> None:

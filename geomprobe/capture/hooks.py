@@ -296,7 +296,7 @@ class Capture:
     def _tell_routing(self, layers: Tensor, who: int, values: list[Tensor]) -> None:
         if torch.compiler.is_compiling():
             dynamo_ops.routed(self._order, self._id, layers, who, values)
-        else:
+        elif self._context is not None:
             self.routed(layers.tolist(), who, values)
 
     def routed(self, layers: list[int], who: int, values: Sequence[Tensor]) -> None:
@@ -534,7 +534,7 @@ class Capture:
             return rows
         if rows.attention is not None:
             self._attended[layer] = None
-        self._routers.forget(layer)
+        self._routers.taken(layer)
         return rows
 
     def _close(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> None:

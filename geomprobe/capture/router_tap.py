@@ -110,7 +110,7 @@ class RouterTap:
 
     def __init__(self, routers: dict[int, Router]) -> None:
         self._routers = routers
-        self._told: dict[tuple[int, int], list[Tensor]] = {}
+        self._told: dict[tuple[int, int], list[Tensor]] = {}  # by layer and by who tells
 
     def attach(self, tell: Callable[[Tensor, int, list[Tensor]], None]) -> Iterator[RemovableHandle]:
         """Register hooks that pass the numbers of the layers of a router, as a tensor, with who tells, and what."""
@@ -135,7 +135,7 @@ class RouterTap:
                 "a router ran more often in one forward than there are layers, so it is not known which rows it was given: "
                 f"run each once, {_WAY_OUT}"
             )
-        self._told[layer, who] = [value.clone() for value in values]  # the model may change them in place
+        self._told[layer, who] = [value.detach().clone() for value in values]  # the model may change them in place
 
     def rows(self, layer: int, batch: int, length: int) -> RouterRows | None:
         """Return the choice of the router of a layer, or ``None`` if it has no router.
@@ -145,16 +145,20 @@ class RouterTap:
         """
         if layer not in self._routers:
             return None
-        if (own := self._told.get((layer, ROUTER))) is None:
+        if not (own := self._told.get((layer, ROUTER))):
             raise GeomprobeError(
                 f"the router {type(self._routers[layer].module).__name__} of layer {layer} was not called, or returned no "
                 f"logits. Kernels that replace it may be the cause: load the model without them, {_WAY_OUT}"
             )
         return self._routers[layer].rows(own, self._told.get((layer, EXPERTS), ()), batch, length)
 
-    def forget(self, layer: int | None = None) -> None:
-        """Forget what was told in the present forward, of one layer or of all."""
-        self._told = {} if layer is None else {key: value for key, value in self._told.items() if key[0] != layer}
+    def taken(self, layer: int) -> None:
+        """Drop what was told of a layer, of which nothing more is expected in the present forward."""
+        self._told.update({key: [] for key in self._told if key[0] == layer})
+
+    def forget(self) -> None:
+        """Forget what was told in the present forward."""
+        self._told = {}
 
 
 def _returned(
@@ -167,16 +171,14 @@ def _returned(
     if isinstance(logits, Tensor) and not (
         isinstance(given, Tensor) and logits.shape[-1] == given.shape[-1]
     ):  # no hidden states
-        tell(ROUTER, [value.detach() for value in (logits, *values) if isinstance(value, Tensor)])
+        tell(ROUTER, [value for value in (logits, *values) if isinstance(value, Tensor)])
 
 
 def _called(
     tell: Callable[[int, list[Tensor]], None], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """A hook before a forward: tell what experts are called with beside the hidden states."""
-    told = [value.detach() for value in (*args, *kwargs.values())[1:] if isinstance(value, Tensor)]
-    if told:
-        tell(EXPERTS, told)
+    tell(EXPERTS, [value for value in (*args, *kwargs.values())[1:] if isinstance(value, Tensor)])
 
 
 def find_routers(decoder: Decoder, wanted: Iterable[int]) -> dict[int, Router]:

@@ -16,7 +16,7 @@ from geomprobe import Decoder, GeomprobeError, Probe, Reading, RouterProfile
 from geomprobe.core.layer_rows import RouterRows
 from geomprobe.core.rows import Rows
 from tests.metrics.measure import curves_of, scalars_of, states_of
-from tests.tiny_models import hooks, padded, tiny, token_batch
+from tests.tiny_models import hooks, padded, prose, tiny, token_batch
 
 SCORES: dict[str, Callable[[Any], Any]] = {
     "given": lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True),
@@ -262,6 +262,31 @@ def test_a_dense_model_is_refused(family: str) -> None:
     assert not hooks(model)
 
 
+def trained(balancing: float) -> dict[str, float]:
+    """The numbers of the last ten of 80 steps, mean over layers, of a mixture that learns to spell."""
+    model = tiny("mixtral", layers=2, vocabulary=128, num_local_experts=16, router_aux_loss_coef=balancing).train()
+    optimizer, draw = torch.optim.AdamW(model.parameters(), lr=1e-2), torch.Generator().manual_seed(0)
+    text = torch.tensor([min(ord(character), 127) for character in prose(200_000)])
+    with Probe(model, METRICS, when=lambda step: step >= 70, sites=[0, 1], on_error="raise") as probe:
+        for _ in range(80):
+            starts = torch.randint(0, len(text) - 32, (8, 1), generator=draw)
+            ids = text[starts + torch.arange(32)]
+            model(ids, labels=ids, output_router_logits=balancing > 0).loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1)
+            optimizer.step()
+            optimizer.zero_grad()
+    reading = probe.read()
+    return {name: float(np.mean(list(reading[name].values()))) for name in reading.metrics if name.startswith("router_")}
+
+
+@pytest.mark.slow
+def test_a_mixture_that_is_trained_without_its_balancing_loss_collapses() -> None:
+    without, balanced = trained(0.0), trained(0.02)
+    assert without["router_largest_share"] > 1.4 * balanced["router_largest_share"]
+    assert without["router_dead_experts"] > balanced["router_dead_experts"]
+    assert without["router_load_entropy"] < balanced["router_load_entropy"] - 0.15
+
+
 class Gate(nn.Linear):
     """A router that tells what it chose."""
 
@@ -304,6 +329,17 @@ class Own(nn.Module):
 
     def decoder(self, routers: Any = None) -> Decoder:
         return Decoder(base=self, layers=self.layers, routers=routers)
+
+
+def test_a_layer_that_is_used_at_two_depths_has_its_router_at_both() -> None:
+    model, ids = Own(), token_batch()
+    model.layers[1] = layer = model.layers[0]
+    reading = read(model, {"input_ids": ids}, decoder=model.decoder())
+    hidden = model.embedding(ids)
+    for site in ("layer_00", "layer_01"):
+        load = np.bincount(layer.route(hidden)[2].flatten().numpy(), minlength=4)
+        assert reading.curve("router_load", site).mean == pytest.approx(load / load.sum())
+        hidden = layer(hidden)
 
 
 @pytest.mark.parametrize("named", [True, False])
