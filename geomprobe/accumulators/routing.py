@@ -28,7 +28,9 @@ class RoutingSum:
     """Sums over tokens that have a router, which is read from what it returned.
 
     State (float64), with E experts: ``routed``, the number of tokens; ``load`` ``(E,)``, how many tokens each expert was chosen
-    for. A model turns logits l into scores s in one of four ways: l itself (if they are probabilities), softmax, sigmoid, or
+    for, NaN if a token chose one that does not exist (a negative number stands for none).
+
+    A model turns logits l into scores s in one of four ways: l itself (if they are probabilities), softmax, sigmoid, or
     ``√log(1 + e^l)``. For each way: sums over tokens of the probabilities ``p = s / Σ_e s_e`` in ``probability`` ``(4, E)``, of
     their entropy ``−Σ_e p_e log p_e`` (nats) in ``entropy`` ``(4,)``, and in ``misfit`` ``(4,)`` of how far it is from the
     model's own: for l itself ``|1 − Σ_e l_e|`` and negative numbers, for the others the largest difference between the weights
@@ -51,9 +53,11 @@ class RoutingSum:
         logits = seen.logits if seen.logits.dtype == torch.float64 else seen.logits.float()
         routed = rows.valid & (logits < torch.inf).all(-1)
         logits = torch.where(routed.unsqueeze(-1), logits, 0)
-        inside = (seen.chosen >= 0) & (seen.chosen < logits.shape[-1]) & routed.unsqueeze(-1)  # others stand for no expert
-        chosen = torch.where(inside, seen.chosen, 0)
+        chosen = torch.where(routed.unsqueeze(-1), seen.chosen, -1)
+        inside, beyond = (chosen >= 0) & (chosen < logits.shape[-1]), chosen >= logits.shape[-1]
+        chosen = torch.where(inside, chosen, 0)
         load = logits.new_zeros((*logits.shape[:-3], logits.shape[-1]), dtype=torch.float64)
+        load.masked_fill_(beyond.flatten(-3).any(-1, keepdim=True), torch.nan)
         measured = [_measured(score(logits), chosen, seen) for score in _SCORES]
         measured[0]["misfit"] = (1 - logits.sum(-1)).abs() + (-logits).clamp_min(0).sum(-1)
         sums = {name: torch.stack([_sum(way[name], routed) for way in measured], -1) for name in ("entropy", "misfit")}

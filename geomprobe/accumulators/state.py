@@ -18,20 +18,8 @@ from geomprobe.core.attention_summary import AttentionRequest
 from geomprobe.core.rows import Rows
 from geomprobe.errors import GeomprobeError
 
-__all__ = [
-    "Accumulator",
-    "Key",
-    "ReadsAttention",
-    "ReadsRouting",
-    "State",
-    "TokenCount",
-    "add",
-    "copy_state",
-    "identity",
-    "merge",
-    "pad_to",
-]
-__all__ += ["wanted_attention", "wants_routing", "zeros"]
+__all__ = ["Accumulator", "Key", "ReadsAttention", "ReadsRouting", "State", "TokenCount", "add", "copy_state", "identity"]
+__all__ += ["merge", "pad_to", "wanted_attention", "wants_routing", "zeros"]
 
 State = dict[str, Tensor]
 

@@ -287,9 +287,14 @@ class Capture:
                 with full_precision(call.device.type):
                     layout = context.layout(call.batch, call.length, call.device)
                     self._attended[layer] = call.rows(layout, context.starts, self.attention or AttentionRequest())
-        except GeomprobeError as error:
-            self._leave_out(str(error))
         except Exception as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        """Leave the present forward out of every number, or report an error inside the capture."""
+        if isinstance(error, GeomprobeError):
+            self._leave_out(str(error))
+        else:
             self._context = None  # report nothing more of this forward
             self._listener.failed(error)
 
@@ -306,8 +311,8 @@ class Capture:
         try:
             with torch.inference_mode(False), torch.no_grad():
                 self._routers.put(layers, who, values)
-        except GeomprobeError as error:
-            self._leave_out(str(error))
+        except Exception as error:
+            self._failed(error)
 
     def detach(self) -> None:
         """Remove every hook and end every sequence. It can be called twice, and inside a hook of a forward that did not
@@ -521,8 +526,8 @@ class Capture:
             if number in self._numbers:
                 try:
                     beside = self._take_beside(number)
-                except GeomprobeError as error:
-                    self._leave_out(str(error))
+                except Exception as error:
+                    self._failed(error)
                 else:
                     self._listener.captured(context, self._decoder.sites[number], hidden, beside)
 

@@ -61,9 +61,6 @@ class Router:
         name = type(self.module).__name__
         logits, *others = own
         chosen, weights = _choice(used) or _choice(others) or self._largest(logits)
-        wide = [value for value in own if value.is_floating_point() and value.shape[-1] > chosen.shape[-1]]
-        if logits.shape[-1] == chosen.shape[-1] and len(wide) == 1:  # in some versions the place of the logits is wrong
-            logits = wide[0]
         count = getattr(self.experts, "num_experts", logits.shape[-1])
         if count != logits.shape[-1]:
             raise GeomprobeError(
@@ -120,7 +117,7 @@ class RouterTap:
         for router in {router.module: router for router in self._routers.values()}.values():
             told = partial(tell, torch.tensor(layers[router.module]))
             yield router.module.register_forward_hook(partial(_returned, told, router.index))
-            if router.experts is not None and router.experts is not router.module:
+            if router.experts is not None:
                 yield router.experts.register_forward_pre_hook(partial(_called, told), with_kwargs=True)
 
     def put(self, layers: Iterable[int], who: int, values: Sequence[Tensor]) -> None:
@@ -164,13 +161,11 @@ class RouterTap:
 def _returned(
     tell: Callable[[int, list[Tensor]], None], index: int, module: nn.Module, args: tuple[Any, ...], output: Any
 ) -> None:
-    """A forward hook: tell the tensors that a router returned, those at ``index`` first."""
+    """A forward hook: tell the tensors that a router returned, the logits at ``index`` first, if they are no hidden states."""
     values = list(output) if isinstance(output, tuple | list) else [output]
     logits = values.pop(min(index, len(values) - 1))
-    given = args[0] if args else None
-    if isinstance(logits, Tensor) and not (
-        isinstance(given, Tensor) and logits.shape[-1] == given.shape[-1]
-    ):  # no hidden states
+    hidden = args[0] if args and isinstance(args[0], Tensor) else None
+    if isinstance(logits, Tensor) and (hidden is None or logits.shape[-1] != hidden.shape[-1]):
         tell(ROUTER, [value for value in (logits, *values) if isinstance(value, Tensor)])
 
 

@@ -63,9 +63,9 @@ class RouterProfile(Metric):
     def scalars(self, states: Mapping[Accumulator, State]) -> Mapping[str, Tensor | float]:
         state = states[RoutingSum()]
         names = ("load_entropy", "load_entropy_nats", "entropy", "entropy_nats", "dead_experts", "largest_share")
-        if not (experts := len(state["load"])) or not state["routed"]:
+        if not (choices := state["load"].sum()) > 0:  # or NaN
             return {f"router_{name}": math.nan for name in names}
-        load = state["load"] / state["load"].sum()
+        load, experts = state["load"] / choices, len(state["load"])
         even = math.log(experts) if experts > 1 else math.nan
         spread = torch.special.entr(load).sum()
         way = _way(state)
@@ -76,8 +76,10 @@ class RouterProfile(Metric):
     def curves(self, states: Mapping[Accumulator, State]) -> Mapping[str, Curve]:
         state = states[RoutingSum()]
         load = state["load"]
-        curves = {"router_load": Curve.from_sums(load, load.sum().expand_as(load))}
-        if state["routed"] and (way := _way(state)) is not None:
+        if not (choices := load.sum()) > 0:
+            return {}
+        curves = {"router_load": Curve.from_sums(load, choices.expand_as(load))}
+        if (way := _way(state)) is not None:
             curves["router_probability"] = Curve.from_sums(state["probability"][way], state["routed"].expand_as(load))
         return curves
 

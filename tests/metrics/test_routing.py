@@ -132,13 +132,16 @@ def test_bounds_and_what_changes_nothing(seed: int, experts: int, way: str) -> N
     assert scalars_of(RouterProfile(), Rows(rows.hidden, routing=renamed)) == pytest.approx(numbers, abs=1e-12)
 
 
-def test_numbers_outside_the_experts_stand_for_no_expert() -> None:
+def test_a_negative_number_stands_for_no_expert_and_one_beyond_them_leaves_no_number() -> None:
     rows = routed(drawn(0), SCORES["softmax"](drawn(0)), 2)
     assert rows.routing is not None
     (state,) = states_of(RouterProfile(), rows).values()
-    rows.routing.chosen[0, 0] = torch.tensor([-1, 6])
+    rows.routing.chosen[0, 0] = torch.tensor([-1, -1])
     (fewer,) = states_of(RouterProfile(), rows).values()
     assert state["load"].sum() - fewer["load"].sum() == 2
+    rows.routing.chosen[0, 0, 0] = 6
+    assert all(map(math.isnan, scalars_of(RouterProfile(), rows).values()))
+    assert not curves_of(RouterProfile(), rows)
 
 
 # -- under a probe -----------------------------------------------------------------------------------------------------------
