@@ -9,7 +9,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from geomprobe.accumulators.state import TokenCount, wanted_attention
+from geomprobe.accumulators.state import TokenCount, wanted_attention, wants_routing
 from geomprobe.capture.clock import Clock
 from geomprobe.capture.decoder import Decoder, find_decoder
 from geomprobe.capture.generation import MODES, StopTokens
@@ -117,6 +117,7 @@ class Probe:
             wanted_attention(accumulators),
             pad_token_id,
             self.modes,
+            wants_routing(accumulators),
             self._clock,
         )
 

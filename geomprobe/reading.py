@@ -48,6 +48,10 @@ _COLUMNS = {
     "attention_entropy": ("att.entropy", "{:.3f}"),
     "attention_sink": ("att.sink", "{:.3f}"),
     "attention_distance": ("att.dist", "{:.1f}"),
+    "router_load_entropy": ("load entropy", "{:.3f}"),
+    "router_entropy": ("router ent.", "{:.3f}"),
+    "router_dead_experts": ("dead", "{:.2f}"),
+    "router_largest_share": ("largest", "{:.3f}"),
     "lasso_attention_jaccard": ("jaccard", "{:.3f}"),
     "eq5_r2": ("Eq.5 R²", "{:.3f}"),
 }

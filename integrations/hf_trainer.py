@@ -1,6 +1,7 @@
 """A callback that runs a probe inside Hugging Face Trainer, and logs its readings together with the loss."""
 
 import logging
+import math
 import os
 import re
 import shlex

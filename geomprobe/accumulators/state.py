@@ -18,8 +18,8 @@ from geomprobe.core.attention_summary import AttentionRequest
 from geomprobe.core.rows import Rows
 from geomprobe.errors import GeomprobeError
 
-__all__ = ["Accumulator", "Key", "ReadsAttention", "State", "TokenCount", "add", "copy_state", "identity", "merge", "pad_to"]
-__all__ += ["wanted_attention", "zeros"]
+__all__ = ["Accumulator", "Key", "ReadsAttention", "ReadsRouting", "State", "TokenCount", "add", "copy_state", "identity"]
+__all__ += ["merge", "pad_to", "wanted_attention", "wants_routing", "zeros"]
 
 State = dict[str, Tensor]
 
@@ -57,6 +57,18 @@ class ReadsAttention(Protocol):
     def attention(self) -> AttentionRequest | None:
         """What is to be computed of the attention weights; ``None`` if nothing is."""
         ...
+
+
+@runtime_checkable
+class ReadsRouting(Protocol):
+    """An accumulator that needs ``rows.routing``, which is observed only if an accumulator asks for it."""
+
+    routing: ClassVar[bool]
+
+
+def wants_routing(needs: Iterable[object]) -> bool:
+    """Return whether an accumulator, or other reader of rows, needs the choices of routers."""
+    return any(isinstance(need, ReadsRouting) for need in needs)
 
 
 def wanted_attention(needs: Iterable[object]) -> AttentionRequest | None:

@@ -29,6 +29,8 @@ class Decoder:
             Transformers).
         final_norm: the module whose output is the site ``final_norm``, such as the norm before the head. Default: the output of
             ``base`` (``last_hidden_state`` in Transformers). Needed if ``base`` returns logits.
+        routers: the routers of a mixture of experts, at most one in each layer. Each returns (logits, weights, numbers of the
+            chosen experts), or stands beside a module ``experts`` that is called with these numbers. Default: found.
 
     Raises:
         GeomprobeError: if one of these is no module, there are no layers, or a part is not inside ``base``.
@@ -38,6 +40,7 @@ class Decoder:
     layers: Sequence[nn.Module] | nn.ModuleList | nn.Sequential
     embed: nn.Module | None = None
     final_norm: nn.Module | None = None
+    routers: Sequence[nn.Module] | None = None
 
     def __post_init__(self) -> None:
         layers = tuple(self.layers) if isinstance(self.layers, Iterable) else ()
@@ -48,6 +51,11 @@ class Decoder:
             )
         object.__setattr__(self, "layers", layers)
         inside = set(self.base.modules())
+        if self.routers is not None:
+            in_layers = {module for layer in layers for module in layer.modules()}
+            if isinstance(self.routers, nn.Module) or not all(router in in_layers for router in self.routers):
+                raise GeomprobeError("Decoder(routers=…): expected a list of modules inside the layers, such as layer.mlp.gate")
+            object.__setattr__(self, "routers", tuple(self.routers))
         parts = (*(("layers", layer) for layer in layers), ("embed", self.embed), ("final_norm", self.final_norm))
         for name, part in parts:
             if part is not None and part not in inside:

@@ -1,4 +1,4 @@
-"""Four custom operators through which compiled graphs call a capture, because Dynamo does not trace into custom operators.
+"""Five custom operators through which compiled graphs call a capture, because Dynamo does not trace into custom operators.
 
 A hook that is traced becomes calls of these operators. They run in Python when the graph runs, so schedules, error handling and
 arithmetic settings work as they do without a graph, and changing them does not recompile anything. Each operator declares that
@@ -10,7 +10,7 @@ import gc
 import itertools
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -20,7 +20,7 @@ from geomprobe.capture.attention_tap import AttentionCall
 from geomprobe.capture.forward_context import one_mask
 from geomprobe.capture.generation import Mode
 
-__all__ = ["attended", "begin", "end", "forget", "forget_graphs", "hidden", "register"]
+__all__ = ["attended", "begin", "end", "forget", "forget_graphs", "hidden", "register", "routed"]
 
 _TENSORS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "cu_seq_lens_q")
 
@@ -31,6 +31,8 @@ class _Capture(Protocol):
     def hidden(self, number: int, hidden: Tensor) -> None: ...
 
     def attended(self, layers: list[int], make: Callable[[], AttentionCall]) -> None: ...
+
+    def routed(self, layers: list[int], who: int, values: Sequence[Tensor]) -> None: ...
 
     def end(self) -> None: ...
 
@@ -102,6 +104,11 @@ def attended(order: Tensor, number: int, layers: Tensor, call: AttentionCall) ->
     _attended(order, number, layers, call.name, call.query, call.key, call.mask, call.weights, *options)
 
 
+def routed(order: Tensor, number: int, layers: Tensor, who: int, values: list[Tensor]) -> None:
+    """Report what the router of one of ``layers`` returned, or its experts were called with."""
+    _routed(order, number, layers, who, [value.detach() for value in values])
+
+
 def end(order: Tensor, number: int) -> None:
     """Report that the decoder returned."""
     _end(order, number)
@@ -154,6 +161,12 @@ def _attended(
     if (capture := _captures.get(number)) is not None:
         options = (causal, scale, softcap, window, bias, sinks, unread)
         capture.attended(layers.tolist(), lambda: AttentionCall(name, query, key, mask, weights, *options))
+
+
+@torch.library.custom_op("geomprobe::routed", mutates_args=("order",))
+def _routed(order: Tensor, number: int, layers: Tensor, who: int, values: Sequence[Tensor]) -> None:
+    if (capture := _captures.get(number)) is not None:
+        capture.routed(layers.tolist(), who, values)
 
 
 @torch.library.custom_op("geomprobe::end", mutates_args=("order",))

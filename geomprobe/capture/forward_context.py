@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from geomprobe.capture.generation import CachedSequence, Mode
-from geomprobe.core.attention_summary import AttentionRows, Layout
+from geomprobe.core.attention_summary import Layout
+from geomprobe.core.layer_rows import NOTHING, LayerRows
 from geomprobe.core.rows import Rows
 from geomprobe.errors import GeomprobeError
 
@@ -122,20 +123,19 @@ class ForwardContext:
     generated: bool = False
     refed_generated: bool = False
 
-    def rows(self, hidden: Tensor, attention: AttentionRows | None = None) -> Rows:
+    def rows(self, hidden: Tensor, beside: LayerRows = NOTHING) -> Rows:
         """Return ``hidden`` ``(sites, batch, length, width)`` as rows with the mask and texts of this context."""
         mask = None if self.mask is None else self.mask.to(hidden.device)
         texts = {} if self.starts is None else _texts(self.starts.to(hidden.device), mask)
-        return Rows(hidden, mask, attention=attention, generated=self.generated, **texts)
+        return Rows(hidden, mask, attention=beside.attention, routing=beside.routing, generated=self.generated, **texts)
 
-    def refed_rows(self, hidden: Tensor, attention: AttentionRows | None = None) -> Rows | None:
+    def refed_rows(self, hidden: Tensor, beside: LayerRows = NOTHING) -> Rows | None:
         """Return the part of ``hidden`` that was counted in the forward before, or ``None``."""
         if self.refed is None:
             return None
         length = self.refed.shape[1]
-        before = None if attention is None else attention.until(length)
         counted = ForwardContext(self.mode, self.refed, generated=self.refed_generated)
-        return counted.rows(hidden[..., :length, :], before)
+        return counted.rows(hidden[..., :length, :], beside.until(length))
 
     def layout(self, batch: int, length: int, device: torch.device) -> Layout:
         """Return the positions of tokens among the columns that the rows of this forward may attend to."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from geomprobe.core.attention_summary import AttentionRows
+from geomprobe.core.layer_rows import NOTHING, LayerRows
 from geomprobe.core.rows import Rows
 
 __all__ = ["MODES", "REARRANGED", "CachedSequence", "GenerateCall", "Mode", "StopTokens", "mode_of", "still_running"]
@@ -156,7 +156,7 @@ class CachedSequence:
         self._running: Tensor | None = None
         self._told = True  # whether generate told in every forward which rows are running
         self._hidden: dict[str, list[Tensor]] = {}
-        self._attention: dict[str, list[AttentionRows]] = {}
+        self._beside: dict[str, list[LayerRows]] = {}
         self._signature: Tensor | None = None
         self._rearranged: Tensor | None = None
 
@@ -254,8 +254,8 @@ class CachedSequence:
         self._ids, self._mask, self._running = self._ids[:, :past], self._mask[:, :past], self._running[:, :past]
         for site in self._hidden:
             self._hidden[site] = [self._whole(site)[:, :past]]
-        for site, parts in self._attention.items():
-            self._attention[site] = [AttentionRows.joined(parts).until(past)]
+        for site, parts in self._beside.items():
+            self._beside[site] = [LayerRows.joined(parts).until(past)]
         self._completed = self.columns = past
         self._signature = None  # of a column that is gone
 
@@ -283,11 +283,10 @@ class CachedSequence:
         assert self._mask is not None
         return self._mask
 
-    def add(self, site: str, hidden: Tensor, attention: AttentionRows | None = None) -> None:
+    def add(self, site: str, hidden: Tensor, beside: LayerRows = NOTHING) -> None:
         """Add a copy of the hidden states of the new columns at one site. The model may later change them in place."""
         self._hidden.setdefault(site, []).append(hidden.detach().clone())
-        if attention is not None:
-            self._attention.setdefault(site, []).append(attention)
+        self._beside.setdefault(site, []).append(beside)
 
     def latest(self, site: str) -> Tensor:
         """Return the hidden states that :meth:`add` received last for ``site``."""
@@ -324,11 +323,10 @@ class CachedSequence:
         """The rows of a site under ``mask``, which has fewer columns than there are rows while a forward is running."""
         length = mask.shape[1]
         hidden = self._whole(site)[:, :length]
-        attention = None
-        if site in self._attention:
-            self._attention[site][:] = [AttentionRows.joined(self._attention[site])]
-            attention = AttentionRows.stacked([self._attention[site][0].until(length)])
-        return Rows(hidden.unsqueeze(0), mask.to(hidden.device), attention=attention, generated=self.generated)
+        self._beside[site][:] = [LayerRows.joined(self._beside[site])]
+        beside = LayerRows.stacked([self._beside[site][0].until(length)])
+        more: dict[str, Any] = {"attention": beside.attention, "routing": beside.routing, "generated": self.generated}
+        return Rows(hidden.unsqueeze(0), mask.to(hidden.device), **more)
 
     def _whole(self, site: str) -> Tensor:
         """The hidden states of a site, ``(batch, columns, width)``. The parts are joined and stored joined."""

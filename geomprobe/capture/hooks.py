@@ -5,7 +5,7 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from time import perf_counter
@@ -23,7 +23,9 @@ from geomprobe.capture.decoder import Decoder
 from geomprobe.capture.forward_context import Call, ForwardContext, carries_cache
 from geomprobe.capture.generation import MODES, REARRANGED, CachedSequence, GenerateCall, Mode, StopTokens, mode_of
 from geomprobe.capture.padding_check import PaddingCheck
+from geomprobe.capture.router_tap import RouterTap, find_routers
 from geomprobe.core.attention_summary import AttentionRequest, AttentionRows
+from geomprobe.core.layer_rows import LayerRows
 from geomprobe.core.rows import full_precision
 from geomprobe.errors import GeomprobeError
 
@@ -38,8 +40,9 @@ class Listener(Protocol):
         being captured."""
         ...
 
-    def captured(self, context: ForwardContext, site: str, hidden: Tensor, attention: AttentionRows | None) -> None:
-        """Receive the hidden states ``(batch, length, width)`` and attention summaries of one site, while the forward runs."""
+    def captured(self, context: ForwardContext, site: str, hidden: Tensor, beside: LayerRows) -> None:
+        """Receive the hidden states ``(batch, length, width)`` of one site, and what its layer computed beside them, while the
+        forward runs."""
         ...
 
     def ended(self, sequence: CachedSequence) -> None:
@@ -101,6 +104,7 @@ class Capture:
         stop_tokens: how ``generate`` ends a row of a batch.
         attention: what to compute of the attention weights; ``None`` if they are not to be observed. The site of a layer is
             reported with the attention of that layer, ``final_norm`` with that of the last layer.
+        routing: whether to observe the routers of a mixture of experts. They are reported as attention is.
         pad_token_id: the padding token, for calls without a mask.
         modes: the modes to capture. Forwards of other modes are not looked at.
         clock: adds up the time that captured forwards spend in hooks.
@@ -118,6 +122,7 @@ class Capture:
         attention: AttentionRequest | None = None,
         pad_token_id: int | None = None,
         modes: Collection[Mode] = MODES,
+        routing: bool = False,
         clock: Clock | None = None,
     ) -> None:
         self._model = model
@@ -131,6 +136,8 @@ class Capture:
         self._clock = clock or Clock()
         self._device: torch.device | None = None  # of the latest hidden state
         self._attended: dict[int, AttentionRows | None] = {}
+        self._routing = routing
+        self._routers = RouterTap({})
         self._context: ForwardContext | None = None
         self._shape = (0, 0)  # batch and length of the present forward
         self._pad_token_id = pad_token_id
@@ -192,6 +199,8 @@ class Capture:
         try:
             if self.attention is not None:  # first: it may refuse
                 self._attach_attention()
+            if self._routing:
+                self._routers = RouterTap(find_routers(self._decoder, self._layers_of_sites))
             self._attach_hooks()
         except BaseException:
             self.detach()
@@ -199,6 +208,7 @@ class Capture:
 
     def _attach_hooks(self) -> None:
         base, layers = self._decoder.base, self._decoder.layers
+        self._handles += self._routers.attach(self._tell_routing)
         adapters = (module for module in base.modules() if isinstance(getattr(module, "disable_adapters", None), bool))
         self._adapter = next(adapters, None)  # a layer of PEFT
         dynamo_ops.forget_graphs(self._model, base)
@@ -237,7 +247,7 @@ class Capture:
 
     def _attach_attention(self) -> None:
         base, layers = self._decoder.base, self._decoder.layers
-        if not self._attention_layers:
+        if not self._layers_of_sites:
             raise GeomprobeError(
                 "the site 'embed' comes before any attention: measure a layer too, or leave AttentionProfile and "
                 "ContextLasso(attention=True) out"
@@ -257,8 +267,8 @@ class Capture:
         )
 
     @cached_property
-    def _attention_layers(self) -> set[int]:
-        """The layers whose attention is reported with a site."""
+    def _layers_of_sites(self) -> set[int]:
+        """The layers whose attention and router are reported with a site."""
         last = len(self._decoder.layers) - 1
         places = [self._names.index(site) - 1 for site in self._sites]
         return {min(place, last) for place in places if place >= 0}
@@ -281,15 +291,36 @@ class Capture:
             if (call.batch, call.length) != self._shape:
                 return
             self._attended[layer] = None
-            if layer in self._attention_layers:
+            if layer in self._layers_of_sites:
                 with self._clock.span(call.device), full_precision(call.device.type):
                     layout = context.layout(call.batch, call.length, call.device)
                     self._attended[layer] = call.rows(layout, context.starts, self.attention or AttentionRequest())
-        except GeomprobeError as error:
-            self._leave_out(str(error))
         except Exception as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        """Leave the present forward out of every number, or report an error inside the capture."""
+        if isinstance(error, GeomprobeError):
+            self._leave_out(str(error))
+        else:
             self._context = None  # report nothing more of this forward
             self._listener.failed(error)
+
+    def _tell_routing(self, layers: Tensor, who: int, values: list[Tensor]) -> None:
+        if torch.compiler.is_compiling():
+            dynamo_ops.routed(self._order, self._id, layers, who, values)
+        elif self._context is not None:
+            self.routed(layers.tolist(), who, values)
+
+    def routed(self, layers: list[int], who: int, values: Sequence[Tensor]) -> None:
+        """Record what the router of one of ``layers`` returned, or its experts were called with."""
+        if self._context is None or self._thread != threading.get_ident():
+            return
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                self._routers.put(layers, who, values)
+        except Exception as error:
+            self._failed(error)
 
     def detach(self) -> None:
         """Remove every hook and end every sequence. It can be called twice, and inside a hook of a forward that did not
@@ -343,6 +374,7 @@ class Capture:
                 return
             call = Call(arguments, mode, pad=self._pad_token_id, eos=self._stop_tokens.eos)
             self._attended = {}
+            self._routers.forget()
             context = self._on_cache(call) if call.cache is not None else self._without_cache(call)
             if context is not None:
                 self._shape = call.shape
@@ -506,16 +538,22 @@ class Capture:
             self._device = hidden.device
             if number in self._numbers:
                 with self._clock.span(hidden.device):
-                    self._listener.captured(context, self._names[number], hidden, self._take_attention(number))
+                    try:
+                        beside = self._take_beside(number)
+                    except Exception as error:
+                        self._failed(error)
+                    else:
+                        self._listener.captured(context, self._names[number], hidden, beside)
 
-    def _take_attention(self, number: int) -> AttentionRows | None:
-        """The attention that is reported with a site. It is dropped afterwards, unless ``final_norm`` needs it too."""
+    def _take_beside(self, number: int) -> LayerRows:
+        """What is reported beside the hidden states of a site. It is dropped then, unless ``final_norm`` needs it too."""
         layer = min(number, len(self._decoder.layers)) - 1
-        rows = self._attended.get(layer)
+        rows = LayerRows(self._attended.get(layer), self._routers.rows(layer, *self._shape))
         if number == len(self._decoder.layers) and "final_norm" in self._sites:
             return rows
-        if rows is not None:
+        if rows.attention is not None:
             self._attended[layer] = None
+        self._routers.taken(layer)
         return rows
 
     def _close(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -536,6 +574,7 @@ class Capture:
         self._thread = None
         context, self._context = self._context, None
         attended, self._attended = self._attended, {}
+        self._routers.forget()
         if not completed:
             self._previous = None
         if context is not None and completed:

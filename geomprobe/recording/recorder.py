@@ -12,7 +12,7 @@ from geomprobe.accumulators.covariance_sketch import CovarianceSketch
 from geomprobe.accumulators.state import Accumulator
 from geomprobe.capture.forward_context import ForwardContext
 from geomprobe.capture.generation import REARRANGED, CachedSequence, Mode
-from geomprobe.core.attention_summary import AttentionRows
+from geomprobe.core.layer_rows import NOTHING, LayerRows
 from geomprobe.core.rows import Rows, full_precision
 from geomprobe.errors import GeomprobeError
 from geomprobe.recording.live_gain import GainUpdate, LiveGain
@@ -98,15 +98,15 @@ class Recorder:
         step, self.forwards = self.forwards, self.forwards + 1
         return self.when is None or self.when(step)
 
-    def captured(self, context: ForwardContext, site: str, hidden: Tensor, attention: AttentionRows | None = None) -> None:
-        """Record the hidden states ``(batch, length, width)`` of one site, and the attention summaries of its layer."""
+    def captured(self, context: ForwardContext, site: str, hidden: Tensor, beside: LayerRows = NOTHING) -> None:
+        """Record the hidden states ``(batch, length, width)`` of one site, and what its layer computed beside them."""
         if self.fault is not None:
             return
         try:
             if context.sequence is not None:
-                context.sequence.add(site, hidden, attention)
+                context.sequence.add(site, hidden, beside)
             else:
-                self._group.put(context, site, hidden, attention)
+                self._group.put(context, site, hidden, beside)
         except Exception as error:
             self.failed(error)
 
@@ -227,22 +227,20 @@ class _Group:
         self._consumers = consumers
         self._context: ForwardContext | None = None
         self._buffer = torch.empty(0)
-        self._attention: list[AttentionRows | None] = []
+        self._beside: list[LayerRows] = []
         self._start = self._held = 0
         self._pending: list[Callable[[], object]] = []
 
-    def put(self, context: ForwardContext, site: str, hidden: Tensor, attention: AttentionRows | None = None) -> None:
+    def put(self, context: ForwardContext, site: str, hidden: Tensor, beside: LayerRows) -> None:
         """Add the hidden states ``(batch, length, width)`` of one site, and measure the group when it is full."""
         i = self._sites.index(site)
         follows = context is self._context and i == self._start + self._held and i % GROUP
         device = torch.device("cpu") if hidden.device.type == "mps" else hidden.device  # MPS has no float64
-        if attention is not None and attention.picks.device != device:
-            attention = attention.map(lambda name, value: value.to(device))
+        beside = beside.to(device)
         dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        heads = {rows.entropy.shape[-2] for rows in (*self._attention, attention) if rows is not None}
         if (
             not follows
-            or len(heads) > 1
+            or not LayerRows.can_stack([*self._beside, beside])
             or (hidden.shape, device, dtype) != (self._buffer.shape[1:], self._buffer.device, self._buffer.dtype)
         ):
             self.flush()
@@ -254,7 +252,7 @@ class _Group:
             self._context, self._start = context, i
         with torch.inference_mode(False), torch.no_grad():
             self._buffer[self._held].copy_(hidden)
-        self._attention.append(attention)
+        self._beside.append(beside)
         self._held += 1
         if self._held == len(self._buffer):
             self.flush()
@@ -263,11 +261,11 @@ class _Group:
         """Measure the collected hidden states, and discard them."""
         if self._context is None:  # nothing was collected, as in all forwards that are not measured
             return
-        context, hidden, attention = self._context, self._buffer[: self._held], AttentionRows.stacked(self._attention)
+        context, hidden, beside = self._context, self._buffer[: self._held], LayerRows.stacked(self._beside)
         sites = slice(self._start, self._start + self._held)
         self._discard()
         with full_precision(hidden.device.type):
-            rows, refed = context.rows(hidden, attention), context.refed_rows(hidden, attention)
+            rows, refed = context.rows(hidden, beside), context.refed_rows(hidden, beside)
             self._pending.append(self._store.measure(context.mode, sites, rows))
             if refed is not None:
                 self._pending.append(self._store.measure(context.mode, sites, refed, sign=-1))
@@ -286,4 +284,4 @@ class _Group:
         self._pending = []
 
     def _discard(self) -> None:
-        self._context, self._buffer, self._attention, self._held = None, torch.empty(0), [], 0
+        self._context, self._buffer, self._beside, self._held = None, torch.empty(0), [], 0

@@ -131,6 +131,30 @@ _WORDS = {
         "The mean cosine of two different rows: 0 for rows spread evenly, 1 for rows that all point in the same direction.",
         "A high value does not mean collapse: an offset that all rows share is enough.",
     ),
+    "router_load_entropy": Description(
+        "Entropy of the load of experts",
+        "share of log E",
+        "How evenly tokens are divided among the experts of a layer: 1 is evenly, 0 is all on one.",
+        "It does not tell whether experts differ, and falls with few tokens by chance.",
+    ),
+    "router_entropy": Description(
+        "Entropy of the router",
+        "share of log E",
+        "How undecided the router is about a token, on average: 0 is certain, 1 is that it distinguishes no experts.",
+        "It says nothing about the load: a router that is certain of every token can still divide tokens evenly.",
+    ),
+    "router_dead_experts": Description(
+        "Dead experts",
+        "share of experts",
+        "The share of experts that no token chose.",
+        "With few tokens experts are left out by chance.",
+    ),
+    "router_largest_share": Description(
+        "Largest load of an expert",
+        "share of choices",
+        "The share of all choices that fell on the busiest expert: 1/E if the load is even, at most 1/k.",
+        "It is not comparable between models that choose another number of experts.",
+    ),
     "curvature": Description(
         "Curvature",
         "angle",

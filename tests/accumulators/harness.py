@@ -19,13 +19,16 @@ from geomprobe.accumulators.covariance import Covariance, Which, eigenvalues, me
 from geomprobe.accumulators.covariance_sketch import CovarianceSketch
 from geomprobe.accumulators.curvature import CurvatureSum
 from geomprobe.accumulators.information_gain import InformationGainSum
-from geomprobe.accumulators.state import Accumulator, ReadsAttention, State, TokenCount, add, pad_to
+from geomprobe.accumulators.routing import RoutingSum
+from geomprobe.accumulators.state import Accumulator, ReadsAttention, ReadsRouting, State, TokenCount, add, pad_to
 from geomprobe.accumulators.text_entropy import TextEntropySum
 from geomprobe.core import spectrum
 from geomprobe.core.attention_summary import PICKED, AttentionRows
+from geomprobe.core.layer_rows import RouterRows
 from geomprobe.core.rows import Rows
 
 WIDTH = 8
+EXPERTS, CHOSEN = 5, 2
 FIRST = 3  # tokens at the start of a text whose weights are kept
 LENGTHS = (5, 1, 12, 3, 8, 2)  # of one row, fewer than, as many as, and more than WIDTH
 
@@ -56,6 +59,8 @@ class Case:
         for rows in stream:
             if isinstance(self.accumulator, ReadsAttention) and rows.attention is None and rows.hidden.numel():
                 rows.attention = attended(rows)
+            if isinstance(self.accumulator, ReadsRouting) and rows.routing is None and rows.hidden.numel():
+                rows.routing = routed(rows)
             add(state, self.accumulator.contribution(rows))
         return state
 
@@ -193,6 +198,15 @@ def activation_bounds(state: State) -> list[Chain]:
     return [*chains, (0, state["ratio_texts"], state["ratio"]), (state["ratio_texts"], state["texts"])]
 
 
+def routing_bounds(state: State) -> list[Chain]:
+    routed, experts = state["routed"], len(state["load"])
+    chains: list[Chain] = [(0, load, routed) for load in state["load"]]
+    chains += [(CHOSEN * routed, state["load"].sum(), CHOSEN * routed)]
+    chains += [(0, entropy, routed * math.log(max(1, experts)) + 1e-6) for entropy in state["entropy"]]
+    chains += [(0, p, routed + 1e-6) for way in state["probability"] for p in way]
+    return [*chains, (0, state["misfit"][1], 1e-5 * routed), *((0, misfit) for misfit in state["misfit"])]
+
+
 _SHARED = ("first", "weight")
 WHICH: tuple[Which, ...] = ("all", "last", "mean")
 
@@ -201,6 +215,7 @@ CASES = (
     Case(CurvatureSum(), bounds=curvature_bounds),
     Case(AttentionSum(), bounds=attention_bounds, float32=1e-4),
     Case(AttentionSum(sink_tokens=FIRST, sink_threshold=0.25), bounds=sink_bounds, float32=1e-4),
+    Case(RoutingSum(), lambda state: {"routed": state["routed"]}, routing_bounds, float32=1e-5),  # the others are by coordinate
     # How weight is shared between equal rows, the objective leaves open: rounding decides.
     Case(ContextLassoSum(penalty=0.01, compare=True), bounds=compared_bounds, float64=1e-6, float32=1e-5, open=_SHARED),
     Case(ContextLassoSum(penalty=0.01), bounds=context_bounds, float64=1e-6, float32=1e-5, open=_SHARED),
@@ -285,6 +300,13 @@ def attended(rows: Rows) -> AttentionRows:
         octaves=torch.stack([(mean * (octave == k)).sum(-1) for k in range(1 + int(octave.max()))], -1),
         mean=mean,
     )
+
+
+def routed(rows: Rows) -> RouterRows:
+    """Two of five experts for each row: those with the largest coordinates, weighted by softmax."""
+    logits = rows.hidden[..., :EXPERTS]
+    largest = logits.topk(CHOSEN, -1)
+    return RouterRows(logits, largest.indices, largest.values.softmax(-1))
 
 
 def assert_same(actual: State, expected: State, tolerance: float = 0) -> None:

@@ -23,15 +23,26 @@ from transformers import DynamicCache
 
 import geomprobe.probe
 import geomprobe.reading
-from geomprobe import AttentionProfile, Decoder, GeomprobeError, InformationGain, Probe, Reading, RepresentationEntropy
+from geomprobe import (
+    AttentionProfile,
+    Decoder,
+    GeomprobeError,
+    InformationGain,
+    Probe,
+    Reading,
+    RepresentationEntropy,
+    RouterProfile,
+)
 from geomprobe.accumulators import information_gain
 from geomprobe.accumulators.covariance_sketch import sketched_eigenvalues
-from geomprobe.capture import attention_mask, attention_tap, decoder, dynamo_ops, forward_context, generation, hooks
+from geomprobe.capture import attention_mask, attention_tap, decoder, dynamo_ops, forward_context, generation, hooks, router_tap
 from geomprobe.capture.forward_context import Call, ForwardContext, text_starts
 from geomprobe.capture.generation import CachedSequence, GenerateCall
 from geomprobe.capture.hooks import Capture
 from geomprobe.capture.padding_check import PaddingCheck
+from geomprobe.capture.router_tap import Router
 from geomprobe.core.cholesky import gains, scaled_factor
+from geomprobe.core.layer_rows import NOTHING
 from geomprobe.core.rows import Rows
 from geomprobe.integrations import ProbeCallback
 from geomprobe.integrations.hf_trainer import _Gate
@@ -40,12 +51,13 @@ from geomprobe.recording import all_reduce, recorder
 from geomprobe.recording.recorder import Recorder
 from geomprobe.recording.state_store import StateStore
 from tests import reference
-from tests.capture import test_attention_tap, test_generation, test_guards
+from tests.capture import test_attention_tap, test_generation, test_guards, test_routers
 from tests.capture.guarantees import BLOCK, Guard, guarantee, run_on_ranks, table, work
 from tests.capture.test_architectures import build
 from tests.capture.test_generation import METRICS, alone, assert_same, fed, prompts
 from tests.capture.test_guards import left_out, one_warning
 from tests.integrations.training import ACCUMULATION, BATCH, LENGTH, trainer
+from tests.metrics.test_routing import Own
 from tests.models import test_loading
 from tests.recording.test_all_reduce import RANKS
 from tests.test_probe_metrics import embedding_reading
@@ -70,7 +82,7 @@ def every_pass(self: Capture, place: int, hidden: Tensor) -> None:
     self._waiting = {}
     place = min(place, len(self._decoder.sites) - 1)
     if self._context is not None and place in self._numbers:
-        self._listener.captured(self._context, self._decoder.sites[place], hidden, None)
+        self._listener.captured(self._context, self._decoder.sites[place], hidden, NOTHING)
 
 
 HIDDEN, WANTS, SKETCHED = Capture.hidden, Recorder.wants, sketched_eigenvalues
@@ -916,6 +928,67 @@ def test_attention_of_other_models() -> None:
     with torch.no_grad(), test_attention_tap.Maps(eager) as probe:
         weights = eager(IDS, output_attentions=True, use_cache=False).attentions[0]
     test_attention_tap.assert_rows(probe.seen["layer_00"][0], weights, torch.ones_like(IDS).bool())
+
+
+# -- mixtures of experts -----------------------------------------------------------------------------------------------------
+
+
+def largest(logits: Tensor) -> tuple[Tensor, None]:
+    """A choice by logits alone."""
+    return logits.topk(test_routers.K, -1).indices, None
+
+
+@guarantee(
+    "routers of mixtures of experts",
+    "Exact: the experts that the model used, after biases and groups, as their module is called with them, or as the router "
+    "returns them. `router_entropy` is NaN where no known rule explains the weights of the experts.",
+    Guard(router_tap, "_choice", lambda values: largest(values[0]) if len(values) > 1 else None),
+)
+def test_routers_of_mixtures() -> None:
+    mixture = test_routers.MIXTURES["DeepSeek-V3"]
+    model, found = test_routers.build(mixture)
+    ids = token_batch()
+    with torch.no_grad():
+        logits, _ = test_routers.outputs(model, found, ids)
+        with Probe(model, [RouterProfile()], on_error="raise") as probe:
+            model(ids)
+    for layer, theirs in logits.items():
+        load, _, _ = test_routers.by_rule(mixture, theirs, found.layers[layer])
+        assert probe.read().curve("router_load", f"layer_{layer:02d}").mean == pytest.approx(load / load.sum())
+
+
+@guarantee(
+    "a router that does not tell which experts it chose",
+    "Left out with a note. `Decoder(routers=…)` names one that does.",
+    Guard(Router, "_largest", lambda self, logits: largest(logits)),
+)
+def test_a_router_that_does_not_tell() -> None:
+    model = Own(telling=False)
+    with (
+        torch.no_grad(),
+        Probe(model, [RouterProfile()], decoder=model.decoder()) as probe,
+        one_warning("nor its experts tell"),
+    ):
+        model(IDS)
+    assert probe.fault is None
+
+
+@guarantee(
+    "`RouterProfile` of a model in which no router is found, or several in one layer, or of which a rank has only some experts",
+    "Refused when the probe is attached.",
+    Guard(hooks, "find_routers", lambda decoder, wanted: {}),
+)
+def test_routers_that_are_not_found() -> None:
+    parallel, several = tiny("mixtral"), Own()
+    parallel.model.layers[0].mlp.experts._is_expert_parallel = True
+    two = several.decoder([several.layers[0].route, several.layers[0].experts[0]])
+    for model, named, why in (
+        (tiny(), None, "found no router"),
+        (several, two, "layer 0 of Own has 2 routers"),
+        (parallel, None, "only some of the experts"),
+    ):
+        with pytest.raises(GeomprobeError, match=why):
+            Probe(model, [RouterProfile()], decoder=named).attach()
 
 
 # -- several processes and devices -------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from geomprobe import (
     Metric,
     Probe,
     RepresentationEntropy,
+    RouterProfile,
 )
 from geomprobe.sweeps.comparisons import COMPARISONS
 from tests.house.test_imports import COMMON, MAY_IMPORT, ROOT, SOURCES, home
@@ -109,10 +110,11 @@ def test_every_name_of_every_metric_is_in_the_reference() -> None:
             RepresentationEntropy(rows="last", unit=False, center="stream"),
         ],
         [AttentionProfile(sink_tokens=1)],
+        [RouterProfile()],
     ]
     names = {"nonfinite", "sample_tokens", *COMPARISONS}
     for metrics in groups:
-        model = tiny()
+        model = tiny("mixtral")
         with torch.no_grad(), Probe(model, metrics, on_error="raise") as probe:
             model(token_batch())
         reading = probe.read()

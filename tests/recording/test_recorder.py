@@ -17,6 +17,7 @@ from geomprobe.accumulators.state import Accumulator, State
 from geomprobe.capture.forward_context import ForwardContext
 from geomprobe.capture.hooks import Capture
 from geomprobe.core.attention_summary import AttentionRequest
+from geomprobe.core.layer_rows import LayerRows
 from geomprobe.core.rows import Rows
 from geomprobe.probe import Mode, add_consumer
 from geomprobe.recording.recorder import _Group
@@ -123,7 +124,7 @@ def test_layers_may_differ_in_their_number_of_heads() -> None:
     few = attended(Rows(hidden))
     many = few.map(lambda name, value: torch.cat([value, value], 1) if name in ("entropy", "first", "distance") else value)
     for site, seen in zip(probe.sites, (None, few, many, few, few), strict=True):
-        probe._recorder.captured(context, site, hidden, seen)
+        probe._recorder.captured(context, site, hidden, LayerRows(seen))
     probe._recorder.closed(context, completed=True)
     reading = probe.read()
     assert [len(reading.curve("attention_sink_by_head", site)) for site in probe.sites[1:]] == [2, 4, 2, 2]
