@@ -32,8 +32,8 @@ class RouterProfile(Metric):
       ``router_load_entropy_nats`` is not divided;
     - ``router_entropy``: the mean over tokens of ``−Σ_e p_e log p_e / log E``, 0 to 1; near 0 if the router is certain, 1 if it
       does not distinguish experts. ``router_entropy_nats`` is not divided. ``p_e = s_e / Σ_e s_e`` are the router's scores
-      before biases: those of softmax, or of a sigmoid as in DeepSeek-V3 (2024, section 2.1.2), whichever explains the weights that the
-      model used. NaN if none does, as in Phi-MoE, or if they are not known;
+      before biases: those of softmax, or of a sigmoid as in DeepSeek-V3 (2024, section 2.1.2), whichever explains the weights
+      that the model used. NaN if none does, as in Phi-MoE, or if they are not known;
     - ``router_dead_experts``: the share of experts that no token chose, 0 to 1;
     - ``router_largest_share``: ``max_e f_e``, 1/E to 1/k.
 

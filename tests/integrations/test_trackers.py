@@ -21,6 +21,7 @@ from geomprobe.files import StepFile
 from geomprobe.integrations import ProbeCallback, flat, log_reading
 from geomprobe.integrations.histograms import spectra
 from geomprobe.integrations.picture import PICTURE
+from geomprobe.integrations.records import reading_of
 from geomprobe.report.training_file import Training
 from geomprobe.report.training_page import training_page
 from tests.integrations.training import losses, trainer
@@ -159,7 +160,7 @@ trainer(Path(sys.argv[1]), ProbeCallback(when=2, on_error="raise"), report_to="t
     for record in readings_of(tmp_path):
         logged = {name: value for name, value in numbers[record["step"]].items() if name.startswith("geomprobe/")}
         picture = logged.pop(PICTURE, None)
-        reading = Reading.from_dict(record)
+        reading = reading_of(record)
         for name, values in spectra(reading).items():
             counts, edges = np.histogram(values, bins=64)
             assert logged.pop(name) == {"_type": "trackio.histogram", "bins": edges.tolist(), "values": counts.tolist()}
