@@ -20,7 +20,6 @@ from geomprobe import GeomprobeError, Probe, Reading, RepresentationEntropy
 from geomprobe.files import StepFile
 from geomprobe.integrations import ProbeCallback, flat, log_reading
 from geomprobe.integrations.histograms import spectra
-from geomprobe.integrations.records import reading_of
 from geomprobe.integrations.picture import PICTURE
 from geomprobe.integrations.records import reading_of
 from geomprobe.report.training_file import Training
