@@ -70,7 +70,10 @@ def test_what_it_knows_is_never_too_much_and_the_residual_bounds_the_rest(rank: 
 
 
 def test_directions_are_the_same_everywhere_and_orthonormal() -> None:
-    first = random_directions(50, 8, 3)
+    random_directions.cache_clear()
+    with torch.inference_mode():
+        first = random_directions(50, 8, 3)
+    assert not first.is_inference()  # they are kept, and used in training too
     random_directions.cache_clear()
     assert torch.equal(first, random_directions(50, 8, 3))
     assert not torch.equal(first, random_directions(50, 8, 4))

@@ -233,8 +233,8 @@ def test_a_resumed_trainer(tmp_path: Path) -> None:
     options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
     whole, resumed = ProbeCallback(when=1, on_error="raise"), ProbeCallback(when=1, on_error="raise")
     trainer(tmp_path, whole, **options).train()
-    with contextlib.suppress(UserWarning):
-        trainer(tmp_path, resumed, **options).train(resume_from_checkpoint=str(tmp_path / "trained" / "checkpoint-1"))
+    trainer(tmp_path, resumed, **options).train(resume_from_checkpoint=str(tmp_path / "trained" / "checkpoint-1"))
+    assert [step for step, _ in whole.history] == [1, 2]
     assert [(step, dict(reading)) for step, reading in resumed.history] == [
         (step, dict(reading)) for step, reading in whole.history
     ]
@@ -342,8 +342,7 @@ def test_rows_that_are_computed_again() -> None:
         with Probe(model, metrics, on_error="raise") as probe:
             output = model.generate(**batch, **how, use_cache=cached)
         reading = probe.read()
-        assert [note for note in reading.notes if "without a cache" in note] == reading.notes
-        assert len(reading.notes) == (not cached)
+        assert ["without a cache" in note for note in reading.notes] == [True] * (not cached)
         with torch.no_grad(), Probe(model, metrics, on_error="raise") as probe:
             for row in fed(output, None):
                 model(row.unsqueeze(0), use_cache=False)

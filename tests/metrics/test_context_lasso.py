@@ -61,6 +61,7 @@ def test_a_rate_samples_that_share_whatever_the_batch() -> None:
     sums = ContextLassoSum(penalty=0.05, rate=0.25)
     whole = sums.contribution(Rows(hidden))
     assert float(whole["targets"]) == pytest.approx(0.25 * 8 * 99, abs=8)  # positions are spread evenly in each of 8 texts
+    assert float(whole["unsolved"]) == 0  # the others were not to be solved
     scaled = sums.contribution(Rows(hidden * 3.1))
     assert float(scaled["targets"]) == float(whole["targets"]), "the choice does not hang on the last digits of a row"
     parts = [sums.contribution(Rows(row.unsqueeze(0))) for row in hidden]

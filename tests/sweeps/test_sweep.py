@@ -85,7 +85,8 @@ def test_baselines_are_null(run: Run) -> None:
     reading = gaussian_record.reading
     assert reading is not None
     assert reading.sites == ("gaussian",)
-    assert reading["tokens/gaussian"] == 699 or reading["tokens/gaussian"] == 700
+    assert untrained_record.reading is not None
+    assert reading["tokens/gaussian"] == untrained_record.reading["tokens/final_norm"] == 700
     assert reading["effective_rank/gaussian"] > 0.9 * 32
     assert abs(reading["anisotropy/gaussian"]) < 0.01
     assert "lasso_attention_jaccard/gaussian" not in reading
