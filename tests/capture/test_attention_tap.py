@@ -287,6 +287,16 @@ def test_everything_is_put_back() -> None:
     assert registry() == before  # a probe that was dropped with its model
 
 
+def test_attaching_that_fails_half_way_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, before = tiny("llama"), registry()
+    kept = snapshot(model)
+    monkeypatch.setattr("geomprobe.capture.dynamo_ops.register", lambda capture: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        Maps(model).attach()
+    assert registry() == before
+    assert snapshot(model) == kept
+
+
 @torch.no_grad()
 def test_an_entry_that_another_puts_there_meanwhile_is_used_and_stays() -> None:
     model, before, calls = tiny("llama"), registry(), []
