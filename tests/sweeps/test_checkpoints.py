@@ -10,7 +10,8 @@ from threading import Event, Timer
 import pytest
 
 from geomprobe.errors import GeomprobeError
-from geomprobe.sweeps.checkpoints import Checkpoint, find_checkpoints, read_ahead
+from geomprobe.sweeps import checkpoints
+from geomprobe.sweeps.checkpoints import Checkpoint, find_checkpoints, read_ahead, weights_hash
 
 
 def test_a_folder_of_checkpoints_is_read_by_step(training: Path) -> None:
@@ -82,3 +83,16 @@ def test_an_interrupt_does_not_wait_for_the_files(unread: tuple[int, Callable[[]
     with pytest.raises(KeyboardInterrupt), read_ahead([Checkpoint("a", str(tmp_path))]):
         raise KeyboardInterrupt
     assert not closed.is_set()
+
+
+def test_weights_are_told_apart_by_their_names_sizes_and_both_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "_END", 4)
+    path = tmp_path / "model.safetensors"
+    contents = (b"abcd--------wxyz", b"Xbcd--------wxyz", b"abcd--------wxyX", b"abcd-------wxyz", b"")
+    hashes = [(path.write_bytes(content), weights_hash(str(tmp_path)))[1] for content in contents]
+    path.write_bytes(b"abcd........wxyz")  # the middle is not read
+    assert weights_hash(str(tmp_path)) == hashes[0]
+    path.rename(tmp_path / "other.safetensors")
+    hashes += [weights_hash(str(tmp_path)), weights_hash(str(tmp_path / "gone"))]
+    assert len(set(hashes)) == len(hashes) == 7
+    assert [told is None for told in hashes] == [False] * 6 + [True]

@@ -1,4 +1,4 @@
-"""The shape of records, the order of a run, and its table."""
+"""The shape of records, the order of a run, its table and its export."""
 
 import json
 import math
@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from geomprobe.errors import GeomprobeError
 from geomprobe.reading import Reading
+from geomprobe.sweeps.export import export
 from geomprobe.sweeps.records import _RECORD, Record, Run, place
 from geomprobe.sweeps.table import table
 
@@ -63,3 +65,16 @@ def test_the_table_shows_a_dash_for_what_is_no_number() -> None:
         ["a", "–", "–"],
         ["b", "2.000", "3.0"],
     ]
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_an_export_is_written_whole_or_not_at_all(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / f"numbers.{ending}"
+    path.write_text("old")
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(GeomprobeError, match="No space left"):
+        export(run(measured("a")), path)
+    assert path.read_text() == "old"
