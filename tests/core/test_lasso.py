@@ -195,6 +195,19 @@ def test_a_warm_start_ends_at_the_same_place_and_a_solution_stays(penalty: float
     assert elsewhere.converged.all()
 
 
+@pytest.mark.parametrize("penalty", [1e-4, 0.05])
+def test_targets_that_were_not_chosen_keep_their_start(penalty: float) -> None:
+    z, start = unit(2, 40, 16), 0.1 * unit(2, 40, 40, seed=3)
+    which = torch.rand(2, 40, generator=torch.Generator().manual_seed(0)) < 0.5
+    which[:, 0] = False
+    every, some = (solve_lasso(gram(z), penalty, which=chosen, start=start) for chosen in (None, which))
+    assert torch.equal(some.coefficients[~which], start.tril(-1)[~which])
+    assert some.converged[which].all()
+    reached = [lasso.lasso_objective(gram(z), solution.coefficients, penalty) for solution in (every, some)]
+    torch.testing.assert_close(reached[1][which], reached[0][which], rtol=0, atol=2e-6)
+    assert (reached[1] - some.gap <= reached[0] + 1e-12).all()  # the gap is that of what is returned
+
+
 def test_what_did_not_converge_says_so() -> None:
     solution = solve_lasso(gram(unit(60, 24)), 1e-5, tol=1e-12, max_rounds=3)
     assert not solution.converged.all()
