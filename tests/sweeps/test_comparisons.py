@@ -199,7 +199,8 @@ def test_finished_runs_keep_two_anchors(begin: Callable[..., Run], tmp_path: Pat
 
 def record(name: str, step: int, **options: Any) -> Record:
     reading = None if "error" in options else Reading("eval", ("embed",), {}, [], {})
-    return Record(**{"name": name, "step": step, "config": "c", "tokens": "t", "weights": "w", "reading": reading} | options)
+    made: dict[str, Any] = {"config": "c", "tokens": "t", "weights": "w", "reading": reading}
+    return Record(name=name, step=step, **made | options)
 
 
 def compared(folder: Path, *records: Record) -> Comparisons:

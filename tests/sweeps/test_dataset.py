@@ -123,7 +123,8 @@ def test_batches_hold_every_text_once_and_little_padding(ids: list[tuple[int, ..
 
 def test_split_cuts_between_texts() -> None:
     texts = TokenizedTexts(((1, 2, 3), (4, 5), (6, 7, 8)))
-    assert texts.split(4) == (TokenizedTexts(((1, 2, 3), (4, 5))), TokenizedTexts(((6, 7, 8),)))
+    for tokens in (4, 5):
+        assert texts.split(tokens) == (TokenizedTexts(((1, 2, 3), (4, 5))), TokenizedTexts(((6, 7, 8),)))
     assert texts.split(100) == (texts, TokenizedTexts(()))
 
 
