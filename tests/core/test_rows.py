@@ -1,6 +1,7 @@
 """Rows of one forward, and the arithmetic they are computed in."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from geomprobe.core.attention_summary import AttentionRows
 from geomprobe.core.rows import Rows, full_precision, unit_rows
 from geomprobe.core.symmetric import assemble
-from tests.accumulators.harness import packed, padded, texts
+from tests.accumulators.harness import attended, packed, padded, texts
 
 USERS_SETTINGS: dict[str, Callable[[], object]] = {
     "nothing": lambda: None,
@@ -151,3 +153,23 @@ def test_nothing_is_computed_twice() -> None:
     assert rows.gram(center=True) is rows.gram(center=True)
     assert rows.norms is rows.norms
     assert rows.valid is rows.valid
+
+
+@pytest.mark.parametrize("layout", ["left", "packed"])
+def test_parts_of_a_batch_are_the_batch(layout: str) -> None:
+    """At two sites of a generation, with attention."""
+    one = packed(texts()) if layout == "packed" else padded(texts(), layout)
+    places: dict[str, Any] = {"text": one.text, "position": one.position, "texts": one.texts} if one.packed else {}
+    attention = attended(one).map(lambda name, value: torch.stack([value, 2 * value]))
+    rows = Rows(torch.stack([one.hidden, -one.hidden]), one.mask, **places, attention=attention, generated=True)
+    parts = list(rows.split(1))
+    assert [len(part.mask) for part in parts] == [1] * len(rows.mask)
+    assert all(part.generated for part in parts)
+    assert torch.equal(torch.cat([part.hidden for part in parts], 1), rows.hidden)
+    assert torch.equal(torch.cat([part.position for part in parts]), rows.position)
+    if one.packed:
+        assert torch.equal(torch.stack([part.counts for part in parts]).sum(0), rows.counts)
+    for i, part in enumerate(parts):
+        for field in fields(AttentionRows):
+            torch.testing.assert_close(getattr(part.attention, field.name), getattr(attention, field.name)[:, [i]])
+    assert list(rows.split(2**30)) == [rows]
