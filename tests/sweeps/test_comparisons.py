@@ -224,7 +224,10 @@ def test_gram_matrices_of_other_weights_or_tokens_are_not_taken(tmp_path: Path) 
 
 def test_what_read_other_tokens_is_no_partner(tmp_path: Path) -> None:
     first, second = record("a", 1, tokens="u"), record("b", 2)
-    assert compared(tmp_path, first, second).compared(second, {}).partners == {}
+    alone = compared(tmp_path, first, second).compared(second, {})
+    assert alone.partners == {}
+    assert alone.reading is not None
+    assert alone.reading.notes == []  # nothing was looked for in vain
 
 
 def test_gram_matrices_are_kept_for_what_failed(tmp_path: Path) -> None:
