@@ -41,6 +41,13 @@ def test_a_sketch_of_the_rank_or_more_is_exact(n: int) -> None:
     assert float(residual) == pytest.approx(0, abs=1e-6)
 
 
+def test_of_few_rows_no_more_directions_are_completed_than_there_are_rows() -> None:
+    values, residual = sketched(Rows(hidden(20, 1.0)), 12)
+    assert float(residual) > 0.01
+    assert int((values > 0).sum()) == 20
+    assert float(values.sum()) == pytest.approx(1, rel=1e-6)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("decay", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("rank", [4, 16, 64])

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from geomprobe import GeomprobeError, InformationGain, Metric, Probe, Reading, RepresentationEntropy
+from geomprobe.capture.generation import StopTokens, still_running
 from geomprobe.core.streaming_gain import GainStream
 from geomprobe.recording.live_gain import GainUpdate
 from tests.test_probe_transparent import Broken
@@ -176,6 +177,18 @@ def test_texts_whose_cache_is_rearranged_are_left_out(model: Any, how: dict[str,
             reading = probe.read()
     assert reading["tokens/embed"] == 9
     assert "beam search" in reading.notes[0]
+
+
+def test_the_drafts_of_an_assistant_are_left_out() -> None:
+    """Also if all are right, so that none is removed: its own loop of generation is a plain one."""
+    model, assistant = tiny(), tiny()
+    how = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": PAD}
+    with Probe(assistant, on_error="raise") as probe:
+        model.generate(token_batch(1, 6), assistant_model=assistant, **how)
+        with pytest.warns(RuntimeWarning, match="assisted decoding were left out"):
+            probe.close()
+    with pytest.raises(GeomprobeError, match="nothing to read"):
+        probe.read()
 
 
 def test_rows_that_were_moved_between_the_turns_of_a_chat_are_left_out(model: Any) -> None:
@@ -401,7 +414,26 @@ def test_texts_fed_again_in_the_other_mode_are_texts_of_their_own() -> None:
     assert probe.read("eval")["texts/embed"] == 2
 
 
+def test_a_column_of_padding_that_is_removed_again_is_no_draft(model: Any) -> None:
+    ids, cache = token_batch(2, 9), DynamicCache(config=model.config)
+    mask = torch.ones(2, 6, dtype=torch.long)
+    mask[:, 5] = 0
+    with torch.no_grad(), Probe(model, METRICS, on_error="raise") as probe:
+        model(ids[:, :5], past_key_values=cache)
+        model(ids[:, :1], attention_mask=mask, past_key_values=cache)
+        cache.crop(-1)
+        model(ids[:, 5:], past_key_values=cache)
+    assert_same(probe.read(), alone(model, list(ids)))
+
+
 # -- how rows end ------------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_of_a_prompt_do_not_end_it() -> None:
+    ids, stop = torch.tensor([[5, 6, 7, 0], [5, 6, 7, 1], [5, 6, 7, 8]]), StopTokens((1,), 0)
+    mask = torch.ones_like(ids).bool()
+    assert still_running(ids, mask, 4, stop).equal(mask)
+    assert still_running(ids, mask, 3, stop).sum(1).tolist() == [3, 3, 4]
 
 
 class EndsOn(StoppingCriteria):  # type: ignore[misc]
