@@ -68,6 +68,15 @@ def test_users_precision_is_set_aside_and_put_back(users_setting: str) -> None:
     assert precisions() == before
 
 
+@pytest.mark.parametrize("users_setting", ["new: everywhere"], indirect=True)
+def test_what_was_inherited_is_inherited_again(users_setting: str) -> None:
+    with full_precision("cpu"):
+        pass
+    torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"  # type: ignore[attr-defined]
+
+
 def test_no_autocast_no_inference_mode_no_graph_inside() -> None:
     a = torch.randn(4, 4, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
