@@ -147,6 +147,17 @@ def test_unit_rows_and_gram_are_numpys(layout: str, center: bool) -> None:
         assert not gram[b[0]][places][:, others].any(), "a text knows its own rows only"
 
 
+@pytest.mark.parametrize("layout", ["left", "right", "packed"])
+def test_the_last_row_of_a_text_is_its_last_finite_one(layout: str) -> None:
+    stream = texts()
+    for text in stream[::2]:
+        text[-1, 0] = torch.nan
+    rows = packed(stream) if layout == "packed" else padded(stream, layout)
+    last = rows.one_per_text(rows.raw(), "last")
+    for i, text in enumerate(stream):
+        assert torch.equal(last[i], text[-2 if i % 2 == 0 else -1])
+
+
 def test_rows_near_their_mean_keep_their_direction_in_long_texts() -> None:
     """Centred rows of 1e-4 of their length: in float32 that is 800 units of rounding, whatever the length of the text."""
     generator = torch.Generator().manual_seed(0)
