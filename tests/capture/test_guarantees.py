@@ -349,9 +349,11 @@ def test_rows_that_are_computed_again() -> None:
         expected = probe.read()
         for name in ("last_effective_rank", "centered_effective_rank", "last_stable_rank", "rankme"):
             assert reading[f"{name}/layer_01"] == pytest.approx(expected[f"{name}/layer_01"], rel=1e-4), name
-    with Probe(model, [RepresentationEntropy()], on_error="raise") as probe:
-        model.generate(**batch, **how, use_cache=False)
-    assert probe.read().notes == []  # every row that is subtracted is one that was added in the same forward
+    for metric in (*metrics, RepresentationEntropy(rows="mean")):
+        with Probe(model, [metric], on_error="raise") as probe:
+            model.generate(**batch, **how, use_cache=False)
+        # Of all rows, every one that is subtracted was added in the same forward.
+        assert bool(probe.read().notes) == (metric != metrics[0])
 
 
 @guarantee(
