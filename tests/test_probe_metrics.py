@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from geomprobe import InformationGain, Metric, Probe, Reading, RepresentationEntropy
 from geomprobe.accumulators.covariance import Covariance
@@ -137,6 +138,20 @@ def embedding_reading(context: contextlib.AbstractContextManager[object]) -> Rea
 )
 def test_no_setting_of_the_user_changes_the_numbers(context: Callable[[], Any]) -> None:
     assert embedding_reading(context()).to_dict() == embedding_reading(contextlib.nullcontext()).to_dict()
+
+
+def test_no_setting_of_the_user_changes_the_numbers_of_texts_on_a_cache() -> None:
+    """They are measured when the probe is closed, under the settings of then."""
+    readings = []
+    for context in (contextlib.nullcontext(), torch.autocast("cpu", dtype=torch.bfloat16)):
+        model = tiny("llama", **WIDE)
+        probe = Probe(model, sites=["embed"], on_error="raise").attach()
+        with torch.no_grad():
+            model(token_batch(4, 64), past_key_values=DynamicCache(config=model.config))
+        with context:
+            probe.close()
+        readings.append(probe.read().to_dict())
+    assert readings[0] == readings[1]
 
 
 @dataclass(frozen=True)

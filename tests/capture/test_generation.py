@@ -16,6 +16,7 @@ from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     DynamicCache,
+    LogitsProcessor,
     PreTrainedTokenizerFast,
     StaticCache,
     StoppingCriteria,
@@ -532,6 +533,20 @@ def test_growing_prefixes_in_calls_of_their_own_are_texts_of_their_own(model: An
         for length in (5, 6):
             model.generate(text[:, :length], max_new_tokens=1, use_cache=False, eos_token_id=None)
     assert (probe.read()["tokens/embed"], probe.read()["texts/embed"]) == (37, 6)
+
+
+class Edits(LogitsProcessor):  # type: ignore[misc]
+    """Changes a token of the text so far."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        input_ids[:, 0] = 63 - input_ids[:, 0]
+        return scores
+
+
+def test_a_text_that_is_edited_while_it_is_generated_without_a_cache_is_refused(model: Any) -> None:
+    refused = pytest.raises(GeomprobeError, match="on other tokens than those before and one more")
+    with Probe(model, on_error="raise"), refused:
+        model.generate(token_batch(1, 6), max_new_tokens=3, use_cache=False, eos_token_id=None, logits_processor=[Edits()])
 
 
 # -- what is left out --------------------------------------------------------------------------------------------------------
