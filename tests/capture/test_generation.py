@@ -546,7 +546,7 @@ class Edits(LogitsProcessor):  # type: ignore[misc]
 def test_a_text_that_is_edited_while_it_is_generated_without_a_cache_is_refused(model: Any) -> None:
     refused = pytest.raises(GeomprobeError, match="on other tokens than those before and one more")
     with Probe(model, on_error="raise"), refused:
-        model.generate(token_batch(1, 6), max_new_tokens=3, use_cache=False, eos_token_id=None, logits_processor=[Edits()])
+        model.generate(token_batch(1, 6), max_new_tokens=2, use_cache=False, eos_token_id=None, logits_processor=[Edits()])
 
 
 # -- what is left out --------------------------------------------------------------------------------------------------------
