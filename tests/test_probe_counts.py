@@ -221,8 +221,23 @@ def test_a_saved_state_is_a_copy() -> None:
         assert all(torch.equal(saved[name], kept[name]) for name in saved)
         probe.load_state_dict(saved)
         model(token_batch())
-    assert all(torch.equal(saved[name], kept[name]) for name in saved)
+        read = probe.read()
+        assert all(torch.equal(saved[name], kept[name]) for name in saved)
+        for value in saved.values():
+            value.zero_()
+        assert probe.read() == read
     assert all(value.device.type == "cpu" and value.dtype == torch.float64 for value in saved.values())
+
+
+def test_a_mode_that_was_loaded_can_be_forgotten() -> None:
+    model = tiny()
+    with Probe(model) as probe:
+        model(token_batch(2))
+        model.train()(token_batch(1))
+    resumed = Probe(model)
+    resumed.load_state_dict(probe.state_dict())
+    resumed.reset("train")
+    assert tokens(resumed) == [24] * 5
 
 
 @pytest.mark.parametrize(

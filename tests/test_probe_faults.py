@@ -30,6 +30,7 @@ def test_on_error_warn_warns_once_and_the_model_goes_on_with_earlier_numbers_kep
     assert str(ours[0].message).startswith(message)
     assert "Probe(on_error='raise')" in str(ours[0].message)
     assert isinstance(probe.fault, ZeroDivisionError)
+    assert probe.fault.__traceback__ is None, "its frames hold activations"
 
     with Probe(model, [InformationGain()], on_error="raise") as expected:
         for batch in batches[:2]:

@@ -165,7 +165,7 @@ def test_a_forward_that_broke_off_is_over() -> None:
 
 @pytest.mark.parametrize("on_error", ["warn", "raise"])
 @pytest.mark.parametrize("layers", [None, [1], ["final_norm"]], ids=["all", "layer", "final_norm"])
-@pytest.mark.filterwarnings("ignore:geomprobe stopped watching")
+@pytest.mark.filterwarnings("ignore:geomprobe stopped measuring")
 def test_nothing_is_left_after_an_exception_in_the_probe(on_error: Any, layers: list[int | str] | None) -> None:
     model = tiny()
     before = snapshot(model)

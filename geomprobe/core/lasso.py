@@ -328,8 +328,8 @@ def _admm(problem: _Problem, which: Tensor, tol: float, max_rounds: int, start: 
         scaled_dual = scaled_dual + relaxed - sparse
         if slope is not None:
             objective = problem.bounds(sparse)[0]
-            best = torch.where((objective < least).unsqueeze(-1), sparse, best)
-            least = torch.minimum(objective, least)
+            better = (objective < least) & which
+            best, least = torch.where(better.unsqueeze(-1), sparse, best), torch.where(better, objective, least)
             if bool(((least - bound <= tol) | ~which).all()):
                 break
     return best, (least - bound).clamp_min(0)

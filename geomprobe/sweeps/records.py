@@ -141,7 +141,7 @@ class Run:
     def __init__(self, path: Path, manifest: dict[str, Any], records: list[Record]) -> None:
         self.path = path
         self.manifest = manifest
-        self.records = list({(record.kind, record.name): record for record in records}.values())
+        self.records = records
 
     @classmethod
     def open(cls, path: str | Path) -> Self:

@@ -50,6 +50,16 @@ def test_mean_cosine_is_over_all_pairs_of_different_rows() -> None:
     assert float(mean_cosine(state_of(padded(stream, "right")))) == pytest.approx(expected, rel=1e-12)
 
 
+def test_mean_cosine_counts_rows_that_are_their_texts_mean_as_zeros() -> None:
+    """The row of a text of one row is zero once it is centred, and at no angle to any other."""
+    rows = padded(texts(), "left")
+    z = rows.unit(center=True)[rows.mask].numpy()
+    assert (z == 0).all(1).sum() == 1
+    products = z @ z.T
+    expected = products[~np.eye(len(z), dtype=bool)].mean()
+    assert float(mean_cosine(state_of(rows, center=True))) == pytest.approx(expected, rel=1e-12)
+
+
 def test_mean_cosine_of_known_rows() -> None:
     same = torch.tensor([[[1.0, 2.0], [2.0, 4.0], [0.5, 1.0]]])
     opposite = torch.tensor([[[1.0, 2.0], [-1.0, -2.0]]])

@@ -41,6 +41,13 @@ def test_a_sketch_of_the_rank_or_more_is_exact(n: int) -> None:
     assert float(residual) == pytest.approx(0, abs=1e-6)
 
 
+def test_of_few_rows_no_more_directions_are_completed_than_there_are_rows() -> None:
+    values, residual = sketched(Rows(hidden(20, 1.0)), 12)
+    assert float(residual) > 0.01
+    assert int((values > 0).sum()) == 20
+    assert float(values.sum()) == pytest.approx(1, rel=1e-6)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("decay", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("rank", [4, 16, 64])
@@ -70,7 +77,10 @@ def test_what_it_knows_is_never_too_much_and_the_residual_bounds_the_rest(rank: 
 
 
 def test_directions_are_the_same_everywhere_and_orthonormal() -> None:
-    first = random_directions(50, 8, 3)
+    random_directions.cache_clear()
+    with torch.inference_mode():
+        first = random_directions(50, 8, 3)
+    assert not first.is_inference()  # they are kept, and used in training too
     random_directions.cache_clear()
     assert torch.equal(first, random_directions(50, 8, 3))
     assert not torch.equal(first, random_directions(50, 8, 4))

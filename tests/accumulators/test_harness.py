@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from geomprobe import accumulators
+from geomprobe.accumulators.information_gain import InformationGainSum
 from geomprobe.accumulators.state import Accumulator, copy_state, identity, merge, pad_to
 from geomprobe.core.rows import Rows
 from tests.accumulators.harness import CASES, WIDTH, Case, assert_same, packed, padded, texts
@@ -41,6 +42,12 @@ def test_is_a_description_that_can_be_shared(case: Case) -> None:
     assert [identity(other.accumulator) for other in CASES].count(identity(accumulator)) == 1
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(accumulator, "anything", 1)  # noqa: B010
+
+
+def test_a_number_is_the_same_option_with_and_without_a_point() -> None:
+    one, same, other = (identity(InformationGainSum(sigma=sigma)) for sigma in (1, 1.0, 2))
+    assert one == same == "information_gain.1(sigma=1.0)"
+    assert other != one
 
 
 @every_accumulator

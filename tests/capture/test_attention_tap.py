@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
 from geomprobe import AttentionProfile, ContextLasso, GeomprobeError, Probe
+from geomprobe.capture.attention_mask import attention_mask_of
 from geomprobe.capture.attention_tap import AttentionCall
 from geomprobe.core import attention_summary as attention
 from geomprobe.core.attention_summary import AttentionRows
@@ -287,6 +288,16 @@ def test_everything_is_put_back() -> None:
     assert registry() == before  # a probe that was dropped with its model
 
 
+def test_attaching_that_fails_half_way_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, before = tiny("llama"), registry()
+    kept = snapshot(model)
+    monkeypatch.setattr("geomprobe.capture.dynamo_ops.register", lambda capture: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        Maps(model).attach()
+    assert registry() == before
+    assert snapshot(model) == kept
+
+
 @torch.no_grad()
 def test_an_entry_that_another_puts_there_meanwhile_is_used_and_stays() -> None:
     model, before, calls = tiny("llama"), registry(), []
@@ -483,9 +494,15 @@ def test_a_static_cache_filled_at_once() -> None:
         torch.testing.assert_close(probe.seen[site][0].octaves, rows[0].octaves)
 
 
+def test_a_padding_mask_of_more_columns_than_there_are_keys_ends_with_them() -> None:
+    """A window has dropped the oldest keys."""
+    mask = attention_mask_of("flash_attention_2", torch.tensor([[1, 1, 1, 0, 1, 1]]), 1, 4, True, None, None)
+    mask.hide(slice(0, 1), scores := torch.zeros(1, 1, 1, 4))
+    assert (scores == 0).flatten().tolist() == [True, False, True, True]
+
+
 def test_the_slow_twin_of_the_harness_agrees() -> None:
     """What stands in for a tap in the harness of accumulators is the same function of scores."""
-    from geomprobe.capture.attention_mask import attention_mask_of
     from geomprobe.core.rows import Rows
 
     rows = Rows(torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(0)))

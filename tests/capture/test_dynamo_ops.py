@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from geomprobe import AttentionProfile, ContextLasso, GeomprobeError, InformationGain, Probe, every
+from geomprobe.capture import dynamo_ops
 from tests.reference import like
 from tests.tiny_models import hooks, padded, tiny, token_batch
 
@@ -138,6 +139,21 @@ def test_after_close_the_graph_hears_nothing() -> None:
         run(step, [batch])
     run(step, [batch])
     assert probe.read()["tokens/embed"] == 24
+
+
+def test_a_graph_that_outlives_its_probe_calls_nothing() -> None:
+    ended: list[str] = []
+
+    class Ending:
+        def end(self) -> None:
+            ended.append("end")
+
+    capture: Any = Ending()
+    number = dynamo_ops.register(capture)
+    for _ in range(2):
+        dynamo_ops.end(torch.zeros(0), number)
+        dynamo_ops.forget(number)
+    assert ended == ["end"]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -1,5 +1,6 @@
 """Texts that arrive over several forwards: every way to generate gives the numbers of the finished texts, one by one."""
 
+import gc
 import itertools
 import warnings
 from dataclasses import dataclass
@@ -15,13 +16,17 @@ from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     DynamicCache,
+    LogitsProcessor,
     PreTrainedTokenizerFast,
     StaticCache,
     StoppingCriteria,
 )
 
 from geomprobe import GeomprobeError, InformationGain, Metric, Probe, Reading, RepresentationEntropy
+from geomprobe.capture.generation import StopTokens, still_running
+from geomprobe.core.streaming_gain import GainStream
 from geomprobe.recording.live_gain import GainUpdate
+from tests.test_probe_transparent import Broken
 from tests.tiny_models import padded, tiny, token_batch
 
 PAD = 0
@@ -106,6 +111,19 @@ def test_live_gains_are_those_of_the_finished_text(model: Any) -> None:
         live = torch.cat([update.nats[site] for update in updates], 1)
         assert live[0, :2].tolist() == [0, 0]  # padding
         assert live[1].tolist() == pytest.approx(row.curve("gain", site).mean, abs=1e-3)
+    gc.collect()
+    assert not [each for each in gc.get_objects() if type(each) is GainStream]  # the factors went with the cache
+
+
+def test_padding_in_a_later_part_of_a_prompt_gains_nothing(model: Any) -> None:
+    batch, cache, updates = prompts(), DynamicCache(config=model.config), list[GainUpdate]()
+    with torch.no_grad(), Probe(model, on_error="raise", on_gain=updates.append):
+        for start, end in ((0, 1), (1, 6)):
+            model(batch["input_ids"][:, start:end], attention_mask=batch["attention_mask"][:, :end], past_key_values=cache)
+    first, second = (update.nats["embed"] for update in updates)
+    assert first[0].tolist() == second[0, :1].tolist() == [0]
+    expected = alone(model, [batch["input_ids"][0, 2:]]).curve("gain", "embed").mean
+    assert second[0, 1:].tolist() == pytest.approx(expected, abs=1e-3)
 
 
 def test_several_texts_and_a_chat_in_one_probe(model: Any) -> None:
@@ -120,6 +138,18 @@ def test_several_texts_and_a_chat_in_one_probe(model: Any) -> None:
         assert probe.read()["tokens/embed"] == 39
     assert_same(first, alone(model, [chat[0, :10]]))
     assert_same(probe.read(), alone(model, [chat[0], single[0]]))
+
+
+def test_hidden_states_that_are_changed_in_place_later_were_read_before(model: Any) -> None:
+    text, readings = token_batch(1, 9), []
+    norm = next(module for name, module in model.base_model.named_children() if "norm" in name)
+    handle = norm.register_forward_pre_hook(lambda module, arguments: (arguments[0].add_(1),))
+    for cache in (None, DynamicCache(config=model.config)):
+        with torch.no_grad(), Probe(model, METRICS, on_error="raise") as probe:
+            model(text, past_key_values=cache, use_cache=cache is not None)
+        readings.append(probe.read())
+    handle.remove()
+    assert_same(*readings)
 
 
 def test_what_was_reported_and_forgotten_is_not_reported_again(model: Any) -> None:
@@ -148,6 +178,18 @@ def test_texts_whose_cache_is_rearranged_are_left_out(model: Any, how: dict[str,
             reading = probe.read()
     assert reading["tokens/embed"] == 9
     assert "beam search" in reading.notes[0]
+
+
+def test_the_drafts_of_an_assistant_are_left_out() -> None:
+    """Also if all are right, so that none is removed: its own loop of generation is a plain one."""
+    model, assistant = tiny(), tiny()
+    how = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": PAD}
+    with Probe(assistant, on_error="raise") as probe:
+        model.generate(token_batch(1, 6), assistant_model=assistant, **how)
+        with pytest.warns(RuntimeWarning, match="assisted decoding were left out"):
+            probe.close()
+    with pytest.raises(GeomprobeError, match="nothing to read"):
+        probe.read()
 
 
 def test_rows_that_were_moved_between_the_turns_of_a_chat_are_left_out(model: Any) -> None:
@@ -226,7 +268,8 @@ def test_packed_documents_do_not_mix(how: str) -> None:
     assert_same(probe.read(), alone(model, documents))
 
 
-def test_a_batched_chat_goes_on_without_the_first_turns_filler(model: Any) -> None:
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_batched_chat_goes_on_without_the_first_turns_filler(model: Any, reset: bool) -> None:
     batch = prompts()
     cache = DynamicCache(config=model.config)
     free = model.generate(**batch, max_new_tokens=20, pad_token_id=PAD, eos_token_id=None, suppress_tokens=[PAD])
@@ -235,14 +278,14 @@ def test_a_batched_chat_goes_on_without_the_first_turns_filler(model: Any) -> No
     with torch.no_grad(), Probe(model, METRICS, on_error="raise") as probe:
         output = model.generate(**batch, max_new_tokens=20, suppress_tokens=[PAD], past_key_values=cache)
         first = fed(output, eos)
-        assert probe.read()["tokens/embed"] == sum(map(len, first))
+        assert probe.read(reset=reset)["tokens/embed"] == sum(map(len, first))
         turn = token_batch(2, 4, seed=8)
         told = torch.zeros(2, cache.get_seq_length() + 4, dtype=torch.long)
         for row, (text, start) in enumerate(zip(first, (2, 0), strict=True)):
             told[row, start : start + len(text)] = 1
         told[:, -4:] = 1
         model(input_ids=turn, attention_mask=told, past_key_values=cache)
-        assert probe.read()["tokens/embed"] == sum(map(len, first)) + 8
+        assert probe.read()["tokens/embed"] == sum(map(len, first)) * (not reset) + 8
 
 
 def test_prompts_given_as_embeddings(model: Any) -> None:
@@ -290,6 +333,16 @@ def test_a_static_cache_that_is_emptied_holds_new_texts(model: Any) -> None:
             cache.reset()
             model(text, past_key_values=cache)
     assert_same(probe.read(), alone(model, [text[0] for text in texts]))
+
+
+def test_a_cache_of_a_text_that_was_not_selected_can_be_used_again(model: Any) -> None:
+    cache, text = StaticCache(config=model.config, max_cache_len=32), token_batch(1, 9)
+    with torch.no_grad(), Probe(model, METRICS, when=lambda step: step == 1, on_error="raise") as probe:
+        model(token_batch(1, 6, seed=1), past_key_values=cache)
+        cache.reset()
+        for part in torch.split(text, [4, 5], dim=1):
+            model(part, past_key_values=cache)
+    assert_same(probe.read(), alone(model, [text[0]]))
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
@@ -362,7 +415,26 @@ def test_texts_fed_again_in_the_other_mode_are_texts_of_their_own() -> None:
     assert probe.read("eval")["texts/embed"] == 2
 
 
+def test_a_column_of_padding_that_is_removed_again_is_no_draft(model: Any) -> None:
+    ids, cache = token_batch(2, 9), DynamicCache(config=model.config)
+    mask = torch.ones(2, 6, dtype=torch.long)
+    mask[:, 5] = 0
+    with torch.no_grad(), Probe(model, METRICS, on_error="raise") as probe:
+        model(ids[:, :5], past_key_values=cache)
+        model(ids[:, :1], attention_mask=mask, past_key_values=cache)
+        cache.crop(-1)
+        model(ids[:, 5:], past_key_values=cache)
+    assert_same(probe.read(), alone(model, list(ids)))
+
+
 # -- how rows end ------------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_of_a_prompt_do_not_end_it() -> None:
+    ids, stop = torch.tensor([[5, 6, 7, 0], [5, 6, 7, 1], [5, 6, 7, 8]]), StopTokens((1,), 0)
+    mask = torch.ones_like(ids).bool()
+    assert still_running(ids, mask, 4, stop).equal(mask)
+    assert still_running(ids, mask, 3, stop).sum(1).tolist() == [3, 3, 4]
 
 
 class EndsOn(StoppingCriteria):  # type: ignore[misc]
@@ -463,6 +535,20 @@ def test_growing_prefixes_in_calls_of_their_own_are_texts_of_their_own(model: An
     assert (probe.read()["tokens/embed"], probe.read()["texts/embed"]) == (37, 6)
 
 
+class Edits(LogitsProcessor):  # type: ignore[misc]
+    """Changes a token of the text so far."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        input_ids[:, 0] = 63 - input_ids[:, 0]
+        return scores
+
+
+def test_a_text_that_is_edited_while_it_is_generated_without_a_cache_is_refused(model: Any) -> None:
+    refused = pytest.raises(GeomprobeError, match="on other tokens than those before and one more")
+    with Probe(model, on_error="raise"), refused:
+        model.generate(token_batch(1, 6), max_new_tokens=2, use_cache=False, eos_token_id=None, logits_processor=[Edits()])
+
+
 # -- what is left out --------------------------------------------------------------------------------------------------------
 
 
@@ -513,6 +599,15 @@ def test_a_fault_keeps_the_texts_that_are_still_open(model: Any) -> None:
     with torch.no_grad(), Probe(model, [InformationGain()], on_error="raise") as whole:
         model(ids)
     assert probe.read()["information_gain/final_norm"] == pytest.approx(whole.read()["information_gain/final_norm"], rel=1e-4)
+
+
+def test_a_text_on_a_cache_that_fails_at_one_site_counts_at_none(model: Any) -> None:
+    with torch.no_grad(), Probe(model, [Broken(good=2)]) as probe:
+        model(token_batch(), past_key_values=DynamicCache(config=model.config))
+        with pytest.warns(RuntimeWarning, match="ZeroDivisionError: broken on purpose"):
+            probe.close()
+    with pytest.raises(GeomprobeError, match="nothing to read"):
+        probe.read()
 
 
 def test_a_forward_that_raises_on_a_cache_counts_at_no_site(model: Any) -> None:
@@ -618,6 +713,7 @@ def test_rows_that_look_padded_and_have_no_mask_are_told(row: list[int], told: i
     with torch.no_grad(), Probe(model, on_error="raise") as probe:
         model(token_batch(2, 7))
         model(torch.tensor([row]))
+        model(token_batch(2, 7))
         notes = probe.read().notes
         if told is None:
             assert notes == []
@@ -639,8 +735,16 @@ def test_one_padding_token_is_noticed_beside_longer_rows(batch: list[list[int]],
     model.generation_config.eos_token_id = 3
     with torch.no_grad(), Probe(model, on_error="raise") as probe:
         model(torch.tensor(batch))
-    assert [note for note in probe.read().notes if "as padded rows do" in note] == probe.read().notes
-    assert bool(probe.read().notes) == told
+    assert ["as padded rows do" in note for note in probe.read().notes] == [True] * told
+
+
+def test_what_follows_on_a_cache_does_not_look_padded() -> None:
+    """The next turn of a chat may begin as it likes."""
+    model, cache = tiny(), DynamicCache()
+    with torch.no_grad(), Probe(model, on_error="raise") as probe:
+        for turn in ([8, 9, 10], [0, 0, 11]):
+            model(torch.tensor([turn]), past_key_values=cache)
+    assert probe.read().notes == []
 
 
 @pytest.mark.parametrize("pad", [None, 0])

@@ -23,6 +23,7 @@ from geomprobe.core.cholesky import (
     theorem_4_1_as_printed,
 )
 from geomprobe.core.rows import Rows
+from geomprobe.core.streaming_gain import GainStream
 from tests.accumulators.harness import padded, texts
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -168,6 +169,24 @@ def test_factor_that_fails_is_told_and_left_out() -> None:
     assert float(state.pop("failed")) == 1
     assert float(others.pop("failed")) == 0
     for name, value in others.items():
+        torch.testing.assert_close(state[name], value, rtol=1e-11, atol=1e-11)
+
+
+def test_a_long_text_of_which_a_gain_is_not_finite_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    accumulator, rows = InformationGainSum(), padded(texts(), "right")  # longer than d
+    expected = accumulator.contribution(padded([text for i, text in enumerate(texts()) if i != 2], "right", length=14))
+    append = GainStream.append
+
+    def fails(self: GainStream, rows: Tensor) -> Tensor:
+        gain = append(self, rows)
+        gain[2, 3] = torch.nan
+        return gain
+
+    monkeypatch.setattr(GainStream, "append", fails)
+    state = accumulator.contribution(rows)
+    assert float(state.pop("failed")) == 1
+    assert float(expected.pop("failed")) == 0
+    for name, value in expected.items():
         torch.testing.assert_close(state[name], value, rtol=1e-11, atol=1e-11)
 
 

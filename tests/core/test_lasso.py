@@ -124,9 +124,11 @@ def test_a_batch_is_its_sequences_one_by_one(shape: tuple[int, ...], monkeypatch
                     )
 
 
-def test_at_the_largest_penalty_and_above_all_is_zero_and_just_below_it_is_not() -> None:
-    z = unit(30, 8)
+@pytest.mark.parametrize("common", [0.0, 1.0])
+def test_at_the_largest_penalty_and_above_all_is_zero_and_just_below_it_is_not(common: float) -> None:
+    z = unit(30, 8, common=common)
     most = largest_penalty(gram(z))
+    np.testing.assert_allclose(most.numpy(), np.abs(np.tril(gram(z).numpy(), -1)).max(-1))  # also in opposite directions
     assert float(most[0]) == 0
     for t in (1, 7, 29):
         assert not solve_lasso(gram(z), float(most[t])).coefficients[t].any()
@@ -193,6 +195,28 @@ def test_a_warm_start_ends_at_the_same_place_and_a_solution_stays(penalty: float
         )
     elsewhere = solve_lasso(gram(z), penalty, tol=1e-6, start=unit(40, 40, seed=3))
     assert elsewhere.converged.all()
+
+
+@pytest.mark.parametrize("penalty", [1e-4, 0.05])
+def test_targets_that_were_not_chosen_keep_their_start(penalty: float) -> None:
+    z, start = unit(2, 40, 16), 0.1 * unit(2, 40, 40, seed=3)
+    which = torch.rand(2, 40, generator=torch.Generator().manual_seed(0)) < 0.5
+    which[:, 0] = False
+    every, some = (solve_lasso(gram(z), penalty, which=chosen, start=start) for chosen in (None, which))
+    assert torch.equal(some.coefficients[~which], start.tril(-1)[~which])
+    assert some.converged[which].all()
+    reached = [lasso.lasso_objective(gram(z), solution.coefficients, penalty) for solution in (every, some)]
+    torch.testing.assert_close(reached[1][which], reached[0][which], rtol=0, atol=2e-6)
+    assert (reached[1] - some.gap <= reached[0] + 1e-12).all()  # the gap is that of what is returned
+
+
+def test_a_target_that_did_not_improve_gets_one_row_at_a_time() -> None:
+    """Of several that were added at once, all might leave again, round after round."""
+    slope = torch.tensor([0.3, -0.5, 0.05, 0.2]).expand(2, 4).double()
+    sets = lasso._Sets.of(torch.zeros(2, 4, dtype=torch.float64))
+    sets.admit(slope.clone(), 0.1, torch.tensor([True, False]), 4)
+    assert [sets.column[i, active].tolist() for i, active in enumerate(sets.active)] == [[1], [1, 0, 3]]
+    assert sets.sign[1, :3].tolist() == [-1, 1, 1]
 
 
 def test_what_did_not_converge_says_so() -> None:

@@ -1,6 +1,7 @@
 """Rows of one forward, and the arithmetic they are computed in."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from geomprobe.core.attention_summary import AttentionRows
 from geomprobe.core.rows import Rows, full_precision, unit_rows
 from geomprobe.core.symmetric import assemble
-from tests.accumulators.harness import packed, padded, texts
+from tests.accumulators.harness import attended, packed, padded, texts
 
 USERS_SETTINGS: dict[str, Callable[[], object]] = {
     "nothing": lambda: None,
@@ -64,6 +66,15 @@ def test_users_precision_is_set_aside_and_put_back(users_setting: str) -> None:
     with pytest.raises(ZeroDivisionError), full_precision("cpu"):
         raise ZeroDivisionError
     assert precisions() == before
+
+
+@pytest.mark.parametrize("users_setting", ["new: everywhere"], indirect=True)
+def test_what_was_inherited_is_inherited_again(users_setting: str) -> None:
+    with full_precision("cpu"):
+        pass
+    torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"  # type: ignore[attr-defined]
 
 
 def test_no_autocast_no_inference_mode_no_graph_inside() -> None:
@@ -136,6 +147,17 @@ def test_unit_rows_and_gram_are_numpys(layout: str, center: bool) -> None:
         assert not gram[b[0]][places][:, others].any(), "a text knows its own rows only"
 
 
+@pytest.mark.parametrize("layout", ["left", "right", "packed"])
+def test_the_last_row_of_a_text_is_its_last_finite_one(layout: str) -> None:
+    stream = texts()
+    for text in stream[::2]:
+        text[-1, 0] = torch.nan
+    rows = packed(stream) if layout == "packed" else padded(stream, layout)
+    last = rows.one_per_text(rows.raw(), "last")
+    for i, text in enumerate(stream):
+        assert torch.equal(last[i], text[-2 if i % 2 == 0 else -1])
+
+
 def test_rows_near_their_mean_keep_their_direction_in_long_texts() -> None:
     """Centred rows of 1e-4 of their length: in float32 that is 800 units of rounding, whatever the length of the text."""
     generator = torch.Generator().manual_seed(0)
@@ -151,3 +173,23 @@ def test_nothing_is_computed_twice() -> None:
     assert rows.gram(center=True) is rows.gram(center=True)
     assert rows.norms is rows.norms
     assert rows.valid is rows.valid
+
+
+@pytest.mark.parametrize("layout", ["left", "packed"])
+def test_parts_of_a_batch_are_the_batch(layout: str) -> None:
+    """At two sites of a generation, with attention."""
+    one = packed(texts()) if layout == "packed" else padded(texts(), layout)
+    places: dict[str, Any] = {"text": one.text, "position": one.position, "texts": one.texts} if one.packed else {}
+    attention = attended(one).map(lambda name, value: torch.stack([value, 2 * value]))
+    rows = Rows(torch.stack([one.hidden, -one.hidden]), one.mask, **places, attention=attention, generated=True)
+    parts = list(rows.split(1))
+    assert [len(part.mask) for part in parts] == [1] * len(rows.mask)
+    assert all(part.generated for part in parts)
+    assert torch.equal(torch.cat([part.hidden for part in parts], 1), rows.hidden)
+    assert torch.equal(torch.cat([part.position for part in parts]), rows.position)
+    if one.packed:
+        assert torch.equal(torch.stack([part.counts for part in parts]).sum(0), rows.counts)
+    for i, part in enumerate(parts):
+        for field in fields(AttentionRows):
+            torch.testing.assert_close(getattr(part.attention, field.name), getattr(attention, field.name)[:, [i]])
+    assert list(rows.split(2**30)) == [rows]

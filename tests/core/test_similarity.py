@@ -91,7 +91,10 @@ def test_leading_dimensions_are_pairs_one_by_one() -> None:
 def test_cka_is_nan_where_it_is_undefined(dtype: torch.dtype) -> None:
     rows = features(50, 6, 0).to(dtype)
     other = gram(features(50, 3, 1).to(dtype))
-    for empty in (gram(rows[:1].expand(50, 6)), torch.zeros(50, 50, dtype=dtype), torch.eye(50, dtype=dtype)):
+    nearly = torch.nn.functional.normalize(rows[:1] * torch.arange(1, 51, dtype=dtype).unsqueeze(1))  # equal but for rounding
+    assert gram(nearly).min() < gram(nearly).max()
+    equal = (gram(rows[:1].expand(50, 6)), gram(nearly))
+    for empty in (*equal, torch.zeros(50, 50, dtype=dtype), torch.eye(50, dtype=dtype)):
         assert debiased_cka(empty, other).isnan()
         assert debiased_cka(other, empty).isnan()
     for n in range(4):

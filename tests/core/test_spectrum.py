@@ -89,6 +89,10 @@ def test_condition() -> None:
     )
     for seed in range(50):  # one direction short, the rounded eigenvalue may be a positive 1e-17
         assert float(spectrum.condition_number(eigenvalues(7, 8, seed))) == math.inf
+    for times, singular in ((7, True), (9, False)):  # of the rounding of one; there are eight
+        values = torch.ones(8, dtype=torch.float64)
+        values[3] = times * torch.finfo(torch.float64).eps
+        assert (float(spectrum.condition_number(values)) == math.inf) == singular
 
 
 @pytest.mark.parametrize(("n", "width"), [(5, 8), (40, 8), (60, 200), (500, 200)])

@@ -1,6 +1,7 @@
 """AttentionProfile, and what ContextLasso says of attention, against NumPy and SciPy on eager's maps of a trained model."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import Lasso
 
 from geomprobe import AttentionProfile, ContextLasso, GeomprobeError, Probe
+from geomprobe.accumulators.attention import AttentionSum
 from geomprobe.models.loading import Loaded, load, tokenize
 from tests import reference
+from tests.accumulators.harness import assert_same, attended, padded, texts
 from tests.tiny_models import tiny, token_batch
 
 TEXTS = (
@@ -107,6 +110,18 @@ def test_a_text_without_a_kth_token_does_not_count_there(stories: Loaded) -> Non
     reading = probe.read()
     assert reading[f"attention_sink_share_2/{SITE}"] > 0
     assert np.isnan(reading[f"attention_sink_share_3/{SITE}"])
+
+
+def test_rows_without_finite_weights_are_left_out() -> None:
+    """One head of one row is enough."""
+    rows, without = padded(texts(), "left"), padded(texts(), "left")
+    seen = attended(rows)
+    entropy = seen.entropy.clone()
+    entropy[0, 1, -1] = torch.nan
+    rows.attention = replace(seen, entropy=entropy)
+    without.mask[0, -1] = False
+    without.attention = seen
+    assert_same(AttentionSum().contribution(rows), AttentionSum().contribution(without), 1e-12)
 
 
 @pytest.mark.parametrize(

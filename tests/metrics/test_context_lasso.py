@@ -1,6 +1,7 @@
 """The sums of ContextLasso against scikit-learn, text by text."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ from sklearn.linear_model import Lasso
 
 from geomprobe import ContextLasso, GeomprobeError, Probe
 from geomprobe.accumulators.context_lasso import ContextLassoSum
+from geomprobe.core.lasso import LassoSolution, solve_lasso
 from geomprobe.core.rows import Rows
 from tests import reference
-from tests.accumulators.harness import WIDTH, packed, padded, texts
+from tests.accumulators.harness import WIDTH, attended, packed, padded, texts
 from tests.metrics.measure import curves_of, scalars_of
 from tests.tiny_models import VOCABULARY, tiny
 
@@ -61,6 +63,7 @@ def test_a_rate_samples_that_share_whatever_the_batch() -> None:
     sums = ContextLassoSum(penalty=0.05, rate=0.25)
     whole = sums.contribution(Rows(hidden))
     assert float(whole["targets"]) == pytest.approx(0.25 * 8 * 99, abs=8)  # positions are spread evenly in each of 8 texts
+    assert float(whole["unsolved"]) == 0  # the others were not to be solved
     scaled = sums.contribution(Rows(hidden * 3.1))
     assert float(scaled["targets"]) == float(whole["targets"]), "the choice does not hang on the last digits of a row"
     parts = [sums.contribution(Rows(row.unsqueeze(0))) for row in hidden]
@@ -70,6 +73,20 @@ def test_a_rate_samples_that_share_whatever_the_batch() -> None:
     some = scalars_of(ContextLasso(penalty=0.05, rate=0.25), Rows(hidden))
     # Five standard errors: over all targets the standard deviation of R² is 0.18.
     assert some["lasso_r2"] == pytest.approx(every["lasso_r2"], abs=5 * 0.18 * math.sqrt(0.75 / (0.25 * 8 * 99)))
+
+
+def test_rounding_orders_no_equal_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, sums, draw = padded(texts(), "left"), ContextLassoSum(penalty=0.05, compare=True), torch.Generator().manual_seed(0)
+    rows.attention = attended(rows)
+    expected = sums.contribution(rows)["rank"]
+
+    def rounded(*given: Any, **options: Any) -> LassoSolution:
+        solution = solve_lasso(*given, **options)
+        noise = 1e-9 * torch.randn(solution.coefficients.shape, generator=draw, dtype=torch.float64)
+        return replace(solution, coefficients=solution.coefficients + noise.tril(-1))
+
+    monkeypatch.setattr("geomprobe.accumulators.context_lasso.solve_lasso", rounded)
+    assert float(sums.contribution(rows)["rank"]) == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_in_a_probe_at_every_site() -> None:

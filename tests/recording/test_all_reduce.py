@@ -16,7 +16,9 @@ import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from geomprobe import GeomprobeError, Probe, Reading, budget
+from geomprobe.accumulators.state import Key
 from geomprobe.integrations import ProbeCallback
+from geomprobe.recording.all_reduce import sum_over_ranks
 from tests import reference
 from tests.tiny_models import snapshot, tiny, token_batch
 
@@ -25,6 +27,10 @@ pytestmark = pytest.mark.slow  # it starts processes
 RANKS = 2
 SPREADS = {"even": [0, 1, 0, 1], "uneven": [0, 0, 0, 1], "empty": [0, 0, 0, 0]}
 LENGTHS = (9, 30, 14, 50)  # longer than d = 32, too
+SUMS: list[dict[str, Any]] = [
+    {"curve": [1, 2], "count": 4, "mine": [7]},
+    {"count": 5, "theirs": [[8, 9]], "curve": [10, 20, 30]},
+]
 
 
 def torchrun(module: str, *arguments: str) -> None:
@@ -56,6 +62,10 @@ def worker(out: str) -> None:
     for spread, owners in SPREADS.items():
         mine = [token_batch(1, n, seed=n) for n, owner in zip(LENGTHS, owners, strict=True) if owner == rank]
         Path(out, f"{spread}.{rank}.json").write_text(read(mine, distributed=True).to_json())
+    sums = {Key("eval", "embed", "own.1", name): torch.tensor(value).double() for name, value in SUMS[rank].items()}
+    both = [sum_over_ranks(sums, replicas=replicas) for replicas in (1, 2)]
+    told = [{key.sum: value.tolist() for key, value in sorted(each.items())} for each in both]
+    Path(out, f"sums.{rank}.json").write_text(json.dumps(told))
     dist.destroy_process_group()
 
 
@@ -79,6 +89,13 @@ def test_two_ranks_give_the_numbers_of_one(spread: str, spread_out: Path) -> Non
         assert json.loads(both.to_json()).keys() == json.loads(one.to_json()).keys()
         # The forwards of the ranks round otherwise where this process has another number of threads.
         reference.hold_to_run(both, one, rows)
+
+
+def test_ranks_may_have_other_sums_in_another_order(spread_out: Path) -> None:
+    expected = {"count": 9, "curve": [11, 22, 30], "mine": [7], "theirs": [[8, 9]]}
+    half = {"count": 4.5, "curve": [5.5, 11, 15], "mine": [3.5], "theirs": [[4, 4.5]]}  # of two ranks that measured the same
+    for rank in range(RANKS):
+        assert json.loads((spread_out / f"sums.{rank}.json").read_text()) == [expected, half]
 
 
 # -- a rank that fails ------------------------------------------------------------------------------------------------------

@@ -209,6 +209,26 @@ def test_an_interrupted_forward_is_told() -> None:
         assert probe.read()["tokens/final_norm"] == 48
 
 
+@dataclass(frozen=True)
+class Huge(Counting):
+    """A sum in float32, beside which one more is lost: 2²⁴ for a text of three tokens, and 1 for others."""
+
+    name: ClassVar[str] = "huge"
+    version: ClassVar[int] = 1
+
+    def contribution(self, rows: Rows) -> State:
+        return {"n": torch.where(rows.used == 3, 2.0**24, 1.0).float()}
+
+
+def test_parts_of_a_batch_are_added_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = Rows.split
+    monkeypatch.setattr(Rows, "split", lambda self: split(self, 1))
+    model = tiny()
+    with Probe(model, [Huge()], on_error="raise") as probe:
+        model(**padded([token_batch(1, n)[0] for n in (3, 1, 1)]), use_cache=False)
+    assert probe.read()["counted/embed"] == 2**24 + 2
+
+
 class Lengths:
     """Keeps the number of entries of the rows of each site."""
 

@@ -1,11 +1,17 @@
 """Which checkpoints there are, and reading them ahead."""
 
+import os
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from select import select
+from threading import Event, Timer
 
 import pytest
 
 from geomprobe.errors import GeomprobeError
-from geomprobe.sweeps.checkpoints import Checkpoint, find_checkpoints, read_ahead
+from geomprobe.sweeps import checkpoints
+from geomprobe.sweeps.checkpoints import Checkpoint, find_checkpoints, read_ahead, weights_hash
 
 
 def test_a_folder_of_checkpoints_is_read_by_step(training: Path) -> None:
@@ -39,22 +45,54 @@ def test_what_is_not_clear_is_refused(models: list[str], revisions: list[str], m
         find_checkpoints(models, revisions)
 
 
-def test_files_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
-    read: list[str] = []
-    opened = Path.open
+@pytest.fixture
+def unread(tmp_path: Path) -> Iterator[tuple[int, Callable[[], None], Event]]:
+    """Weights without an end, until they are closed: a pipe of which the test holds the other end. They are closed after ten
+    seconds, so that a reader that is waited for too early does not wait for ever."""
+    os.mkfifo(tmp_path / "model.safetensors")
+    end, closed = os.open(tmp_path / "model.safetensors", os.O_RDWR), Event()
 
-    def watched(path: Path, *arguments: object, **options: object) -> object:
-        read.append(path.name)
-        return opened(path, *arguments, **options)  # type: ignore[call-overload]
+    def close() -> None:
+        if not closed.is_set():
+            closed.set()
+            os.close(end)
 
-    monkeypatch.setattr(Path, "open", watched)
-    with read_ahead([Checkpoint("a", str(tmp_path))]):
-        pass
-    assert read in (["model.safetensors"], [])  # not begun yet when the caller was done: then there is nothing to wait for
+    at_last = Timer(10, close)
+    at_last.start()
+    yield end, close, closed
+    at_last.cancel()
+    close()
 
 
-def test_what_goes_wrong_ahead_is_left_to_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_read_while_the_caller_works_and_to_their_end(
+    unread: tuple[int, Callable[[], None], Event], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with read_ahead([Checkpoint("a", "nobody/nothing")]):
-        pass
+    end, close, closed = unread
+    os.write(end, b"x")
+    with read_ahead([Checkpoint("cannot be read", "nobody/nothing"), Checkpoint("a", str(tmp_path))]):
+        while not closed.is_set() and select([end], [], [], 0)[0]:  # nobody has read it yet
+            time.sleep(0.001)
+        assert not closed.is_set()
+        Timer(0.1, close).start()
+    assert closed.is_set()
+
+
+def test_an_interrupt_does_not_wait_for_the_files(unread: tuple[int, Callable[[], None], Event], tmp_path: Path) -> None:
+    closed = unread[2]
+    with pytest.raises(KeyboardInterrupt), read_ahead([Checkpoint("a", str(tmp_path))]):
+        raise KeyboardInterrupt
+    assert not closed.is_set()
+
+
+def test_weights_are_told_apart_by_their_names_sizes_and_both_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "_END", 4)
+    path = tmp_path / "model.safetensors"
+    contents = (b"abcd--------wxyz", b"Xbcd--------wxyz", b"abcd--------wxyX", b"abcd-------wxyz", b"")
+    hashes = [(path.write_bytes(content), weights_hash(str(tmp_path)))[1] for content in contents]
+    path.write_bytes(b"abcd........wxyz")  # the middle is not read
+    assert weights_hash(str(tmp_path)) == hashes[0]
+    path.rename(tmp_path / "other.safetensors")
+    hashes += [weights_hash(str(tmp_path)), weights_hash(str(tmp_path / "gone"))]
+    assert len(set(hashes)) == len(hashes) == 7
+    assert [told is None for told in hashes] == [False] * 6 + [True]

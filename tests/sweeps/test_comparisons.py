@@ -3,15 +3,19 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from geomprobe import GeomprobeError, sweep
+from geomprobe.reading import Reading
 from geomprobe.sweeps import comparisons
 from geomprobe.sweeps import sweep as module
-from geomprobe.sweeps.records import READINGS, Record, Run
+from geomprobe.sweeps.comparisons import Comparisons
+from geomprobe.sweeps.records import READINGS, Record, Run, place
 from tests.sweeps.conftest import save_checkpoint
 
 pytestmark = pytest.mark.slow  # it sweeps checkpoints
@@ -80,6 +84,20 @@ def test_one_that_fails_once_leaves_no_trace(
     assert without_times(begin()) == undisturbed(training)
 
 
+def test_one_that_is_mended_when_the_others_are_gone(
+    training: Path, begin: Callable[..., Run], undisturbed: Callable[[Path], list[dict[str, Any]]]
+) -> None:
+    """The Gram matrices of its neighbours are kept for it, and those of all until the comparisons are mended."""
+    weights = training / NAMES[1] / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(b"")
+    begin()
+    weights.write_bytes(whole)
+    for name in (NAMES[0], *NAMES[2:]):
+        shutil.rmtree(training / name)
+    assert without_times(begin()) == undisturbed(training)
+
+
 def test_two_that_fail_and_are_mended_one_after_the_other(
     training: Path, begin: Callable[..., Run], undisturbed: Callable[[Path], list[dict[str, Any]]]
 ) -> None:
@@ -127,6 +145,9 @@ def test_a_checkpoint_that_was_rotated_away_stays_the_partner(
         elif anchors == "damaged":
             path.write_bytes(path.read_bytes()[:100])
     told, expected = without_times(begin()), undisturbed(training)
+    written = (tmp_path / "run" / READINGS).read_bytes()
+    begin()
+    assert (tmp_path / "run" / READINGS).read_bytes() == written  # there is nothing new to say
     assert told[:-1] == expected[:-1]
     if anchors == "kept":
         assert told == expected
@@ -174,3 +195,50 @@ def test_a_full_disk_ends_the_sweep_and_records_no_failure(
 def test_finished_runs_keep_two_anchors(begin: Callable[..., Run], tmp_path: Path) -> None:
     begin()
     assert len(list((tmp_path / "run").glob("anchor-*"))) == 2
+
+
+def record(name: str, step: int, **options: Any) -> Record:
+    reading = None if "error" in options else Reading("eval", ("embed",), {}, [], {})
+    made: dict[str, Any] = {"config": "c", "tokens": "t", "weights": "w", "reading": reading}
+    return Record(name=name, step=step, **made | options)
+
+
+def compared(folder: Path, *records: Record) -> Comparisons:
+    def lost(record: Record) -> dict[str, torch.Tensor]:
+        raise GeomprobeError("it is gone")
+
+    by_name = {(each.kind, each.name): each for each in records}
+    return Comparisons(folder, by_name, partial(place, models=[], revisions=[]), lost)
+
+
+def test_gram_matrices_of_other_weights_or_tokens_are_not_taken(tmp_path: Path) -> None:
+    kept, grams = record("a", 1), {"embed": torch.eye(5)}
+    compared(tmp_path, kept).keep(kept, grams)
+    for other in ({"weights": "v"}, {"tokens": "u"}, {"config": "d"}, {}):
+        first, second = record("a", 1, **other), record("b", 2, **other)
+        notes = compared(tmp_path, first, second).compared(second, grams).reading.notes  # type: ignore[union-attr]
+        assert [note.split(":")[0] for note in notes] == ["cka_first was not measured", "cka_previous was not measured"] * bool(
+            other
+        )
+
+
+def test_what_read_other_tokens_is_no_partner(tmp_path: Path) -> None:
+    first, second = record("a", 1, tokens="u"), record("b", 2)
+    alone = compared(tmp_path, first, second).compared(second, {})
+    assert alone.partners == {}
+    assert alone.reading is not None
+    assert alone.reading.notes == []  # nothing was looked for in vain
+
+
+def test_gram_matrices_are_kept_for_what_failed(tmp_path: Path) -> None:
+    names = ["a", "b", "c", "d", "e", "f"]
+    made = compared(
+        tmp_path, *(record(name, i, **({"error": "failed"} if name == "d" else {})) for i, name in enumerate(names))
+    )
+    files = {name: made._anchor(name) for name in names}
+    for path in files.values():
+        path.touch()
+    made.remove_anchors(keep=[files["b"]])
+    assert made.anchors() == {files[name] for name in ("a", "b", "c", "e", "f")}
+    made.remove_anchors()
+    assert made.anchors() == {files[name] for name in ("a", "c", "e", "f")}

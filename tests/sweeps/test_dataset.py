@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from geomprobe.errors import GeomprobeError
 from geomprobe.models.toy import byte_tokenizer
-from geomprobe.sweeps.dataset import TokenizedTexts, read_documents, tokenize_documents
+from geomprobe.sweeps.dataset import Documents, TokenizedTexts, read_documents, tokenize_documents
 
 DOCUMENTS = ["one", "two words", "three wörds 🙂", "four\nlines"]
 
@@ -123,8 +123,17 @@ def test_batches_hold_every_text_once_and_little_padding(ids: list[tuple[int, ..
 
 def test_split_cuts_between_texts() -> None:
     texts = TokenizedTexts(((1, 2, 3), (4, 5), (6, 7, 8)))
-    assert texts.split(4) == (TokenizedTexts(((1, 2, 3), (4, 5))), TokenizedTexts(((6, 7, 8),)))
+    for tokens in (4, 5):
+        assert texts.split(tokens) == (TokenizedTexts(((1, 2, 3), (4, 5))), TokenizedTexts(((6, 7, 8),)))
     assert texts.split(100) == (texts, TokenizedTexts(()))
+
+
+def test_the_digest_of_documents_knows_where_they_end_and_what_a_conversation_says() -> None:
+    said = ({"role": "user", "content": "a"}, {"content": "a", "role": "user"}, {"role": "user", "content": "b"})
+    one, same, other = (Documents(((message,),)).digest for message in said)
+    assert one == same != other
+    several = [("ab", "c"), ("a", "bc"), ("abc",), ("c", "ab"), ("ab", "c", "")]
+    assert len({Documents(texts).digest for texts in several}) == len(several)
 
 
 def test_the_digest_knows_tokens_and_where_texts_end() -> None:

@@ -3,8 +3,10 @@
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +15,13 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
-from geomprobe import GeomprobeError, InformationGain, Probe, RepresentationEntropy, sweep
+from geomprobe import GeomprobeError, InformationGain, Probe, RepresentationEntropy, SweepConfig, sweep
 from geomprobe.core.similarity import debiased_cka
 from geomprobe.files import append_line
 from geomprobe.models.loading import load, untrained
 from geomprobe.sweeps import sweep as module
-from geomprobe.sweeps.dataset import TokenizedTexts, read_documents, tokenize_documents
+from geomprobe.sweeps.checkpoints import Checkpoint
+from geomprobe.sweeps.dataset import Documents, TokenizedTexts, read_documents, tokenize_documents
 from geomprobe.sweeps.records import READINGS, Record, Run
 from tests.reference import hidden_states, unit
 from tests.sweeps.conftest import STEPS, save_checkpoint
@@ -85,7 +88,8 @@ def test_baselines_are_null(run: Run) -> None:
     reading = gaussian_record.reading
     assert reading is not None
     assert reading.sites == ("gaussian",)
-    assert reading["tokens/gaussian"] == 699 or reading["tokens/gaussian"] == 700
+    assert untrained_record.reading is not None
+    assert reading["tokens/gaussian"] == untrained_record.reading["tokens/final_norm"] == 700
     assert reading["effective_rank/gaussian"] > 0.9 * 32
     assert abs(reading["anisotropy/gaussian"]) < 0.01
     assert "lasso_attention_jaccard/gaussian" not in reading
@@ -156,13 +160,49 @@ def begin(tmp_path: Path, texts: Path, training: Path) -> Callable[..., Run]:
 
 def test_a_rerun_reads_nothing_twice(begin: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
+    ahead: list[list[str]] = []
+
+    def read_ahead(checkpoints: Sequence[Checkpoint]) -> AbstractContextManager[None]:
+        ahead.append([checkpoint.name for checkpoint in checkpoints])
+        return nullcontext()
+
+    monkeypatch.setattr(module, "read_ahead", read_ahead)
     first = begin(on_record=lambda record: told.append(record.name))
+    assert ahead == [["checkpoint-4"], ["checkpoint-16"], []]  # each beside the one before
     before = lines(tmp_path / "run")
+    scratch = tmp_path / "run" / ".manifest.json.123.part"
+    scratch.touch()  # of a process that was killed
     monkeypatch.setattr(module, "load", None)  # nothing may be loaded
     again = begin(on_record=lambda record: told.append(record.name))
     assert lines(tmp_path / "run") == before
     assert [r.to_dict() for r in again.records] == [r.to_dict() for r in first.records]
     assert told == [r.name for r in first.records] * 2
+    assert not scratch.exists()
+
+
+def test_the_time_of_a_checkpoint_is_without_that_of_the_baselines(
+    begin: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def baselines(*_: object) -> None:
+        clock[0] += 1000
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(module._Sweep, "_read_baselines", baselines)
+    run = begin(baselines=True)
+    assert clock == [3000]
+    assert [record.seconds for record in run.records] == [0, 0, 0]
+
+
+def test_records_are_told_in_the_main_process_only() -> None:
+    for main in (True, False):
+        told: list[Record] = []
+        config = SweepConfig("a", data="a.txt", out="run", on_record=told.append)
+        team: Any = SimpleNamespace(main=main, device=None)
+        bar: Any = None
+        module._Sweep(config, team, Documents(()), {}, bar)._tell(Record(name="a"))
+        assert len(told) == main
 
 
 def test_a_training_that_goes_on_is_read_on(begin: Callable[..., Run], tmp_path: Path) -> None:
