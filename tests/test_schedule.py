@@ -118,7 +118,7 @@ def test_pauses_between_steps_do_not_count(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_budget_that_waits_changes_in_updates_only_and_to_what_all_agree_on(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(budget(0.01), monkeypatch, waits=True)
-    run.budget.update = lambda agreed=None: None  # type: ignore[method-assign, assignment]
+    run.budget.update = lambda agreed=None: None  # type: ignore[method-assign]
     run.steps(range(50), lambda step: 1.0, lambda step: 0.25)
     assert run.budget.interval == 1
     del run.budget.update

@@ -312,7 +312,8 @@ class Layer(nn.Module):
         weights, chosen = routed[1:] if isinstance(routed, tuple) else routed.softmax(-1).topk(2)
         outputs = torch.stack([expert(hidden) for expert in self.experts], -2)
         picked = outputs.gather(-2, chosen.unsqueeze(-1).expand(*chosen.shape, hidden.shape[-1]))
-        return hidden + (picked * weights.unsqueeze(-1)).sum(-2)
+        mixed: Tensor = hidden + (picked * weights.unsqueeze(-1)).sum(-2)
+        return mixed
 
 
 class Own(nn.Module):
@@ -322,7 +323,7 @@ class Own(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.embedding = nn.Embedding(64, 8)
-        self.layers = nn.ModuleList(Layer(telling) for _ in range(2))
+        self.layers: Any = nn.ModuleList(Layer(telling) for _ in range(2))
 
     def forward(self, input_ids: Tensor) -> Tensor:
         hidden: Tensor = self.embedding(input_ids)
