@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geomprobe.accumulators.state import State, zeros
-from geomprobe.core.cholesky import factor_of_identity_plus, gains
+from geomprobe.core.cholesky import log_pivots
 from geomprobe.core.rows import Rows
 from geomprobe.core.spectrum import clipped_matrix_entropy, effective_rank, matrix_entropy, max_rate_distortion_entropy
 from geomprobe.core.symmetric import panels, scaled
@@ -77,7 +77,7 @@ class TextEntropySum:
             gram = scaled(rows.gram(self.center), 1.0) * row_scale.unsqueeze(-1) * row_scale.unsqueeze(-2)
             return rows.per_text(_log_pivots(gram))
         long = rows.mask.shape[1] > rows.width
-        product = panels(rows.unit(self.center).double().mT) if long else rows.gram(self.center)
+        product = panels(rows.unit(self.center).mT, torch.float64) if long else rows.gram(self.center)
         return _log_pivots(scaled(product, scale[..., None, None])).sum(-1)
 
     def _spectra(self, rows: Rows) -> State:
@@ -106,4 +106,4 @@ class TextEntropySum:
 
 def _log_pivots(matrix: Tensor) -> Tensor:
     """Logarithms of the squared pivots of ``I + matrix``, ``(…, n)``, whose sum is its log determinant."""
-    return 2 * gains(factor_of_identity_plus(matrix)[0])
+    return 2 * log_pivots(matrix)[0]

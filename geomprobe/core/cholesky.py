@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from geomprobe.core import blas
 from geomprobe.core.symmetric import scaled
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "gains",
     "information_gain",
     "information_gain_bound",
+    "log_pivots",
     "posterior_variance",
     "ridge_coefficients",
     "scaled_factor",
@@ -54,6 +56,21 @@ def factor_of_identity_plus(matrix: Tensor) -> tuple[Tensor, Tensor]:
     # The lower triangle by rows is the upper triangle by columns, which is LAPACK's order: this avoids a transposing copy.
     factor, info = torch.linalg.cholesky_ex(matrix.mT, upper=True)
     return factor.mT, info
+
+
+def log_pivots(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logarithms of the diagonal of the Cholesky factor of ``I + matrix`` ``(…, n)``, and the index of the first bad
+    pivot (0 if there is none).
+
+    They are the gains of tokens for ``σ⁻²K``, and half of the log determinant for any matrix. Only the lower triangle of
+    ``matrix`` is read. ``matrix`` is changed in place.
+    """
+    if not blas.is_faster(matrix.device, matrix.shape[-1]):
+        factor, info = factor_of_identity_plus(matrix)
+        return gains(factor), info
+    matrix.diagonal(dim1=-2, dim2=-1).add_(1)
+    info = blas.factor_in_place(matrix)
+    return gains(matrix), info
 
 
 def gains(factor: Tensor) -> Tensor:

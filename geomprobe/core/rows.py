@@ -223,7 +223,7 @@ class Rows:
         with a float64 product of the same float32 rows 1e-6.
         """
         if center not in self._gram:
-            gram = panels(self.unit(center).double())
+            gram = panels(self.unit(center), torch.float64)
             if self.packed:
                 starts = panel_starts(self.mask.shape[1])
                 one_text = [self.text[:, i:, None] == self.text[:, None, i : i + starts.step] for i in starts]
