@@ -38,6 +38,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
         decoder: a function that returns the ``Decoder`` of the ``LightningModule``, if it is not found.
         when: which optimizer steps to measure, counted from 1: a schedule, or ``50`` for ``every(50)``. Default: those at which
             Lightning logs (``log_every_n_steps``).
+        precision: how Gram matrices are computed, as for ``Probe``.
         log: ``"overview"`` for at most 24 numbers of a reading, or ``"all"``, as for :func:`flat`.
         jsonl: the file of readings. Default: ``geomprobe.jsonl`` in ``trainer.log_dir``, or else in ``default_root_dir``.
         on_error: ``"warn"``: an error in measuring issues one warning and ends the measurement, an error in logging issues one
@@ -58,6 +59,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
         sites: Sequence[int | str] | None = None,
         decoder: Callable[[Any], Decoder] | None = None,
         when: Schedule | int | None = None,
+        precision: Literal["auto", "float64", "split"] = "auto",
         log: Log = "overview",
         jsonl: str | os.PathLike[str] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
@@ -66,7 +68,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
             raise GeomprobeError("LightningCallback needs the package lightning: pip install 'geomprobe[lightning]'")
         check_log(log)
         self.probe: Probe | None = None
-        self._options: dict[str, Any] = {"metrics": metrics, "sites": sites, "on_error": on_error}
+        self._options: dict[str, Any] = {"metrics": metrics, "sites": sites, "on_error": on_error, "precision": precision}
         self._decoder = decoder
         self._when = as_schedule(when)
         self._log: Log = log

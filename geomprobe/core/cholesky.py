@@ -8,7 +8,7 @@ With unit rows Z ``(T, d)``, K = ZZᵀ and noise σ², let ``K + σ²I = LLᵀ``
 - the ridge coefficients on all earlier tokens are row t of ``−L_tt · L⁻¹``.
 
 At the default noise σ⁻² is 1e4, for which a float32 factor is not accurate enough. All factors are computed in float64,
-whatever the dtype of the rows.
+whatever the dtype of the rows, except for :func:`log_pivots` on devices with slow float64.
 """
 
 import math
@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from geomprobe.core import blas
+from geomprobe.core import blas, split
+from geomprobe.core.precision import splits
 from geomprobe.core.symmetric import scaled
 
 __all__ = [
@@ -65,6 +66,8 @@ def log_pivots(matrix: Tensor) -> tuple[Tensor, Tensor]:
     They are the gains of tokens for ``σ⁻²K``, and half of the log determinant for any matrix. Only the lower triangle of
     ``matrix`` is read. ``matrix`` is changed in place.
     """
+    if splits(matrix.device):
+        return split.log_pivots(matrix)
     if not blas.is_faster(matrix.device, matrix.shape[-1]):
         factor, info = factor_of_identity_plus(matrix)
         return gains(factor), info

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from geomprobe.core import blas
+from geomprobe.core import blas, split
+from geomprobe.core.precision import splits
 
-__all__ = ["assemble", "panel_starts", "panels", "scaled"]
+__all__ = ["assemble", "exact_panels", "panel_starts", "panels", "scaled"]
 
 _LEAST = 64
 """Least number of columns of a panel: for fewer, the matrix products cost more than they save."""
@@ -35,6 +36,12 @@ def panels(a: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
         return blas.panels(a, starts, dtype or a.dtype)
     a = a.to(dtype or a.dtype)
     return [a[..., i:, :] @ a[..., i : i + starts.step, :].mT for i in starts]
+
+
+def exact_panels(a: Tensor) -> list[Tensor]:
+    """Return :func:`panels` with the accuracy of float64, and in float64: of products in float64, or of parts in float32
+    (:func:`geomprobe.core.precision.precision`)."""
+    return split.panels(a, panel_starts(a.shape[-2])) if splits(a.device) else panels(a, torch.float64)
 
 
 def assemble(parts: Sequence[Tensor]) -> Tensor:

@@ -711,7 +711,8 @@ def test_an_error_inside_the_probe() -> None:
 @guarantee(
     "bf16, fp16, autocast, TF32",
     "Exact for the hidden states that the model computed. Products over one forward are computed in float32 (relative error "
-    "about 1e-6), and sums and Cholesky factors in float64, whatever the settings.",
+    "about 1e-6), and sums in float64, whatever the settings. Gram matrices and Cholesky factors have the accuracy of float64. "
+    'GPUs with TF32 use it for covariances (relative error about 1e-5), unless the probe has `precision="float64"`.',
     Guard(recorder, "full_precision", lambda device: contextlib.nullcontext()),
 )
 def test_precision() -> None:
