@@ -44,8 +44,8 @@ def tensor_cores(device: torch.device) -> Iterator[None]:
     """A context manager in which float32 products on ``device`` are computed in TF32, unless the precision is ``"float64"`` or
     the device has no TF32.
 
-    Only for products that are accurate enough with operands of 10 bits: those of the covariance, which lose 6e-7 of an entropy
-    and 6e-6 of an effective rank.
+    Only for products that are accurate enough with operands of 10 bits, as those of covariances are: emulated on trained
+    models, it changed entropies by up to 3e-6 and effective ranks by up to 4e-5 of their values.
     """
     matmul = torch.backends.cuda.matmul
     if _present.get() == "float64" or not _has_tf32(device):
