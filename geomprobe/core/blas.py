@@ -2,30 +2,45 @@
 
 PyTorch has no symmetric product, and its Cholesky factor copies and clears a triangle, which takes longer than factoring.
 SciPy's library is called through the pointers of ``scipy.linalg.cython_blas`` and ``cython_lapack``, in place on the memory of
-a tensor and without holding the global interpreter lock. Which library is faster is measured once per process and number of
-threads.
+a tensor and without holding the global interpreter lock. Each matrix of a batch is computed by one thread: the threads of
+OpenBLAS wait for each other in busy loops, which was several times slower on a machine with other work. Which library is faster
+is measured once per process and number of threads.
 """
 
 import ctypes
+import os
 import time
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["factor_in_place", "is_faster", "panels"]
+__all__ = ["factor_in_place", "factors_faster", "multiplies_faster", "panels"]
 
 _KINDS = {torch.float32: ("s", ctypes.c_float), torch.float64: ("d", ctypes.c_double)}
 
 _LEAST = 64
-"""Least number of rows of a matrix of a batch: for fewer, the calls cost more than they save."""
+"""Least number of rows of a matrix, and twice the least number of columns. Products of fewer than 8 · 64³ operations, and all
+of smaller matrices, cost more in calls than they save."""
 
 
-def is_faster(device: torch.device, n: int) -> bool:
-    """Return whether to compute with n×n matrices on ``device`` by the functions of this module."""
-    return device.type == "cpu" and n >= _LEAST and _wins(torch.get_num_threads())
+def multiplies_faster(a: Tensor) -> bool:
+    """Return whether :func:`panels` of ``a`` ``(…, n, k)`` is faster than products by PyTorch."""
+    n, k = a.shape[-2:]
+    return k >= _LEAST // 2 and n * n * k >= 8 * _LEAST**3 and factors_faster(a)
+
+
+def factors_faster(matrices: Tensor) -> bool:
+    """Return whether :func:`factor_in_place` of ``matrices`` ``(…, n, n)`` is faster than factors by PyTorch."""
+    if matrices.device.type != "cpu" or matrices.shape[-2] < _LEAST:
+        return False
+    threads = torch.get_num_threads()
+    return matrices.shape[:-2].numel() >= threads and _wins(threads)
 
 
 def panels(a: Tensor, starts: range, dtype: torch.dtype) -> list[Tensor]:
@@ -33,51 +48,99 @@ def panels(a: Tensor, starts: range, dtype: torch.dtype) -> list[Tensor]:
     or float64. What is above the diagonal is zero."""
     n, k = a.shape[-2:]
     parts = [a.new_empty((*a.shape[:-2], n - i, min(starts.step, n - i)), dtype=dtype) for i in starts]
-    letter, number = _KINDS[dtype]
-    syrk, gemm = _function(f"{letter}syrk"), _function(f"{letter}gemm")
-    one, zero = ctypes.byref(number(1)), ctypes.byref(number(0))
-    for matrix, *targets in zip(a.reshape(-1, n, k), *(part.view(-1, *part.shape[-2:]) for part in parts), strict=True):
-        # One matrix at a time is converted, into memory that the next one uses again.
-        rows = matrix.to(dtype)
-        if rows.stride(0) != 1 or rows.stride(1) < n:
-            rows = rows.contiguous()
-        by_columns = rows.stride(0) == 1 and rows.stride(1) >= n
-        how, other, leading = (b"N", b"T", rows.stride(1)) if by_columns else (b"T", b"N", k)
-        address = [rows.data_ptr() + i * rows.stride(0) * rows.element_size() for i in (*starts, n)]
-        # The lower triangle by rows is the upper triangle by columns, which is the order of BLAS.
-        for i, here, below, part in zip(starts, address[:-1], address[1:], targets, strict=True):
-            width, left = part.shape[1], n - i - part.shape[1]
-            to, shape = part.data_ptr(), (_int(k), one, here, _int(leading))
-            syrk(b"U", how, _int(width), *shape, zero, to, _int(width))
-            if left:
-                to += width * width * part.element_size()
-                gemm(how, other, _int(width), _int(left), *shape, below, _int(leading), zero, to, _int(width))
+    targets = zip(*(part.view(-1, *part.shape[-2:]).unbind() for part in parts), strict=True)
+    _run([partial(_multiply, rows, into, starts) for rows, into in zip(a.reshape(-1, n, k).unbind(), targets, strict=True)])
     for part in parts:
         part[..., : part.shape[-1], :].tril_()
     return parts
 
 
-def factor_in_place(matrix: Tensor) -> Tensor:
+def _multiply(matrix: Tensor, parts: Sequence[Tensor], starts: range) -> None:
+    """Write the panels of one matrix."""
+    n, k = matrix.shape
+    letter, number = _KINDS[parts[0].dtype]
+    # Converted one at a time, into memory that the next one uses again, and by one thread.
+    rows = matrix.numpy().astype(f"f{parts[0].element_size()}", order="K", copy=False)
+    size = rows.itemsize
+    by_columns = rows.strides[0] == size and rows.strides[1] >= n * size
+    if not by_columns and (rows.strides[1] != size or rows.strides[0] < k * size):
+        rows = np.ascontiguousarray(rows)
+    how, other, leading = (b"N", b"T", rows.strides[1]) if by_columns else (b"T", b"N", rows.strides[0])
+    syrk, gemm = _function(f"{letter}syrk"), _function(f"{letter}gemm")
+    one, zero, long, step = ctypes.byref(number(1)), ctypes.byref(number(0)), _int(k), _int(leading // size)
+    # The lower triangle by rows is the upper triangle by columns, which is the order of BLAS.
+    for i, part in zip(starts, parts, strict=True):
+        here, to, (height, width) = rows.ctypes.data + i * rows.strides[0], part.data_ptr(), part.shape
+        syrk(b"U", how, _int(width), long, one, here, step, zero, to, _int(width))
+        if height > width:
+            below, to = here + width * rows.strides[0], to + width * width * size
+            gemm(how, other, _int(width), _int(height - width), long, one, here, step, below, step, zero, to, _int(width))
+
+
+def factor_in_place(matrices: Tensor) -> Tensor:
     """Replace the lower triangle of contiguous matrices ``(…, n, n)`` with their Cholesky factor, and return the index of the
     first bad pivot of each ``(…)``, 0 if there is none. What is above the diagonal is neither read nor changed."""
-    n = matrix.shape[-1]
-    info = torch.zeros(matrix.shape[:-2], dtype=torch.int32, device=matrix.device)
-    potrf = _function(f"{_KINDS[matrix.dtype][0]}potrf")
-    for each, bad in zip(_pointers(matrix), _pointers(info.view(*info.shape, 1, 1)), strict=True):
-        potrf(b"U", _int(n), each, _int(n), bad)
+    n = _int(matrices.shape[-1])
+    info = torch.zeros(matrices.shape[:-2], dtype=torch.int32, device=matrices.device)
+    potrf = _function(f"{_KINDS[matrices.dtype][0]}potrf")
+    start, step = matrices.data_ptr(), matrices.shape[-1] ** 2 * matrices.element_size()
+    bad = info.data_ptr()
+    _run([partial(potrf, b"U", n, start + i * step, n, bad + 4 * i) for i in range(info.numel())])
     return info
-
-
-def _pointers(matrices: Tensor) -> Iterator[int]:
-    """The addresses of the matrices ``(…, n, k)`` of a batch."""
-    flat = matrices.flatten(0, -3) if matrices.dim() > 2 else matrices.unsqueeze(0)
-    assert flat.data_ptr() == matrices.data_ptr(), "a batch whose matrices are not evenly spaced would be copied"
-    start, step = flat.data_ptr(), flat.stride(0) * flat.element_size()
-    return (start + i * step for i in range(len(flat)))
 
 
 def _int(value: int) -> Any:
     return ctypes.byref(ctypes.c_int(value))
+
+
+def _run(calls: Sequence[Callable[[], object]]) -> None:
+    """Make the calls, by as many threads as PyTorch uses: this one, and others."""
+    threads = min(torch.get_num_threads(), len(calls))
+    with _single_threaded():
+        others = [_pool(os.getpid(), threads).submit(_make, calls[i::threads]) for i in range(1, threads)]
+        _make(calls[:: max(threads, 1)])
+        for other in others:
+            other.result()
+
+
+def _make(calls: Sequence[Callable[[], object]]) -> None:
+    for call in calls:
+        call()
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads of this process: those of a process that was forked exist in the first one only."""
+    return ThreadPoolExecutor(threads - 1, thread_name_prefix="geomprobe")
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """A context manager in which SciPy's OpenBLAS uses the calling thread alone."""
+    get, set_to = _thread_functions()
+    before = get()
+    if before == 1:
+        yield
+        return
+    set_to(1)
+    try:
+        yield
+    finally:
+        set_to(before)
+
+
+@cache
+def _thread_functions() -> tuple[Callable[[], int], Callable[[int], None]]:
+    """The functions that return and set the number of threads of SciPy's OpenBLAS.
+
+    Raises:
+        AttributeError: if SciPy was built with another library.
+    """
+    from scipy.linalg import cython_blas
+
+    library = ctypes.CDLL(cython_blas.__file__)  # also finds the functions of the libraries that it was linked with
+    prefix = "scipy_" if hasattr(library, "scipy_openblas_set_num_threads") else ""
+    return getattr(library, f"{prefix}openblas_get_num_threads"), getattr(library, f"{prefix}openblas_set_num_threads")
 
 
 @cache
@@ -106,18 +169,19 @@ def _wins(threads: int) -> bool:
     """Whether SciPy's library is faster than PyTorch's, with so many threads: the least of three times each."""
     try:
         _function("dsyrk")
-    except (ImportError, AttributeError, KeyError):  # another SciPy than those that were tested
+        _thread_functions()
+    except (ImportError, AttributeError, KeyError, OSError):  # another SciPy than those that were tested
         return False
-    rows = torch.eye(256, 512, dtype=torch.float32, device="cpu")
-    matrix = torch.eye(256, dtype=torch.float64, device="cpu")
+    rows = torch.eye(256, 512, dtype=torch.float32, device="cpu").expand(threads, 256, 512)
+    matrices = torch.eye(256, dtype=torch.float64, device="cpu").repeat(threads, 1, 1)
 
     def scipy() -> None:
         panels(rows, range(0, 256, 64), torch.float64)
-        factor_in_place(matrix)
+        factor_in_place(matrices)
 
     def pytorch() -> None:
         rows.double() @ rows.double().mT
-        torch.linalg.cholesky_ex(matrix.mT, upper=True)
+        torch.linalg.cholesky_ex(matrices.mT, upper=True)
 
     times: dict[Callable[[], None], list[float]] = {scipy: [], pytorch: []}
     for _ in range(4):  # the first time loads the libraries
@@ -125,4 +189,4 @@ def _wins(threads: int) -> bool:
             start = time.perf_counter()
             run()
             seconds.append(time.perf_counter() - start)
-    return min(times[scipy][1:]) < min(times[pytorch][1:])
+    return min(times[scipy][1:]) < 0.9 * min(times[pytorch][1:])

@@ -32,7 +32,7 @@ def panels(a: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
             [2., 4.]])]
     """
     starts = panel_starts(a.shape[-2])
-    if blas.is_faster(a.device, a.shape[-2]):
+    if blas.multiplies_faster(a):
         return blas.panels(a, starts, dtype or a.dtype)
     a = a.to(dtype or a.dtype)
     return [a[..., i:, :] @ a[..., i : i + starts.step, :].mT for i in starts]

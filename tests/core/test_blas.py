@@ -42,7 +42,7 @@ def test_panels_hold_the_lower_triangle_and_zeros(shape: tuple[int, ...], layout
 @pytest.mark.parametrize("wins", [True, False])
 @pytest.mark.parametrize("dtype", [None, torch.float64])
 def test_both_libraries_give_the_same(wins: bool, dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    a = rows(2, 130, 90)
+    a = rows(16, 130, 90)
     monkeypatch.setattr(blas, "_wins", lambda threads: wins)
     whole = assemble(panels(a, dtype))
     assert whole.dtype == (dtype or torch.float32)
@@ -63,21 +63,50 @@ def test_bad_pivots_are_counted_for_each_matrix(wins: bool, monkeypatch: pytest.
     assert not pivots[:, :2].any()
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_share_the_matrices_and_openblas_keeps_its_number(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = rows(7, 100, 64)
+    get, set_to = blas._thread_functions()
+    before = get()
+    set_to(2)
+    inside = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(blas, "_int", lambda value, plain=blas._int: (inside.append(get()), plain(value))[1])
+    try:
+        whole = assemble(blas.panels(a, panel_starts(100), torch.float64))
+        assert get() == 2
+    finally:
+        set_to(before)
+    assert set(inside) == {1}
+    torch.testing.assert_close(whole, a.double() @ a.double().mT, rtol=0, atol=1e-14)
+
+
 def test_a_scipy_without_these_functions_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise ImportError(name)
 
     blas._wins.cache_clear()
     monkeypatch.setattr(blas, "_function", missing)
-    assert not blas.is_faster(torch.device("cpu"), 1000)
+    assert not blas.factors_faster(torch.zeros(64, 100, 100))
     blas._wins.cache_clear()
 
 
 def test_the_measurement_is_made_once_and_says_one_of_both() -> None:
     blas._wins.cache_clear()
-    first = blas.is_faster(torch.device("cpu"), 64)
+    matrices = torch.zeros(64, 64, 64)
+    first = blas.factors_faster(matrices)
     assert blas._wins.cache_info().misses == 1
-    assert {blas.is_faster(torch.device("cpu"), 64) for _ in range(3)} == {first}
+    assert {blas.factors_faster(matrices) for _ in range(3)} == {first}
     assert blas._wins.cache_info().misses == 1
-    assert not blas.is_faster(torch.device("cpu"), 63)
-    assert not blas.is_faster(torch.device("meta"), 1000)
+
+
+def test_few_small_or_distant_matrices_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas, "_wins", lambda threads: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert blas.multiplies_faster(torch.zeros(2, 2, 64, 512))
+    assert not blas.multiplies_faster(torch.zeros(3, 64, 512))  # one thread would be idle
+    assert not blas.multiplies_faster(torch.zeros(4, 64, 500))
+    assert not blas.multiplies_faster(torch.zeros(4, 5000, 16))
+    assert blas.factors_faster(torch.zeros(4, 64, 64))
+    assert not blas.factors_faster(torch.zeros(4, 63, 63))
+    assert not blas.factors_faster(torch.zeros(4, 64, 64, device="meta"))
