@@ -58,10 +58,10 @@ class Probe:
             the end of a row are padding. If it also ends texts, the first token of a run at the end is counted.
         precision: how Gram matrices and their Cholesky factors are computed, which need the accuracy of float64. ``"float64"``:
             by products in float64. ``"split"``: by products in float32 of parts of the rows, as accurate to about 1e-7 nats per
-            token, which is faster where float64 has 1/32 or 1/64 of the rate of float32, as on most GPUs. ``"auto"``:
+            token, for devices on which float64 has 1/32 or 1/64 of the rate of float32, as most GPUs. ``"auto"``:
             ``"split"`` on such devices, else ``"float64"``; on GPUs with TF32 it is used for covariances. A reading says when
-            products were split. Sums that need float64 throughout keep it: centred rows, ``InformationGain(stream=True)``,
-            ``on_gain``, and the solver of ``ContextLasso``.
+            products were split. What needs float64 throughout keeps it: covariances of centred rows,
+            ``InformationGain(stream=True)``, ``on_gain``, and the solver of ``ContextLasso``.
         modes: the modes to measure, such as ``["train"]``. Forwards of other modes cost nothing. Default: all.
 
     Raises:

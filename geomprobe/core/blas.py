@@ -153,9 +153,11 @@ def _function(name: str) -> Callable[..., None]:
     from scipy.linalg import cython_blas, cython_lapack
 
     capsule = (cython_blas.__pyx_capi__ | cython_lapack.__pyx_capi__)[name]
-    pointer_of, name_of = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyCapsule_GetName
-    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    # Prototypes of our own: those of ctypes.pythonapi belong to the whole process.
+    name_of = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", ctypes.pythonapi))
+    pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+        ("PyCapsule_GetPointer", ctypes.pythonapi)
+    )
     signature: bytes = name_of(capsule)  # such as b"void (char *, int *, double *, int *, int *)"
     takes = signature.partition(b"(")[2].rstrip(b")").split(b", ")
     if b"int *" not in takes:

@@ -68,7 +68,7 @@ def log_pivots(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """
     if splits(matrix.device):
         return split.log_pivots(matrix)
-    if not blas.factors_faster(matrix):
+    if not (matrix.is_contiguous() and blas.factors_faster(matrix)):
         factor, info = factor_of_identity_plus(matrix)
         return gains(factor), info
     matrix.diagonal(dim1=-2, dim2=-1).add_(1)

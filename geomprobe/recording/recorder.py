@@ -113,7 +113,7 @@ class Recorder:
             return
         try:
             with precision(self._precision):
-                if splits(hidden.device) and hidden.device.type != "mps":
+                if splits(hidden.device):
                     self.noted(_SPLIT, warn=False)
                 if context.sequence is not None:
                     context.sequence.add(site, hidden, attention)
