@@ -123,6 +123,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         pad_token_id: the padding token, as for ``Probe``, if batches are padded and have no mask.
         to: where numbers are logged: a ``SummaryWriter``, a W&B run, anything else that :func:`log_reading` takes, or a
             function of ``(numbers, step)``. Default: the trackers of the Trainer, and the active W&B run.
+        precision: how Gram matrices are computed, as for ``Probe``.
         log: ``"overview"`` for at most 24 numbers of a reading, or ``"all"``, as for :func:`flat`.
         jsonl: the file to which each reading is appended as one line of JSON: ``to_dict()`` and its ``step``. Default:
             ``geomprobe.jsonl`` in ``output_dir``.
@@ -153,6 +154,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         no_grad: bool = False,
         pad_token_id: int | None = None,
         to: Any = None,
+        precision: Literal["auto", "float64", "split"] = "auto",
         log: Log = "overview",
         jsonl: str | os.PathLike[str] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
@@ -167,6 +169,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self.evaluate = evaluate
         self.no_grad = no_grad
         self.pad_token_id = pad_token_id
+        self.precision: Literal["auto", "float64", "split"] = precision
         self.on_error: Literal["warn", "raise"] = on_error
         self.history: list[tuple[int, Reading]] = []
         self.probe: Probe | None = None
@@ -224,6 +227,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             when=self._gate,
             on_error=self.on_error,
             pad_token_id=self.pad_token_id,
+            precision=self.precision,
             modes=modes,
         ).attach()
         _probes.add(probe)

@@ -48,6 +48,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
         when: which optimizer steps to measure, counted from 1: a schedule, or ``50`` for ``every(50)``. Default:
             ``budget(0.01)``, as many as can be measured, read and logged in 1% of the time of the training steps. All processes
             measure the same steps.
+        precision: how Gram matrices are computed, as for ``Probe``.
         log: ``"overview"`` for at most 24 numbers of a reading, or ``"all"``, as for :func:`flat`.
         jsonl: the file of readings. Default: ``geomprobe.jsonl`` in ``trainer.log_dir``, or else in ``default_root_dir``.
         on_error: ``"warn"``: an error in measuring issues one warning and ends the measurement. An error of a logger or of the
@@ -68,6 +69,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
         sites: Sequence[int | str] | None = None,
         decoder: Callable[[Any], Decoder] | None = None,
         when: Schedule | int | None = None,
+        precision: Literal["auto", "float64", "split"] = "auto",
         log: Log = "overview",
         jsonl: str | os.PathLike[str] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
@@ -76,7 +78,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
             raise GeomprobeError("LightningCallback needs the package lightning: pip install 'geomprobe[lightning]'")
         check_log(log)
         self.probe: Probe | None = None
-        self._options: dict[str, Any] = {"metrics": metrics, "sites": sites, "on_error": on_error}
+        self._options: dict[str, Any] = {"metrics": metrics, "sites": sites, "on_error": on_error, "precision": precision}
         self._decoder = decoder
         self._when: Schedule = as_schedule(when) or budget()
         self._schedule: Schedule = self._when

@@ -15,6 +15,7 @@ from geomprobe import InformationGain, Metric, Probe, Reading, RepresentationEnt
 from geomprobe.accumulators.covariance import Covariance
 from geomprobe.accumulators.state import Accumulator, State, TokenCount
 from geomprobe.accumulators.text_entropy import TextEntropySum
+from geomprobe.core import blas
 from geomprobe.core.rows import Rows
 from tests import reference
 from tests.tiny_models import tiny, token_batch
@@ -136,7 +137,11 @@ def embedding_reading(context: contextlib.AbstractContextManager[object]) -> Rea
     ],
     ids=["high", "medium", "autocast", "inference_mode", "no_grad"],
 )
-def test_no_setting_of_the_user_changes_the_numbers(context: Callable[[], Any]) -> None:
+@pytest.mark.parametrize("wins", [True, False])
+def test_no_setting_of_the_user_changes_the_numbers(
+    context: Callable[[], Any], wins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blas, "_wins", lambda threads: wins)
     assert embedding_reading(context()).to_dict() == embedding_reading(contextlib.nullcontext()).to_dict()
 
 

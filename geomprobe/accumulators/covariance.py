@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from geomprobe.accumulators.state import State, zeros
+from geomprobe.core.precision import tensor_cores
 from geomprobe.core.rows import Rows
 from geomprobe.core.symmetric import assemble, panel_starts, panels
 
@@ -56,7 +57,9 @@ class Covariance:
 
     def contribution(self, rows: Rows) -> State:
         z = selected_rows(rows, self)
-        return row_sums(rows, z, self.rows) | {f"outer_{i}": part for i, part in enumerate(panels(z.mT))}
+        with tensor_cores(z.device):
+            parts = panels(z.mT)
+        return row_sums(rows, z, self.rows) | {f"outer_{i}": part for i, part in enumerate(parts)}
 
 
 def selected_rows(rows: Rows, covariance: "_Options") -> Tensor:

@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 
 from geomprobe.accumulators.state import State, zeros
-from geomprobe.core.cholesky import gains, scaled_factor
+from geomprobe.core import split
+from geomprobe.core.cholesky import log_pivots
+from geomprobe.core.precision import splits
 from geomprobe.core.rows import Rows
 from geomprobe.core.streaming_gain import GainStream
+from geomprobe.core.symmetric import scaled
 
 __all__ = ["InformationGainSum"]
 
@@ -59,9 +62,12 @@ def _text_gains(rows: Rows, sigma: float) -> tuple[Tensor, Tensor]:
     Texts longer than d use the d×d form, whose memory does not grow with the length; packed texts need their Gram matrix.
     """
     if rows.packed or rows.mask.shape[1] <= rows.width:
-        factor, bad_pivot = scaled_factor(rows.gram(), sigma)
-        gain, good = gains(factor), rows.valid & (bad_pivot == 0).unsqueeze(-1)
+        gain, bad_pivot = log_pivots(scaled(rows.gram(), sigma**-2))
+        good = rows.valid & (bad_pivot == 0).unsqueeze(-1)
+        return torch.where(good, gain, 0), good
+    if splits(rows.hidden.device):
+        gain = split.stream_gains(rows.unit(), sigma)
     else:
         gain = GainStream(rows.width, sigma, batch=rows.hidden.shape[:-2], device=rows.hidden.device).append(rows.unit())
-        good = rows.valid & gain.isfinite().all(-1, keepdim=True)
+    good = rows.valid & gain.isfinite().all(-1, keepdim=True)
     return torch.where(good, gain, 0), good

@@ -15,9 +15,9 @@ from geomprobe.bench.timing import timed
 from geomprobe.core.lasso import lasso_objective, literal_penalty, sklearn_penalty, solve_lasso
 from geomprobe.core.rows import Rows, full_precision
 from geomprobe.errors import GeomprobeError
-from geomprobe.models.loading import load
+from geomprobe.models.loading import Loaded, load
 
-__all__ = ["bench_lasso", "table"]
+__all__ = ["bench_lasso", "prose", "table"]
 
 Solver = Callable[[], Tensor]
 
@@ -61,17 +61,27 @@ def _regime(states: Tensor, gram: Tensor, penalty: float, tol: float, rounds: in
 
 def _states(model: str, length: int, device: str | None) -> Tensor:
     """Unit rows ``(length, width)`` of the last hidden states, float64."""
-    from pydoc_data.topics import topics
-
     loaded = load(model, device=device)
-    text = "\n".join(topics[name] for name in sorted(topics))
-    ids = loaded.tokenizer(text[: 20 * length], return_tensors="pt").input_ids[:, :length].to(loaded.model.device)
-    if ids.shape[1] < length or length > (getattr(loaded.model.config, "max_position_embeddings", None) or length):
-        raise GeomprobeError(f"{model} does not accept {length} tokens: give a smaller --length")
+    ids = prose(loaded, model, length)
     with torch.no_grad():
         hidden = loaded.model.base_model(ids, use_cache=False).last_hidden_state
     with full_precision(hidden.device.type):
         return Rows(hidden).unit()[0].double()
+
+
+def prose(loaded: Loaded, model: str, length: int, texts: int = 1) -> Tensor:
+    """Return English prose as token ids ``(texts, length)``.
+
+    Raises:
+        GeomprobeError: if the model, which is called ``model``, accepts fewer than ``length`` tokens.
+    """
+    from pydoc_data.topics import topics
+
+    text, tokens = "\n".join(topics[name] for name in sorted(topics)), length * texts
+    ids: Tensor = loaded.tokenizer(text[: 20 * tokens], return_tensors="pt").input_ids[:, :tokens]
+    if ids.shape[1] < tokens or length > (getattr(loaded.model.config, "max_position_embeddings", None) or length):
+        raise GeomprobeError(f"{model} does not accept {length} tokens: give a smaller --length")
+    return ids.view(texts, length).to(loaded.model.device)
 
 
 def _peers(states: "np.ndarray[Any, np.dtype[np.float64]]", alpha: float) -> dict[str, Solver]:

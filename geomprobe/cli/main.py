@@ -251,6 +251,7 @@ class Bench(StrEnum):
     lasso = "lasso"
     attention = "attention"
     sweep = "sweep"
+    precision = "precision"
 
 
 @app.command(cls=Command, short_help="Measure the cost of geomprobe.")
@@ -259,7 +260,8 @@ def bench(
         Bench,
         typer.Argument(
             help="overhead: a forward and a training step. decode: generation with on_gain. memory: growth with the number of "
-            "tokens. lasso: the Lasso solver. attention: summaries of attention. sweep: a sweep over two checkpoints."
+            "tokens. lasso: the Lasso solver. attention: summaries of attention. sweep: a sweep over two checkpoints. "
+            "precision: errors of the ways to compute products."
         ),
     ],
     model: Annotated[
@@ -354,13 +356,16 @@ def _bench(
     rounds: int,
 ) -> tuple[dict[str, Any], str]:
     """The results of a benchmark, and their table."""
-    from geomprobe.bench import lasso, overhead
+    from geomprobe.bench import lasso, overhead, precision
     from geomprobe.bench import sweep as checkpoints
     from geomprobe.bench.timing import table
 
     if what is Bench.lasso:
         results = lasso.bench_lasso(model, length=length or 512, rounds=rounds, device=device)
         return results, lasso.table(results)
+    if what is Bench.precision:
+        results = precision.bench_precision(model, batch=batch, length=length or 256, device=device, dtype=dtype)
+        return results, precision.table(results)
     if what is Bench.sweep:
         results = checkpoints.bench_sweep(model, tokens=tokens, length=length or 256, rounds=rounds, device=device)
         return results, table(results)

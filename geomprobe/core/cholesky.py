@@ -8,7 +8,7 @@ With unit rows Z ``(T, d)``, K = ZZᵀ and noise σ², let ``K + σ²I = LLᵀ``
 - the ridge coefficients on all earlier tokens are row t of ``−L_tt · L⁻¹``.
 
 At the default noise σ⁻² is 1e4, for which a float32 factor is not accurate enough. All factors are computed in float64,
-whatever the dtype of the rows.
+whatever the dtype of the rows, except for :func:`log_pivots` on devices with slow float64.
 """
 
 import math
@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from geomprobe.core import blas, split
+from geomprobe.core.precision import splits
 from geomprobe.core.symmetric import scaled
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "gains",
     "information_gain",
     "information_gain_bound",
+    "log_pivots",
     "posterior_variance",
     "ridge_coefficients",
     "scaled_factor",
@@ -54,6 +57,23 @@ def factor_of_identity_plus(matrix: Tensor) -> tuple[Tensor, Tensor]:
     # The lower triangle by rows is the upper triangle by columns, which is LAPACK's order: this avoids a transposing copy.
     factor, info = torch.linalg.cholesky_ex(matrix.mT, upper=True)
     return factor.mT, info
+
+
+def log_pivots(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logarithms of the diagonal of the Cholesky factor of ``I + matrix`` ``(…, n)``, and the index of the first bad
+    pivot (0 if there is none).
+
+    They are the gains of tokens for ``σ⁻²K``, and half of the log determinant for any matrix. Only the lower triangle of
+    ``matrix`` is read. ``matrix`` is changed in place.
+    """
+    if splits(matrix.device):
+        return split.log_pivots(matrix)
+    if not (matrix.is_contiguous() and blas.factors_faster(matrix)):
+        factor, info = factor_of_identity_plus(matrix)
+        return gains(factor), info
+    matrix.diagonal(dim1=-2, dim2=-1).add_(1)
+    info = blas.factor_in_place(matrix)
+    return gains(matrix), info
 
 
 def gains(factor: Tensor) -> Tensor:

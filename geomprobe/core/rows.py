@@ -12,7 +12,7 @@ from torch import Tensor
 
 from geomprobe.core.attention_summary import AttentionRows
 from geomprobe.core.layer_rows import LayerRows, RouterRows
-from geomprobe.core.symmetric import panel_starts, panels
+from geomprobe.core.symmetric import exact_panels, panel_starts
 
 __all__ = ["Rows", "full_precision", "unit_rows"]
 
@@ -223,11 +223,11 @@ class Rows:
         """Return the Gram matrix ``K = ZZᵀ`` of the unit rows of each batch row in float64, as panels of
         ``(…, batch, length, length)`` (:mod:`geomprobe.core.symmetric`). Entries between different texts are zero.
 
-        It is computed in float64 because it is multiplied by σ⁻²: with a float32 product the error was 1.5e-3 nats per token,
-        with a float64 product of the same float32 rows 1e-6.
+        It has the accuracy of float64 because it is multiplied by σ⁻²: with a float32 product the error was 1.5e-3 nats per
+        token, with a float64 product of the same float32 rows 1e-6.
         """
         if center not in self._gram:
-            gram = panels(self.unit(center).double())
+            gram = exact_panels(self.unit(center))
             if self.packed:
                 starts = panel_starts(self.mask.shape[1])
                 one_text = [self.text[:, i:, None] == self.text[:, None, i : i + starts.step] for i in starts]

@@ -12,6 +12,8 @@ from geomprobe import GeomprobeError
 from geomprobe.bench.lasso import bench_lasso
 from geomprobe.bench.lasso import table as lasso_table
 from geomprobe.bench.overhead import bench_attention, bench_decode, bench_memory, bench_overhead
+from geomprobe.bench.precision import bench_precision
+from geomprobe.bench.precision import table as precision_table
 from geomprobe.bench.schedules import bench_budget, bench_every, bench_shapes
 from geomprobe.bench.sweep import bench_sweep
 from geomprobe.bench.timing import Ratio, Seconds, spread, table
@@ -109,6 +111,27 @@ def test_lasso_compares_itself_on_a_trained_model(stories_model: Path) -> None:
         bench_lasso(None)
     with pytest.raises(GeomprobeError, match="does not accept 5000 tokens"):
         bench_lasso(str(stories_model), length=5000)
+
+
+def test_precision_compares_the_paths(stories_model: Path) -> None:
+    results = bench_precision(str(stories_model), batch=2, length=100)
+    errors = results["errors"]
+    texts, stream = {"gain", "text_entropy"}, {"entropy", "effective_rank"}
+    assert {name: set(of_kind) for name, of_kind in errors.items()} == {
+        "float64": texts,
+        "split": texts,
+        "float32": texts | stream,
+        "float32 blocks": texts,
+        "tf32": stream,
+    }
+    assert max(errors["float64"]["gain"], errors["split"]["gain"]) < 2e-6 < 1e-4 < errors["float32"]["gain"]
+    assert max(errors["float64"]["text_entropy"], errors["split"]["text_entropy"]) < 1e-6
+    assert errors["float32"]["entropy"] < 1e-6 < errors["tf32"]["effective_rank"] < 1e-4
+    assert results["shape"]["width"] == 64
+    assert json.loads(json.dumps(results)) == results
+    assert max(map(len, precision_table(results).splitlines())) <= 80
+    with pytest.raises(GeomprobeError, match="does not accept 5000 tokens"):
+        bench_precision(str(stories_model), length=5000)
 
 
 def test_a_sweep_is_measured_beside_loading_and_the_same_forwards(stories_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

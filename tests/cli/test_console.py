@@ -71,9 +71,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["inspect", "{model}", "a dog", "--json"],
         ["inspect", "{model}", "a dog", "--json", "--html", "{tmp}/page.html"],
         ["bench", "overhead", "--length", "8", "--batch", "1", "--rounds", "3", "--json"],
+        ["bench", "precision", "--model", "{model}", "--length", "8", "--json"],
         ["dashboard", "--project", "p", "--entity", "e", "--dry-run"],
     ],
-    ids=["inspect", "inspect-html", "bench", "dashboard"],
+    ids=["inspect", "inspect-html", "bench", "bench-precision", "dashboard"],
 )
 def test_json_is_all_of_stdout_and_libraries_are_quiet(arguments: list[str], model: Path, tmp_path: Path) -> None:
     run = geomprobe(*(word.format(model=model, tmp=tmp_path) for word in arguments), **loud(tmp_path))

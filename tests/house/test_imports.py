@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "protocols": {"metrics"},
     "reading": {"accumulators", "metrics"},
     "recording": {"accumulators", "capture", "core"},
-    "probe": {"accumulators", "capture", "metrics", "reading", "recording"},
+    "probe": {"accumulators", "capture", "core", "metrics", "reading", "recording"},
     "inspection": {"capture", "core", "metrics", "models", "probe", "reading", "report"},
     "sweeps": {"accumulators", "capture", "core", "metrics", "models", "probe", "protocols", "reading", "recording"},
     "report": {"integrations", "metrics", "protocols", "reading", "sweeps", "theory"},

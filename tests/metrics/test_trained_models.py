@@ -1,5 +1,6 @@
 """The probe on trained models and real text, against float64 NumPy on ``output_hidden_states``: every site, every token."""
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from geomprobe import InformationGain, Metric, Probe, Reading, RepresentationEntropy
 from geomprobe.core.lasso import sklearn_penalty, solve_lasso
+from geomprobe.core.precision import PRECISIONS
 from geomprobe.core.rows import Rows
 from geomprobe.core.similarity import effective_rank_difference
 from geomprobe.models.loading import load, tokenize
@@ -31,6 +33,7 @@ RELATIVE = 1e-4  # entropies
 NOISE = 2.0**-26  # share of the largest eigenvalue by which float32 products may move the smallest: three times what was seen
 ABSOLUTE = ("centered_anisotropy", "rankme_left_out", "alpha_req_left_out")  # these are 0 but for rounding
 NATS = 1e-3  # information gain, every token
+SPLIT_NATS, SPLIT_RELATIVE = 2e-6, 1e-5  # the same, and entropies, from float32 parts
 STREAM = 1e-6  # the whole stream's information gain, relative
 
 
@@ -148,6 +151,29 @@ def test_every_token_gain_agrees_with_float64_at_every_site(case: Case) -> None:
                 assert reading[f"information_gain/{site}"] == pytest.approx(expected.sum(), rel=RELATIVE)
                 assert reading[f"gain_per_token/{site}"] == pytest.approx(expected.mean(), rel=RELATIVE)
     print("worst error of a token's gain in nats:", worst)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_split_products_are_as_good_as_float64(case: Case, dtype: torch.dtype) -> None:
+    model = case.model if dtype == torch.float32 else copy.deepcopy(case.model).to(dtype)
+    texts = [case.texts[0], case.texts[1][:1].expand(100), case.texts[1][:3].repeat(50)]  # the others are constant and repeated
+    worst = 0.0
+    for text in texts:
+        batch = {"input_ids": text.unsqueeze(0)}
+        readings = []
+        for kind in PRECISIONS[1:]:
+            with torch.no_grad(), Probe(model, precision=kind, on_error="raise") as probe:
+                model(**batch)
+            readings.append(probe.read())
+        exact, split = readings
+        for site, hidden in reference.hidden_states(model, batch).items():
+            errors = np.abs(np.array(split.curve("gain", site).mean) - reference.gains(reference.unit(hidden[0])))
+            worst = max(worst, float(errors.max()))
+            assert errors.max() <= SPLIT_NATS, f"{site}, {dtype}"
+        for key in exact:
+            if "entropy" in key:
+                assert split[key] == pytest.approx(exact[key], rel=SPLIT_RELATIVE), key
+    print("worst error of a token's gain in nats, split:", worst)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
