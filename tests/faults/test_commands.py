@@ -65,6 +65,7 @@ def report_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("geomprobe.sweeps.records.Run.open", interrupted)
+    (folder / "manifest.json").touch()
     (folder / "page.html").write_text("earlier")
     said = stopped(["report", str(folder), "--out", str(folder / "page.html")], monkeypatch)
     assert (folder / "page.html").read_text() == "earlier"
