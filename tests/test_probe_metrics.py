@@ -141,7 +141,8 @@ def embedding_reading(context: contextlib.AbstractContextManager[object]) -> Rea
 def test_no_setting_of_the_user_changes_the_numbers(
     context: Callable[[], Any], wins: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blas, "_wins", lambda threads: wins)
+    monkeypatch.setattr(blas, "_wins", lambda: wins)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert embedding_reading(context()).to_dict() == embedding_reading(contextlib.nullcontext()).to_dict()
 
 

@@ -2,18 +2,16 @@
 
 PyTorch has no symmetric product, and its Cholesky factor copies and clears a triangle, which takes longer than factoring.
 SciPy's library is called through the pointers of ``scipy.linalg.cython_blas`` and ``cython_lapack``, in place on the memory of
-a tensor and without holding the global interpreter lock. Each matrix of a batch is computed by one thread: the threads of
-OpenBLAS wait for each other in busy loops, which was several times slower on a machine with other work. Which library is faster
-is measured once per process and number of threads.
+a tensor and without holding the global interpreter lock. It is used where PyTorch uses one thread and a short measurement, made
+once per process, finds it faster. With two threads it was not: those of OpenBLAS wait for each other in busy loops, which took
+several times as long on a machine with other work, and one matrix for each thread gained nothing.
 """
 
 import ctypes
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -39,8 +37,7 @@ def factors_faster(matrices: Tensor) -> bool:
     """Return whether :func:`factor_in_place` of ``matrices`` ``(…, n, n)`` is faster than factors by PyTorch."""
     if matrices.device.type != "cpu" or matrices.shape[-2] < _LEAST:
         return False
-    threads = torch.get_num_threads()
-    return matrices.shape[:-2].numel() >= threads and _wins(threads)
+    return torch.get_num_threads() == 1 and _wins()
 
 
 def panels(a: Tensor, starts: range, dtype: torch.dtype) -> list[Tensor]:
@@ -49,7 +46,9 @@ def panels(a: Tensor, starts: range, dtype: torch.dtype) -> list[Tensor]:
     n, k = a.shape[-2:]
     parts = [a.new_empty((*a.shape[:-2], n - i, min(starts.step, n - i)), dtype=dtype) for i in starts]
     targets = zip(*(part.view(-1, *part.shape[-2:]).unbind() for part in parts), strict=True)
-    _run([partial(_multiply, rows, into, starts) for rows, into in zip(a.reshape(-1, n, k).unbind(), targets, strict=True)])
+    with _single_threaded():
+        for rows, into in zip(a.reshape(-1, n, k).unbind(), targets, strict=True):
+            _multiply(rows, into, starts)
     for part in parts:
         part[..., : part.shape[-1], :].tril_()
     return parts
@@ -59,7 +58,7 @@ def _multiply(matrix: Tensor, parts: Sequence[Tensor], starts: range) -> None:
     """Write the panels of one matrix."""
     n, k = matrix.shape
     letter, number = _KINDS[parts[0].dtype]
-    # Converted one at a time, into memory that the next one uses again, and by one thread.
+    # Converted one at a time, into memory that the next one uses again.
     rows = matrix.numpy().astype(f"f{parts[0].element_size()}", order="K", copy=False)
     size = rows.itemsize
     by_columns = rows.strides[0] == size and rows.strides[1] >= n * size
@@ -85,33 +84,14 @@ def factor_in_place(matrices: Tensor) -> Tensor:
     potrf = _function(f"{_KINDS[matrices.dtype][0]}potrf")
     start, step = matrices.data_ptr(), matrices.shape[-1] ** 2 * matrices.element_size()
     bad = info.data_ptr()
-    _run([partial(potrf, b"U", n, start + i * step, n, bad + 4 * i) for i in range(info.numel())])
+    with _single_threaded():
+        for i in range(info.numel()):
+            potrf(b"U", n, start + i * step, n, bad + 4 * i)
     return info
 
 
 def _int(value: int) -> Any:
     return ctypes.byref(ctypes.c_int(value))
-
-
-def _run(calls: Sequence[Callable[[], object]]) -> None:
-    """Make the calls, by as many threads as PyTorch uses: this one, and others."""
-    threads = min(torch.get_num_threads(), len(calls))
-    with _single_threaded():
-        others = [_pool(os.getpid(), threads).submit(_make, calls[i::threads]) for i in range(1, threads)]
-        _make(calls[:: max(threads, 1)])
-        for other in others:
-            other.result()
-
-
-def _make(calls: Sequence[Callable[[], object]]) -> None:
-    for call in calls:
-        call()
-
-
-@cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads of this process: those of a process that was forked exist in the first one only."""
-    return ThreadPoolExecutor(threads - 1, thread_name_prefix="geomprobe")
 
 
 @contextmanager
@@ -167,15 +147,15 @@ def _function(name: str) -> Callable[..., None]:
 
 
 @cache
-def _wins(threads: int) -> bool:
-    """Whether SciPy's library is faster than PyTorch's, with so many threads: the least of three times each."""
+def _wins() -> bool:
+    """Whether SciPy's library is faster than PyTorch's: the least of three times each."""
     try:
         _function("dsyrk")
         _thread_functions()
     except (ImportError, AttributeError, KeyError, OSError):  # another SciPy than those that were tested
         return False
-    rows = torch.eye(256, 512, dtype=torch.float32, device="cpu").expand(threads, 256, 512)
-    matrices = torch.eye(256, dtype=torch.float64, device="cpu").repeat(threads, 1, 1)
+    rows = torch.eye(256, 512, dtype=torch.float32, device="cpu")
+    matrices = torch.eye(256, dtype=torch.float64, device="cpu")
 
     def scipy() -> None:
         panels(rows, range(0, 256, 64), torch.float64)

@@ -731,7 +731,7 @@ def test_an_error_inside_the_probe() -> None:
 )
 def test_precision() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blas, "_wins", lambda threads: False)  # SciPy's products know nothing of autocast
+        patch.setattr(blas, "_wins", lambda: False)  # SciPy's products know nothing of autocast
         assert embedding_reading(torch.autocast("cpu", torch.bfloat16)) == embedding_reading(contextlib.nullcontext())
 
 

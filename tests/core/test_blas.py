@@ -9,6 +9,12 @@ from geomprobe.core import blas
 from geomprobe.core.cholesky import log_pivots
 from geomprobe.core.symmetric import assemble, panel_starts, panels
 
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+
 EPS = {torch.float32: 1e-6, torch.float64: 1e-14}
 
 
@@ -43,7 +49,7 @@ def test_panels_hold_the_lower_triangle_and_zeros(shape: tuple[int, ...], layout
 @pytest.mark.parametrize("dtype", [None, torch.float64])
 def test_both_libraries_give_the_same(wins: bool, dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
     a = rows(16, 130, 90)
-    monkeypatch.setattr(blas, "_wins", lambda threads: wins)
+    monkeypatch.setattr(blas, "_wins", lambda: wins)
     whole = assemble(panels(a, dtype))
     assert whole.dtype == (dtype or torch.float32)
     torch.testing.assert_close(whole.double(), a.double() @ a.double().mT, rtol=0, atol=EPS[whole.dtype])
@@ -55,7 +61,7 @@ def test_both_libraries_give_the_same(wins: bool, dtype: torch.dtype | None, mon
 
 @pytest.mark.parametrize("wins", [True, False])
 def test_bad_pivots_are_counted_for_each_matrix(wins: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blas, "_wins", lambda threads: wins)
+    monkeypatch.setattr(blas, "_wins", lambda: wins)
     matrices = torch.zeros(2, 3, 80, 80, dtype=torch.float64)
     matrices[1, 2, 40, 40] = -3
     pivots, bad = log_pivots(matrices)
@@ -63,14 +69,12 @@ def test_bad_pivots_are_counted_for_each_matrix(wins: bool, monkeypatch: pytest.
     assert not pivots[:, :2].any()
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_threads_share_the_matrices_and_openblas_keeps_its_number(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openblas_keeps_its_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     a = rows(7, 100, 64)
     get, set_to = blas._thread_functions()
     before = get()
     set_to(2)
     inside = []
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(blas, "_int", lambda value, plain=blas._int: (inside.append(get()), plain(value))[1])
     try:
         whole = assemble(blas.panels(a, panel_starts(100), torch.float64))
@@ -100,13 +104,13 @@ def test_the_measurement_is_made_once_and_says_one_of_both() -> None:
     assert blas._wins.cache_info().misses == 1
 
 
-def test_few_small_or_distant_matrices_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blas, "_wins", lambda threads: True)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert blas.multiplies_faster(torch.zeros(2, 2, 64, 512))
-    assert not blas.multiplies_faster(torch.zeros(3, 64, 512))  # one thread would be idle
+def test_small_or_distant_matrices_and_several_threads_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas, "_wins", lambda: True)
+    assert blas.multiplies_faster(torch.zeros(2, 64, 512))
     assert not blas.multiplies_faster(torch.zeros(4, 64, 500))
     assert not blas.multiplies_faster(torch.zeros(4, 5000, 16))
-    assert blas.factors_faster(torch.zeros(4, 64, 64))
+    assert blas.factors_faster(torch.zeros(64, 64))
     assert not blas.factors_faster(torch.zeros(4, 63, 63))
     assert not blas.factors_faster(torch.zeros(4, 64, 64, device="meta"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert not blas.factors_faster(torch.zeros(64, 64))
