@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from geomprobe.metrics.curvature import Curvature
     from geomprobe.metrics.entropy import RepresentationEntropy
     from geomprobe.metrics.information_gain import InformationGain
+    from geomprobe.metrics.residual_growth import ResidualGrowth
     from geomprobe.probe import Probe
     from geomprobe.reading import Cost, Reading
     from geomprobe.schedule import budget, every
@@ -38,6 +39,7 @@ __all__ = [
     "Probe",
     "Reading",
     "RepresentationEntropy",
+    "ResidualGrowth",
     "SweepConfig",
     "budget",
     "every",
@@ -56,6 +58,7 @@ _HOME = {
     "Probe": "geomprobe.probe",
     "Reading": "geomprobe.reading",
     "RepresentationEntropy": "geomprobe.metrics.entropy",
+    "ResidualGrowth": "geomprobe.metrics.residual_growth",
     "SweepConfig": "geomprobe.sweeps.config",
     "budget": "geomprobe.schedule",
     "every": "geomprobe.schedule",

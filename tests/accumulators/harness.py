@@ -19,6 +19,7 @@ from geomprobe.accumulators.covariance import Covariance, Which, eigenvalues, me
 from geomprobe.accumulators.covariance_sketch import CovarianceSketch
 from geomprobe.accumulators.curvature import CurvatureSum
 from geomprobe.accumulators.information_gain import InformationGainSum
+from geomprobe.accumulators.residual_growth import ResidualGrowthSum
 from geomprobe.accumulators.state import Accumulator, ReadsAttention, State, TokenCount, add, pad_to
 from geomprobe.accumulators.text_entropy import TextEntropySum
 from geomprobe.core import spectrum
@@ -56,6 +57,8 @@ class Case:
         for rows in stream:
             if isinstance(self.accumulator, ReadsAttention) and rows.attention is None and rows.hidden.numel():
                 rows.attention = attended(rows)
+            if rows.input_norms is None:
+                rows.input_norms = rows.norms.square() + 1
             add(state, self.accumulator.contribution(rows))
         return state
 
@@ -187,6 +190,11 @@ def curvature_bounds(state: State) -> list[Chain]:
     return chains
 
 
+def growth_bounds(state: State) -> list[Chain]:
+    """Of a layer that makes rows at least twice as short: ‖h‖ / (‖h‖² + 1) is at most ½."""
+    return [(0, state["rows"]), (0, state["zero"]), (state["growth"], -state["rows"] * math.log(2))]
+
+
 def activation_bounds(state: State) -> list[Chain]:
     half = max(LENGTHS) * WIDTH / 2  # of a text's numbers are at most the median
     chains: list[Chain] = [(0, state["median"], state["max"]), (0, state["massive"], half * state["texts"])]
@@ -198,6 +206,7 @@ WHICH: tuple[Which, ...] = ("all", "last", "mean")
 
 CASES = (
     Case(ActivationSum(), lambda state: {"texts": state["texts"]}, activation_bounds),  # every other number is by coordinate
+    Case(ResidualGrowthSum(), bounds=growth_bounds),
     Case(CurvatureSum(), bounds=curvature_bounds),
     Case(AttentionSum(), bounds=attention_bounds, float32=1e-4),
     Case(AttentionSum(sink_tokens=FIRST, sink_threshold=0.25), bounds=sink_bounds, float32=1e-4),

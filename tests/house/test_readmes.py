@@ -16,6 +16,7 @@ from geomprobe import (
     Metric,
     Probe,
     RepresentationEntropy,
+    ResidualGrowth,
 )
 from geomprobe.sweeps.comparisons import COMPARISONS
 from tests.house.test_imports import COMMON, MAY_IMPORT, ROOT, SOURCES, home
@@ -104,7 +105,7 @@ def test_every_name_of_every_metric_is_in_the_reference() -> None:
             RepresentationEntropy(text_spectrum=True, clipped=True),
             RepresentationEntropy(rows="last", unit=False, center="stream"),
         ],
-        [AttentionProfile(sink_tokens=1)],
+        [AttentionProfile(sink_tokens=1), ResidualGrowth()],
     ]
     names = {"nonfinite", "sample_tokens", *COMPARISONS}
     for metrics in groups:
