@@ -136,6 +136,9 @@ _WORDS = {
         "The mean angle between successive steps from token to token: a lower value means a straighter path.",
         "It depends on the scale of single dimensions: one very large dimension makes every path straighter.",
     ),
+    "attention_entropy_normalised": Description("Attention entropy over log t", "share of its maximum"),
+    "attention_top_logit": Description("Largest attention logit", "score before softmax"),
+    "attention_top_logit_max_head": Description("Largest attention logit, largest head", "score before softmax"),
     "residual_growth": Description(
         "Growth of the residual stream",
         "nats per layer",

@@ -166,6 +166,7 @@ def compared_bounds(state: State) -> list[Chain]:
 def attention_bounds(state: State) -> list[Chain]:
     targets, longest = state["targets"], len(state["count"])
     chains: list[Chain] = [(0, state["entropy"], targets * math.log(max(1, longest))), (0, state["first"], targets)]
+    chains += [(0, entropy, state["targets"]) for entropy in (state["normalised"], *state["head_normalised"])]
     chains += [(0, state["distance"], targets * max(0, longest - 1)), (0, state["picks"], targets * longest)]
     chains += [(targets - 1e-6, state["octaves"].sum(), targets + 1e-6)] if len(state["octaves"]) else [(0, targets, 0)]
     chains += [
@@ -173,6 +174,11 @@ def attention_bounds(state: State) -> list[Chain]:
         for t, (entropy, count) in enumerate(zip(state["entropy_at"], state["count"], strict=True))
     ]
     return chains
+
+
+def logit_bounds(state: State) -> list[Chain]:
+    """Of the cosines of unit rows and of −3 times these, with the row itself among them."""
+    return [*attention_bounds(state), *((-3 * state["targets"], top, 3 * state["targets"]) for top in state["head_top"])]
 
 
 def sink_bounds(state: State) -> list[Chain]:
@@ -209,6 +215,7 @@ CASES = (
     Case(ResidualGrowthSum(), bounds=growth_bounds),
     Case(CurvatureSum(), bounds=curvature_bounds),
     Case(AttentionSum(), bounds=attention_bounds, float32=1e-4),
+    Case(AttentionSum(logits=True), bounds=logit_bounds, float32=1e-4),
     Case(AttentionSum(sink_tokens=FIRST, sink_threshold=0.25), bounds=sink_bounds, float32=1e-4),
     # How weight is shared between equal rows, the objective leaves open: rounding decides.
     Case(ContextLassoSum(penalty=0.01, compare=True), bounds=compared_bounds, float64=1e-6, float32=1e-5, open=_SHARED),
@@ -293,6 +300,7 @@ def attended(rows: Rows) -> AttentionRows:
         picks=(mean > PICKED).sum(-1).double(),
         octaves=torch.stack([(mean * (octave == k)).sum(-1) for k in range(1 + int(octave.max()))], -1),
         mean=mean,
+        top=scores.amax(-1),
     )
 
 

@@ -105,7 +105,7 @@ def test_every_name_of_every_metric_is_in_the_reference() -> None:
             RepresentationEntropy(text_spectrum=True, clipped=True),
             RepresentationEntropy(rows="last", unit=False, center="stream"),
         ],
-        [AttentionProfile(sink_tokens=1), ResidualGrowth()],
+        [AttentionProfile(sink_tokens=1, logits=True), ResidualGrowth()],
     ]
     names = {"nonfinite", "sample_tokens", *COMPARISONS}
     for metrics in groups:
