@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from geomprobe.metrics.curvature import Curvature
     from geomprobe.metrics.entropy import RepresentationEntropy
     from geomprobe.metrics.information_gain import InformationGain
+    from geomprobe.metrics.mean_representation import MeanRepresentation
     from geomprobe.metrics.residual_growth import ResidualGrowth
     from geomprobe.probe import Probe
     from geomprobe.reading import Cost, Reading
@@ -35,6 +36,7 @@ __all__ = [
     "GeomprobeError",
     "InformationGain",
     "MassiveActivations",
+    "MeanRepresentation",
     "Metric",
     "Probe",
     "Reading",
@@ -54,6 +56,7 @@ _HOME = {
     "Decoder": "geomprobe.capture.decoder",
     "InformationGain": "geomprobe.metrics.information_gain",
     "MassiveActivations": "geomprobe.metrics.activations",
+    "MeanRepresentation": "geomprobe.metrics.mean_representation",
     "Metric": "geomprobe.metrics.base",
     "Probe": "geomprobe.probe",
     "Reading": "geomprobe.reading",

@@ -19,6 +19,7 @@ from geomprobe.accumulators.covariance import Covariance, Which, eigenvalues, me
 from geomprobe.accumulators.covariance_sketch import CovarianceSketch
 from geomprobe.accumulators.curvature import CurvatureSum
 from geomprobe.accumulators.information_gain import InformationGainSum
+from geomprobe.accumulators.mean_row import MeanRowSum
 from geomprobe.accumulators.residual_growth import ResidualGrowthSum
 from geomprobe.accumulators.state import Accumulator, ReadsAttention, State, TokenCount, add, pad_to
 from geomprobe.accumulators.text_entropy import TextEntropySum
@@ -196,6 +197,10 @@ def curvature_bounds(state: State) -> list[Chain]:
     return chains
 
 
+def mean_bounds(state: State) -> list[Chain]:
+    return [(0, state["sum"].norm(), state["n"])]
+
+
 def growth_bounds(state: State) -> list[Chain]:
     """Of a layer that makes rows at least twice as short: ‖h‖ / (‖h‖² + 1) is at most ½."""
     return [(0, state["rows"]), (0, state["zero"]), (state["growth"], -state["rows"] * math.log(2))]
@@ -212,6 +217,7 @@ WHICH: tuple[Which, ...] = ("all", "last", "mean")
 
 CASES = (
     Case(ActivationSum(), lambda state: {"texts": state["texts"]}, activation_bounds),  # every other number is by coordinate
+    Case(MeanRowSum(), lambda state: {"n": state["n"], "length": state["sum"].norm()}, mean_bounds),
     Case(ResidualGrowthSum(), bounds=growth_bounds),
     Case(CurvatureSum(), bounds=curvature_bounds),
     Case(AttentionSum(), bounds=attention_bounds, float32=1e-4),

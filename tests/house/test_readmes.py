@@ -13,6 +13,7 @@ from geomprobe import (
     Curvature,
     InformationGain,
     MassiveActivations,
+    MeanRepresentation,
     Metric,
     Probe,
     RepresentationEntropy,
@@ -105,7 +106,7 @@ def test_every_name_of_every_metric_is_in_the_reference() -> None:
             RepresentationEntropy(text_spectrum=True, clipped=True),
             RepresentationEntropy(rows="last", unit=False, center="stream"),
         ],
-        [AttentionProfile(sink_tokens=1, logits=True), ResidualGrowth()],
+        [AttentionProfile(sink_tokens=1, logits=True), ResidualGrowth(), MeanRepresentation()],
     ]
     names = {"nonfinite", "sample_tokens", *COMPARISONS}
     for metrics in groups:
