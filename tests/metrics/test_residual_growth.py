@@ -1,13 +1,15 @@
 """ResidualGrowth against NumPy, row by row."""
 
 from collections.abc import Iterable
+from functools import partialmethod
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import DynamicCache
 
-from geomprobe import GeomprobeError, Probe, ResidualGrowth
+from geomprobe import AttentionProfile, GeomprobeError, MeanRepresentation, Probe, ResidualGrowth
 from geomprobe.core.rows import Rows
 from tests import reference
 from tests.metrics.measure import scalars_of
@@ -93,3 +95,33 @@ def test_only_sites_whose_input_is_measured_have_a_number() -> None:
     for sites in (["embed"], ["layer_00", "layer_02", "final_norm"]):
         with pytest.raises(GeomprobeError, match=f"the sites are {', '.join(sites)}: choose two that follow each other"):
             Probe(model, [ResidualGrowth()], sites=sites)
+
+
+@torch.no_grad()
+def test_a_batch_that_is_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = tiny(layers=6), padded(TEXTS, "left")
+    with Probe(model, [ResidualGrowth()], on_error="raise") as whole:
+        model(**batch)
+    monkeypatch.setattr(Rows, "split", partialmethod(Rows.split, entries=1))
+    with Probe(model, [ResidualGrowth()], on_error="raise") as parts:
+        model(**batch)
+    assert dict(parts.read()) == pytest.approx(dict(whole.read()), rel=1e-12, nan_ok=True)
+
+
+@torch.no_grad()
+def test_a_reading_while_a_text_is_generated_and_a_resumed_one() -> None:
+    model, ids = tiny(), token_batch(1, 12)
+    metrics = [ResidualGrowth(), MeanRepresentation(), AttentionProfile(logits=True)]
+    with Probe(model, metrics, on_error="raise") as whole:
+        model(ids[:, :7], use_cache=False)
+    with Probe(model, metrics, on_error="raise") as probe:
+        cache = DynamicCache(config=model.config)
+        model(ids[:, :7], past_key_values=cache)
+        assert dict(probe.read()) == pytest.approx(dict(whole.read()), rel=1e-5, nan_ok=True)
+        model(ids[:, 7:], past_key_values=cache)
+    with Probe(model, metrics, on_error="raise") as resumed:
+        resumed.load_state_dict(probe.state_dict())
+    assert dict(resumed.read()) == pytest.approx(dict(probe.read()), rel=1e-14, nan_ok=True)
+    hidden = reference.hidden_states(model, {"input_ids": ids})
+    growths = probe.read()["residual_growth"]
+    assert growths["layer_00"] == pytest.approx(growth(hidden["embed"], hidden["layer_00"]), rel=1e-5)
