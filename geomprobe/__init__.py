@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from geomprobe.metrics.curvature import Curvature
     from geomprobe.metrics.entropy import RepresentationEntropy
     from geomprobe.metrics.information_gain import InformationGain
+    from geomprobe.metrics.mean_representation import MeanRepresentation
+    from geomprobe.metrics.residual_growth import ResidualGrowth
     from geomprobe.metrics.routing import RouterProfile
     from geomprobe.probe import Probe
     from geomprobe.reading import Cost, Reading
@@ -35,10 +37,12 @@ __all__ = [
     "GeomprobeError",
     "InformationGain",
     "MassiveActivations",
+    "MeanRepresentation",
     "Metric",
     "Probe",
     "Reading",
     "RepresentationEntropy",
+    "ResidualGrowth",
     "RouterProfile",
     "SweepConfig",
     "budget",
@@ -54,10 +58,12 @@ _HOME = {
     "Decoder": "geomprobe.capture.decoder",
     "InformationGain": "geomprobe.metrics.information_gain",
     "MassiveActivations": "geomprobe.metrics.activations",
+    "MeanRepresentation": "geomprobe.metrics.mean_representation",
     "Metric": "geomprobe.metrics.base",
     "Probe": "geomprobe.probe",
     "Reading": "geomprobe.reading",
     "RepresentationEntropy": "geomprobe.metrics.entropy",
+    "ResidualGrowth": "geomprobe.metrics.residual_growth",
     "RouterProfile": "geomprobe.metrics.routing",
     "SweepConfig": "geomprobe.sweeps.config",
     "budget": "geomprobe.schedule",

@@ -76,7 +76,9 @@ def wanted_attention(needs: Iterable[object]) -> AttentionRequest | None:
     needs; ``None`` if nothing is."""
     requests = [need.attention for need in needs if isinstance(need, ReadsAttention)]
     wanted = [request for request in requests if request is not None]
-    return AttentionRequest(max(r.first for r in wanted), any(r.maps for r in wanted)) if wanted else None
+    if not wanted:
+        return None
+    return AttentionRequest(max(r.first for r in wanted), any(r.maps for r in wanted), any(r.logits for r in wanted))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ configuration and its masks are not changed.
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -107,23 +107,27 @@ class AttentionCall:
         """
         if self.unread:
             raise GeomprobeError(self.unread)
-        columns = self.key.shape[2]
-        if self.weights is not None:
-            summaries = from_weights(self.weights, layout.moved(columns), request=request)
+        if self.weights is None:
+            summaries = self._from_scores(layout, starts, request)
         else:
-            starts = None if starts is None else starts.to(self.device)
-            summaries = from_scores(
-                self.query,
-                self.key,
-                layout.moved(columns),
-                attention_mask_of(self.name, self.mask, self.length, columns, self.causal, self.window, starts),
-                scale=self.scale,
-                softcap=self.softcap,
-                bias=self.bias,
-                sinks=self.sinks,
-                request=request,
-            )
+            summaries = from_weights(self.weights, layout.moved(self.key.shape[2]), request=request)
+            if request.logits:
+                summaries = replace(summaries, top=self._from_scores(layout, starts, request).top)
         return summaries.map(lambda name, value: _whole(value, layout) if name == "mean" else value)
+
+    def _from_scores(self, layout: Layout, starts: Tensor | None, request: AttentionRequest) -> AttentionRows:
+        columns, starts = self.key.shape[2], None if starts is None else starts.to(self.device)
+        return from_scores(
+            self.query,
+            self.key,
+            layout.moved(columns),
+            attention_mask_of(self.name, self.mask, self.length, columns, self.causal, self.window, starts),
+            scale=self.scale,
+            softcap=self.softcap,
+            bias=self.bias,
+            sinks=self.sinks,
+            request=request,
+        )
 
 
 def _why_unread(module: nn.Module, query: Tensor, options: Mapping[str, Any]) -> str:

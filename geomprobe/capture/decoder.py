@@ -9,7 +9,7 @@ from torch import nn
 
 from geomprobe.errors import GeomprobeError, is_whole
 
-__all__ = ["Decoder", "find_decoder"]
+__all__ = ["Decoder", "find_decoder", "input_of"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,18 @@ class Decoder:
                     f"(or 'layer_00' to {self.sites[-2]!r}), and the sites 'embed' and 'final_norm'"
                 )
         return tuple(site for site in self.sites if site in chosen)
+
+
+def input_of(site: str) -> str | None:
+    """Return the name of the site at the input of a decoder layer, and ``None`` for a site that is not a layer.
+
+    >>> input_of("layer_05"), input_of("layer_00"), input_of("final_norm")
+    ('layer_04', 'embed', None)
+    """
+    kind, _, number = site.partition("_")
+    if kind != "layer":
+        return None
+    return f"layer_{int(number) - 1:02d}" if int(number) else "embed"
 
 
 def find_decoder(model: nn.Module) -> Decoder:

@@ -253,6 +253,11 @@ class Capture:
                 "ContextLasso(attention=True) out"
             )
         if own := attention_tap.custom_attention(base, layers):
+            if self.attention is not None and self.attention.logits:
+                raise GeomprobeError(
+                    f"the attention of {type(base).__name__} does not use the attention functions of Transformers, so its "
+                    "logits cannot be observed: leave logits=True of AttentionProfile out"
+                )
             for i, modules in enumerate(own):
                 hook = partial(attention_tap.install_on_output, partial(self._observe, torch.tensor([i])))
                 self._handles += [module.register_forward_hook(hook) for module in modules]

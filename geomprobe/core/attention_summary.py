@@ -39,10 +39,12 @@ class AttentionRequest:
     Attributes:
         first: number of tokens at the start of the text whose weights are kept.
         maps: whether the weights averaged over heads are kept, for all columns.
+        logits: whether the largest score of each row is kept.
     """
 
     first: int = 1
     maps: bool = False
+    logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class AttentionRows:
         octaves: weight averaged over heads by distance, ``(…, batch, length, octaves)``: on the token itself, on the token
             before, 2–3, 4–7, 8–15 tokens back, and so on.
         mean: the weights averaged over heads, ``(…, batch, length, columns)``, if they were requested.
+        top: the largest score of a visible column as it enters the softmax (after scale, soft cap and bias),
+            ``(…, batch, heads, length)``, if it was requested.
     """
 
     entropy: Tensor
@@ -66,6 +70,7 @@ class AttentionRows:
     picks: Tensor
     octaves: Tensor
     mean: Tensor | None = None
+    top: Tensor | None = None
 
     def map(self, change: Callable[[str, Tensor], Tensor]) -> Self:
         """Return a copy with ``change(name, tensor)`` in place of each tensor."""
@@ -226,12 +231,13 @@ def from_scores(
             left = (total - every).exp()
             weights.mul_(left.unsqueeze(-1))
             entropy = left * (every - inside)
-        out.put(part, weights, entropy)
+        out.put(part, weights, entropy, most.squeeze(-1))
     return out.rows()
 
 
 def from_weights(weights: Tensor, layout: Layout, *, request: AttentionRequest = AttentionRequest()) -> AttentionRows:
-    """Return summaries of the weights ``(batch, heads, length, columns)`` that a model returned."""
+    """Return summaries of the weights ``(batch, heads, length, columns)`` that a model returned, which do not tell the scores
+    (``top``)."""
     weights = weights.to(torch.float64 if weights.dtype == torch.float64 else torch.float32)
     batch, heads, length, columns = weights.shape
     out = _Out(layout, heads, length, weights.dtype, request)
@@ -259,10 +265,11 @@ class _Out:
         self._picks = layout.position.new_empty((batch, length), dtype=kind)
         self._octaves = layout.position.new_empty(layout.edges.shape, dtype=kind)
         self._mean = layout.position.new_zeros((batch, length, columns), dtype=kind) if request.maps else None
+        self._top = torch.empty_like(self._entropy) if request.logits else None
 
-    def put(self, part: slice, weights: Tensor, entropy: Tensor) -> None:
-        """Fill in the rows ``part`` from their weights ``(batch, heads, rows, columns)`` and entropies. Columns after the given
-        ones are masked."""
+    def put(self, part: slice, weights: Tensor, entropy: Tensor, most: Tensor | None = None) -> None:
+        """Fill in the rows ``part`` from their weights ``(batch, heads, rows, columns)``, entropies and largest scores. Columns
+        after the given ones are masked."""
         batch, heads, rows, columns = weights.shape
         self._entropy[:, :, part] = entropy
         begins, there = (each[..., part].unsqueeze(1) for each in (self._begins, self._there & (self._begins < columns)))
@@ -279,6 +286,8 @@ class _Out:
         self._octaves[:, part] = torch.cat([behind[..., -1:], at_least], -1).diff(dim=-1).neg_()
         if self._mean is not None:
             self._mean[:, part, :columns] = mean
+        if self._top is not None:
+            self._top[:, :, part] = torch.nan if most is None else most
 
     def rows(self) -> AttentionRows:
-        return AttentionRows(self._entropy, self._first, self._distance, self._picks, self._octaves, self._mean)
+        return AttentionRows(self._entropy, self._first, self._distance, self._picks, self._octaves, self._mean, self._top)

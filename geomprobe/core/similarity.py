@@ -1,9 +1,11 @@
-"""Comparisons of two models, or of two sites: the difference of effective ranks, and CKA."""
+"""Comparisons of two models, or of two sites: the difference of effective ranks, CKA, and the velocity of mean rows."""
 
 import torch
 from torch import Tensor
 
-__all__ = ["debiased_cka", "effective_rank_difference"]
+from geomprobe.errors import GeomprobeError
+
+__all__ = ["debiased_cka", "effective_rank_difference", "mean_velocity"]
 
 
 def effective_rank_difference(untrained: Tensor | float, trained: Tensor | float) -> Tensor:
@@ -34,6 +36,38 @@ def debiased_cka(gram_a: Tensor, gram_b: Tensor) -> Tensor:
     """
     a, b = _u_centred(gram_a), _u_centred(gram_b)
     return _inner(a, b) / (_inner(a, a) * _inner(b, b)).sqrt()
+
+
+def mean_velocity(before: Tensor, after: Tensor, learning_rate: Tensor | float) -> Tensor:
+    """Return ``‖z̄_after − z̄_before‖ / η``, as float64 ``(…)``: how far the mean representation moved between two steps of a
+    training, divided by the mean learning rate η of the steps between.
+
+    A step of training is proportional to its learning rate: without the division, a warm-up looks like a fault. The number of
+    steps is not divided by, because successive steps partly cancel: compare only pairs that are equally many steps apart. If
+    both are means of rows of length one, the result is between 0 and ``2/η``. NaN if η is not above zero.
+
+    Rows move if the texts change, too: both means must be those of the same texts. The mean hides what moves in opposite
+    directions.
+
+    Args:
+        before: the mean row ``(…, d)`` at the earlier step.
+        after: the mean row ``(…, d)`` of the same texts at the later step.
+        learning_rate: η, the mean over the steps between.
+
+    Raises:
+        GeomprobeError: if the means have different shapes.
+
+    >>> mean_velocity(torch.tensor([0.6, 0.0]), torch.tensor([0.6, 0.3]), 0.01)
+    tensor(30.0000, dtype=torch.float64)
+    """
+    if before.shape != after.shape:
+        raise GeomprobeError(
+            f"mean_velocity() was given means of shape {tuple(before.shape)} and {tuple(after.shape)}: expected those of the "
+            "same sites of one model"
+        )
+    rate = torch.as_tensor(learning_rate, dtype=torch.float64, device=after.device)
+    moved: Tensor = torch.linalg.vector_norm(after.double() - before.double(), dim=-1)
+    return moved / torch.where(rate > 0, rate, torch.nan)
 
 
 def _u_centred(gram: Tensor) -> Tensor:

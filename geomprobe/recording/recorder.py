@@ -244,6 +244,7 @@ class _Group:
         self._buffer = torch.empty(0)
         self._beside: list[LayerRows] = []
         self._start = self._held = 0
+        self._norms: dict[tuple[int, int], Tensor] = {}  # of the rows of the site measured last, by context and index
         self._pending: list[Callable[[], object]] = []
 
     def put(self, context: ForwardContext, site: str, hidden: Tensor, beside: LayerRows) -> None:
@@ -281,14 +282,17 @@ class _Group:
         self._discard()
         with full_precision(hidden.device.type):
             rows, refed = context.rows(hidden, beside), context.refed_rows(hidden, beside)
-            self._pending.append(self._store.measure(context.mode, sites, rows))
+            before = self._norms.get((id(context), sites.start - 1))
+            self._norms = {(id(context), sites.stop - 1): rows.norms[-1]}
+            self._pending.append(self._store.measure(context.mode, sites, rows, before=before))
             if refed is not None:
-                self._pending.append(self._store.measure(context.mode, sites, refed, sign=-1))
+                self._pending.append(self._store.measure(context.mode, sites, refed, before=before, sign=-1))
             self._pending += [each.consume(context.mode, self._sites[sites], rows) for each in self._consumers]
 
     def commit(self) -> None:
         """Add everything that was measured since the last call to the states."""
         self.flush()
+        self._norms = {}
         pending, self._pending = self._pending, []
         for keep in pending:
             keep()
@@ -296,7 +300,7 @@ class _Group:
     def drop(self) -> None:
         """Discard the collected hidden states, and what was measured since the last commit."""
         self._discard()
-        self._pending = []
+        self._norms, self._pending = {}, []
 
     def _discard(self) -> None:
         self._context, self._buffer, self._beside, self._held = None, torch.empty(0), [], 0

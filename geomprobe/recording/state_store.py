@@ -7,7 +7,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from geomprobe.accumulators.residual_growth import ResidualGrowthSum
 from geomprobe.accumulators.state import Accumulator, Key, State, TokenCount, add, identity, pad_to
+from geomprobe.capture.decoder import input_of
 from geomprobe.capture.generation import MODES, CachedSequence, Mode
 from geomprobe.core.rows import Rows, full_precision
 from geomprobe.errors import GeomprobeError
@@ -40,16 +42,29 @@ class StateStore:
         if len(self._named_accumulators) < len(self.accumulators):
             raise GeomprobeError("two accumulators of this probe have the same name and options: rename yours")
         self._sites = tuple(sites)
+        # Whether each site is a layer whose input is the site before.
+        self._follows = tuple(a == input_of(b) for a, b in zip(("", *sites), sites, strict=False))
+        self._reads_inputs = any(isinstance(accumulator, ResidualGrowthSum) for accumulator in accumulators)
+        if self._reads_inputs and not any(self._follows):
+            raise GeomprobeError(
+                f"ResidualGrowth compares a layer with its input, but the sites are {', '.join(self._sites)}: choose two that "
+                "follow each other, such as 'layer_04' and 'layer_05', or leave it out"
+            )
         self._stacks: dict[_Stack, dict[Accumulator, State]] = {}
         self._seen: dict[_Stack, set[int]] = {}
         self._rest: dict[Key, Tensor] = {}
 
-    def measure(self, mode: Mode, sites: slice, rows: Rows, *, sign: int = 1) -> Callable[[], None]:
+    def measure(
+        self, mode: Mode, sites: slice, rows: Rows, *, before: Tensor | None = None, sign: int = 1
+    ) -> Callable[[], None]:
         """Compute the sums of rows ``(sites, batch, length, width)`` at ``sites``, or their negatives with ``sign=-1``, and
         return a function that adds them to the states, which are not changed before.
 
-        ``sites`` are indices into the sites of this store, within one group of :data:`GROUP` sites.
+        ``sites`` are indices into the sites of this store, within one group of :data:`GROUP` sites. ``before`` has the norms
+        ``(batch, length)`` of the same rows at the site before, if they are known.
         """
+        if self._reads_inputs:
+            rows.input_norms = self._input_norms(sites, rows.norms, before)
         group = sites.start // GROUP
         stack = (mode, group, rows.hidden.device, rows.width)
         within = slice(sites.start - group * GROUP, sites.stop - group * GROUP)
@@ -68,6 +83,12 @@ class StateStore:
         if sign < 0:
             total = {accumulator: {name: -value for name, value in more.items()} for accumulator, more in total.items()}
         return partial(self._add, stack, sites, within, total)
+
+    def _input_norms(self, sites: slice, norms: Tensor, before: Tensor | None) -> Tensor:
+        """The norms of rows before the layers of ``sites``, from those at these sites; NaN where they are not known."""
+        unknown = torch.full_like(norms[:1], torch.nan)
+        inputs = [unknown if before is None else before[:, : norms.shape[-1]].to(norms).unsqueeze(0), *norms[:-1].unsqueeze(1)]
+        return torch.cat([x if known else unknown for x, known in zip(inputs, self._follows[sites], strict=True)])
 
     def _add(self, stack: "_Stack", sites: slice, within: slice, total: dict[Accumulator, State]) -> None:
         with torch.inference_mode(False), torch.no_grad():
@@ -91,12 +112,15 @@ class StateStore:
     def add_sequence(self, sequence: CachedSequence) -> None:
         """Add the rows of a sequence, without those that were marked as counted before."""
         pending: list[Callable[[], None]] = []
+        norms: dict[int, Tensor] = {}
         for name in sequence.sites:
             i = self._sites.index(name)
+            site, before = slice(i, i + 1), norms.pop(i - 1, None)
             with full_precision(sequence.device.type):
-                pending.append(self.measure(sequence.mode, slice(i, i + 1), sequence.rows(name)))
+                pending.append(self.measure(sequence.mode, site, rows := sequence.rows(name), before=before))
+                norms[i] = rows.norms[0]
                 if sequence.is_counted:
-                    pending.append(self.measure(sequence.mode, slice(i, i + 1), sequence.counted_rows(name), sign=-1))
+                    pending.append(self.measure(sequence.mode, site, sequence.counted_rows(name), before=before, sign=-1))
         for add_sums in pending:  # after all succeeded: a text is counted at every site or at none
             add_sums()
 

@@ -161,6 +161,15 @@ _WORDS = {
         "The mean angle between successive steps from token to token: a lower value means a straighter path.",
         "It depends on the scale of single dimensions: one very large dimension makes every path straighter.",
     ),
+    "attention_entropy_normalised": Description("Attention entropy over log t", "share of its maximum"),
+    "attention_top_logit": Description("Largest attention logit", "score before softmax"),
+    "attention_top_logit_max_head": Description("Largest attention logit, largest head", "score before softmax"),
+    "residual_growth": Description(
+        "Growth of the residual stream",
+        "nats per layer",
+        "The mean logarithm of the length of a row after a layer, divided by its length before: 0 if lengths stay the same.",
+        "It is not how much a layer changes a row: a row can be replaced by another one of the same length.",
+    ),
     "activation_ratio": Description(
         "Largest activation",
         "times the median",

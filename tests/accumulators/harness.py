@@ -19,6 +19,8 @@ from geomprobe.accumulators.covariance import Covariance, Which, eigenvalues, me
 from geomprobe.accumulators.covariance_sketch import CovarianceSketch
 from geomprobe.accumulators.curvature import CurvatureSum
 from geomprobe.accumulators.information_gain import InformationGainSum
+from geomprobe.accumulators.mean_row import MeanRowSum
+from geomprobe.accumulators.residual_growth import ResidualGrowthSum
 from geomprobe.accumulators.routing import RoutingSum
 from geomprobe.accumulators.state import Accumulator, ReadsAttention, ReadsRouting, State, TokenCount, add, pad_to
 from geomprobe.accumulators.text_entropy import TextEntropySum
@@ -61,6 +63,8 @@ class Case:
                 rows.attention = attended(rows)
             if isinstance(self.accumulator, ReadsRouting) and rows.routing is None and rows.hidden.numel():
                 rows.routing = routed(rows)
+            if rows.input_norms is None:
+                rows.input_norms = rows.norms.square() + 1
             add(state, self.accumulator.contribution(rows))
         return state
 
@@ -168,6 +172,7 @@ def compared_bounds(state: State) -> list[Chain]:
 def attention_bounds(state: State) -> list[Chain]:
     targets, longest = state["targets"], len(state["count"])
     chains: list[Chain] = [(0, state["entropy"], targets * math.log(max(1, longest))), (0, state["first"], targets)]
+    chains += [(0, entropy, state["targets"]) for entropy in (state["normalised"], *state["head_normalised"])]
     chains += [(0, state["distance"], targets * max(0, longest - 1)), (0, state["picks"], targets * longest)]
     chains += [(targets - 1e-6, state["octaves"].sum(), targets + 1e-6)] if len(state["octaves"]) else [(0, targets, 0)]
     chains += [
@@ -175,6 +180,11 @@ def attention_bounds(state: State) -> list[Chain]:
         for t, (entropy, count) in enumerate(zip(state["entropy_at"], state["count"], strict=True))
     ]
     return chains
+
+
+def logit_bounds(state: State) -> list[Chain]:
+    """Of the cosines of unit rows and of −3 times these, with the row itself among them."""
+    return [*attention_bounds(state), *((-3 * state["targets"], top, 3 * state["targets"]) for top in state["head_top"])]
 
 
 def sink_bounds(state: State) -> list[Chain]:
@@ -190,6 +200,15 @@ def curvature_bounds(state: State) -> list[Chain]:
     for angle, squared, count in zip(*(state[k] for k in ("angle", "angle_sq", "count")), strict=True):
         chains += [(0, angle, count * math.pi), (angle.square(), count * squared), (squared, math.pi * angle)]
     return chains
+
+
+def mean_bounds(state: State) -> list[Chain]:
+    return [(0, state["sum"].norm(), state["n"])]
+
+
+def growth_bounds(state: State) -> list[Chain]:
+    """Of a layer that makes rows at least twice as short: ‖h‖ / (‖h‖² + 1) is at most ½."""
+    return [(0, state["rows"]), (0, state["zero"]), (state["growth"], -state["rows"] * math.log(2))]
 
 
 def activation_bounds(state: State) -> list[Chain]:
@@ -212,8 +231,11 @@ WHICH: tuple[Which, ...] = ("all", "last", "mean")
 
 CASES = (
     Case(ActivationSum(), lambda state: {"texts": state["texts"]}, activation_bounds),  # every other number is by coordinate
+    Case(MeanRowSum(), lambda state: {"n": state["n"], "length": state["sum"].norm()}, mean_bounds),
+    Case(ResidualGrowthSum(), bounds=growth_bounds),
     Case(CurvatureSum(), bounds=curvature_bounds),
     Case(AttentionSum(), bounds=attention_bounds, float32=1e-4),
+    Case(AttentionSum(logits=True), bounds=logit_bounds, float32=1e-4),
     Case(AttentionSum(sink_tokens=FIRST, sink_threshold=0.25), bounds=sink_bounds, float32=1e-4),
     Case(RoutingSum(), lambda state: {"routed": state["routed"]}, routing_bounds, float32=1e-5),  # the others are by coordinate
     # How weight is shared between equal rows, the objective leaves open: rounding decides.
@@ -299,6 +321,7 @@ def attended(rows: Rows) -> AttentionRows:
         picks=(mean > PICKED).sum(-1).double(),
         octaves=torch.stack([(mean * (octave == k)).sum(-1) for k in range(1 + int(octave.max()))], -1),
         mean=mean,
+        top=scores.amax(-1),
     )
 
 

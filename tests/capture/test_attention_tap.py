@@ -211,6 +211,45 @@ def test_summaries_are_those_of_the_maps_in_chunks_of_any_size(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("entries", [1 << 19, 60], ids=["one chunk", "chunks"])
+@pytest.mark.parametrize("name", ["GPT-NeoX", "Llama", "Mistral", "Gemma 2", "GPT-2", "OPT", "Cohere"])
+def test_largest_logits_are_those_that_enter_the_softmax_of_eager(
+    name: str, entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_ENTRIES", entries)
+    eager, batch, scores = build(name, attn_implementation="eager"), padded(TEXTS, "left"), list[Tensor]()
+    softmax = torch.nn.functional.softmax
+
+    def kept(given: Tensor, *rest: Any, **options: Any) -> Tensor:
+        scores.append(given.amax(-1))
+        return softmax(given, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.nn.functional.softmax", kept)
+        eager(**batch, use_cache=False)
+    assert len(scores) == len(LAYERS)
+    tokens = batch["attention_mask"].bool()
+    for implementation in ("eager", "sdpa") if name != "Gemma 2" else ("eager",):
+        model = build(name, attn_implementation=implementation)
+        model.load_state_dict(eager.state_dict())
+        bare = model(**batch, use_cache=False).logits
+        with Probe(model, [AttentionProfile(logits=True)], on_error="raise") as probe:
+            assert torch.equal(model(**batch, use_cache=False).logits, bare)
+        reading = probe.read()
+        for site, top in zip(LAYERS, scores, strict=True):
+            targets = top.movedim(1, -1)[tokens & (tokens.cumsum(1) > 1)].double()
+            curve = reading.curve("attention_top_logit_by_head", site)
+            assert curve.mean == pytest.approx(targets.mean(0).tolist(), rel=1e-4, abs=1e-5)
+            assert reading[f"attention_top_logit/{site}"] == pytest.approx(float(targets.mean()), rel=1e-4, abs=1e-5)
+
+
+def test_logits_that_cannot_be_observed_are_refused() -> None:
+    model = build("Falcon", attn_implementation="eager")
+    with pytest.raises(GeomprobeError, match="so its logits cannot be observed: leave logits=True"):
+        Probe(model, [AttentionProfile(logits=True)]).attach()
+
+
+@torch.no_grad()
 def test_packed_texts_attend_as_alone() -> None:
     model = tiny("llama")
     ids = torch.cat(TEXTS).unsqueeze(0)
@@ -510,8 +549,8 @@ def test_the_slow_twin_of_the_harness_agrees() -> None:
     query = torch.cat([unit, -3 * unit], 1)
     layout = attention.Layout.of(rows.mask, 9)
     mask = attention_mask_of("sdpa", None, 9, 9, True, None, None)
-    request = attention.AttentionRequest(FIRST, maps=True)
+    request = attention.AttentionRequest(FIRST, maps=True, logits=True)
     fast, slow = attention.from_scores(query, unit, layout, mask, scale=1.0, request=request), attended(rows)
-    for what in ("entropy", "first", "distance", "picks", "mean"):
+    for what in ("entropy", "first", "distance", "picks", "mean", "top"):
         torch.testing.assert_close(getattr(fast, what), getattr(slow, what), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(fast.octaves[..., : slow.octaves.shape[-1]], slow.octaves, rtol=1e-12, atol=1e-12)

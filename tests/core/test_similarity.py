@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geomprobe.core.similarity import debiased_cka, effective_rank_difference
+from geomprobe.core.similarity import debiased_cka, effective_rank_difference, mean_velocity
+from geomprobe.errors import GeomprobeError
 
 Array = NDArray[np.float64]
 few = settings(max_examples=30, deadline=None, derandomize=True)
@@ -108,3 +109,21 @@ def test_effective_rank_difference() -> None:
     entropies = torch.tensor([[1.0, 2.0], [0.5, 2.0]])
     expected = torch.tensor([math.e - math.exp(0.5), 0.0]).double()
     torch.testing.assert_close(effective_rank_difference(*entropies), expected)
+
+
+@few
+@given(seeds, st.integers(1, 20), st.floats(1e-6, 1))
+def test_velocity_is_numpys_and_has_its_bounds(seed: int, width: int, rate: float) -> None:
+    a, b = (rows / rows.norm(dim=-1, keepdim=True) for rows in (features(9, width, seed), -features(9, width, seed + 1)))
+    velocity = mean_velocity(a, b, rate)
+    assert velocity.tolist() == pytest.approx([math.dist(x, y) / rate for x, y in zip(a, b, strict=True)], rel=1e-12)
+    assert bool((velocity <= 2 / rate * (1 + 1e-12)).all())
+    assert float(mean_velocity(a.mean(0), a.mean(0), rate)) == 0
+    rotation = torch.linalg.qr(features(width, width, seed)).Q
+    torch.testing.assert_close(mean_velocity(a @ rotation, b @ rotation, rate), velocity)
+
+
+def test_velocity_without_a_learning_rate_or_of_other_shapes() -> None:
+    assert math.isnan(mean_velocity(torch.zeros(2), torch.ones(2), 0.0))
+    with pytest.raises(GeomprobeError, match=r"\(2,\) and \(3,\): expected those of the same sites of one model"):
+        mean_velocity(torch.zeros(2), torch.zeros(3), 0.1)

@@ -13,9 +13,11 @@ from geomprobe import (
     Curvature,
     InformationGain,
     MassiveActivations,
+    MeanRepresentation,
     Metric,
     Probe,
     RepresentationEntropy,
+    ResidualGrowth,
     RouterProfile,
 )
 from geomprobe.sweeps.comparisons import COMPARISONS
@@ -109,7 +111,7 @@ def test_every_name_of_every_metric_is_in_the_reference() -> None:
             RepresentationEntropy(text_spectrum=True, clipped=True),
             RepresentationEntropy(rows="last", unit=False, center="stream"),
         ],
-        [AttentionProfile(sink_tokens=1)],
+        [AttentionProfile(sink_tokens=1, logits=True), ResidualGrowth(), MeanRepresentation()],
         [RouterProfile()],
     ]
     names = {"nonfinite", "sample_tokens", *COMPARISONS}

@@ -78,6 +78,50 @@ def test_profile(stories: Loaded, stories_model: Path) -> None:
 
 
 @torch.no_grad()
+def test_normalised_entropy(stories: Loaded, stories_model: Path) -> None:
+    reading = read(stories, AttentionProfile())
+    shares = []
+    for _, weights, t in targets(stories, stories_model):
+        a = weights[:, t, : t + 1]
+        shares.append(-(a * np.log(np.maximum(a, 1e-300))).sum(-1) / np.log(t + 1))
+    assert 0 < np.min(shares) < np.max(shares) <= 1 + 1e-6
+    assert reading[f"attention_entropy_normalised/{SITE}"] == pytest.approx(np.mean(shares), rel=1e-5)
+    curve = reading.curve("attention_entropy_normalised_by_head", SITE)
+    assert curve.mean == pytest.approx(np.mean(shares, axis=0), rel=1e-5)
+
+
+@torch.no_grad()
+def top_logits(stories: Loaded, text: str) -> Any:
+    """The largest score of each token with a past, ``(tokens, heads)``, written out from the weights of the layer."""
+    config, layer = stories.model.config, stories.model.model.layers[LAYER]
+    weight = {name: each.double().numpy() for name, each in layer.named_parameters()}
+    hidden = reference.hidden_states(stories.model, {"input_ids": tokenize(stories, text)})[f"layer_{LAYER - 1:02d}"][0]
+    scale = np.sqrt(np.square(hidden).mean(-1, keepdims=True) + config.rms_norm_eps)
+    x, length, width = hidden / scale * weight["input_layernorm.weight"], len(hidden), config.head_dim
+    turn = np.arange(length)[:, None, None] * 10_000.0 ** (-np.arange(0, width, 2) / width)
+
+    def rotated(name: str) -> Any:
+        heads = (x @ weight[f"self_attn.{name}.weight"].T).reshape(length, -1, width)
+        pairs = heads[..., : width // 2] + 1j * heads[..., width // 2 :]
+        return pairs * np.exp(1j * turn)
+
+    query, key = rotated("q_proj"), rotated("k_proj")
+    key = key.repeat(query.shape[1] // key.shape[1], axis=1)
+    scores = np.einsum("thd,jhd->htj", query, key.conj()).real / np.sqrt(width)
+    return np.array([scores[:, t, : t + 1].max(-1) for t in range(1, length)])
+
+
+def test_largest_logits(stories: Loaded) -> None:
+    reading = read(stories, AttentionProfile(logits=True))
+    top = np.concatenate([top_logits(stories, text) for text in TEXTS])
+    assert reading[f"attention_top_logit/{SITE}"] == pytest.approx(top.mean(), rel=1e-5)
+    assert reading[f"attention_top_logit_max_head/{SITE}"] == pytest.approx(top.mean(0).max(), rel=1e-5)
+    assert reading.curve("attention_top_logit_by_head", SITE).mean == pytest.approx(top.mean(0), rel=1e-5)
+    plain = read(stories, AttentionProfile())
+    assert {*reading.metrics} - {*plain.metrics} == {"attention_top_logit", "attention_top_logit_max_head"}
+
+
+@torch.no_grad()
 def test_sink_shares(stories: Loaded, stories_model: Path) -> None:
     """From eager's maps and the definition, for each text and head."""
     threshold, most = 0.2, 4
@@ -126,7 +170,14 @@ def test_rows_without_finite_weights_are_left_out() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"sink_tokens": -1}, {"sink_tokens": True}, {"sink_tokens": 1.0}, {"sink_threshold": 0}, {"sink_threshold": "a"}],
+    [
+        {"sink_tokens": -1},
+        {"sink_tokens": True},
+        {"sink_tokens": 1.0},
+        {"sink_threshold": 0},
+        {"sink_threshold": "a"},
+        {"logits": 1},
+    ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any]) -> None:
     with pytest.raises(GeomprobeError, match=rf"AttentionProfile\({next(iter(arguments))}="):
@@ -168,9 +219,10 @@ def test_agreement_and_equation_5(stories: Loaded, stories_model: Path) -> None:
 @torch.no_grad()
 def test_sites_without_attention_have_none() -> None:
     model = tiny("llama")
-    with Probe(model, [AttentionProfile(), ContextLasso(attention=True)], on_error="raise") as probe:
+    with Probe(model, [AttentionProfile(logits=True), ContextLasso(attention=True)], on_error="raise") as probe:
         model(token_batch(), use_cache=False)
     reading = probe.read()
+    assert np.isnan(reading["attention_top_logit_max_head/embed"])
     assert np.isnan(reading["attention_entropy/embed"])
     assert np.isnan(reading["lasso_attention_jaccard/embed"])
     assert reading["lasso_r2/embed"] > 0
