@@ -23,11 +23,11 @@ NATS = 2e-6  # of a token's gain
 RELATIVE = 1e-5  # of an entropy
 
 
-class Float64Products(TorchDispatchMode):
+class Float64Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the FLOPs of matrix products of PyTorch with an operand in float64."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -157,7 +157,8 @@ def test_auto_goes_by_the_device(capability: tuple[int, int], fast: bool, monkey
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     device = torch.device("cuda", 7)
     precision._has_fast_float64.cache_clear()
-    for kind, expected in (("auto", not fast), ("float64", False), ("split", True)):
+    kinds: dict[precision.Precision, bool] = {"auto": not fast, "float64": False, "split": True}
+    for kind, expected in kinds.items():
         with precision.precision(kind):
             assert precision.splits(device) == expected
             assert not precision.splits(torch.device("cpu")) or kind == "split"

@@ -64,7 +64,7 @@ def test_what_a_hash_sees() -> None:
     batches = [[[1, 2, 3]], [[2, 1, 3]], [[1, 2], [3]], [[1, 2, 3, 3]], [[0, 1, 2, 3]], [[1, 2, 3], [1, 2, 3]], [[0]], [[0, 0]]]
     hashes = [int(batch_hash(*padded(batch, "left"))) for batch in batches]
     assert len({*hashes, 0}) == len(batches) + 1
-    random = torch.randint(0, 50, (20_000, 4), generator=torch.Generator().manual_seed(0)).unique(dim=0)
+    random = torch.unique(torch.randint(0, 50, (20_000, 4), generator=torch.Generator().manual_seed(0)), dim=0)
     assert len({int(batch_hash(row.view(1, -1))) for row in random[:3000]}) == 3000
 
 

@@ -1,5 +1,7 @@
 """Symmetric products and factors by SciPy's BLAS, against NumPy in float64."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -21,12 +23,12 @@ EPS = {torch.float32: 1e-6, torch.float64: 1e-14}
 def rows(*shape: int, layout: str = "rows") -> Tensor:
     """Unit rows ``(…, n, k)`` with a layout in memory: row by row, column by column, or a part of something larger."""
     z = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-    z = z / z.norm(dim=-1, keepdim=True)
+    unit: Tensor = z / torch.linalg.vector_norm(z, dim=-1, keepdim=True)
     if layout == "columns":
-        return z.mT.contiguous().mT
+        return unit.mT.contiguous().mT
     if layout == "part":
-        return torch.cat([z, z], dim=-1)[..., : shape[-1]]
-    return z
+        return torch.cat([unit, unit], dim=-1)[..., : shape[-1]]
+    return unit
 
 
 @pytest.mark.parametrize("layout", ["rows", "columns", "part"])
@@ -74,8 +76,13 @@ def test_openblas_keeps_its_number_of_threads(monkeypatch: pytest.MonkeyPatch) -
     get, set_to = blas._thread_functions()
     before = get()
     set_to(2)
-    inside = []
-    monkeypatch.setattr(blas, "_int", lambda value, plain=blas._int: (inside.append(get()), plain(value))[1])
+    inside, plain = [], blas._int
+
+    def seen(value: int) -> Any:
+        inside.append(get())
+        return plain(value)
+
+    monkeypatch.setattr(blas, "_int", seen)
     try:
         whole = assemble(blas.panels(a, panel_starts(100), torch.float64))
         assert get() == 2

@@ -41,7 +41,7 @@ def test_two_readings_of_the_same_texts() -> None:
         assert curves[0].mean == pytest.approx(before, abs=1e-6)
         assert set(curves[0].count) == {sum(map(len, TEXTS))}
         assert first[f"representation_mean_norm/{site}"] == pytest.approx(np.linalg.norm(before), rel=1e-6)
-        velocity = mean_velocity(*(torch.tensor(curve.mean) for curve in curves), rate)
+        velocity = mean_velocity(torch.tensor(curves[0].mean), torch.tensor(curves[1].mean), rate)
         assert float(velocity) == pytest.approx(np.linalg.norm(after - before) / rate, rel=1e-3)
 
 
