@@ -62,14 +62,17 @@ _KINDS = {
 }
 """For each kind of numbers: the step metric, the prefix of names before ``/<metric>/<site>``, and the name of the loss."""
 
+_WITH_COST = ("training", "evaluation")
+
 
 def sections() -> list[Section]:
     """Return the sections of the view: an open overview of a training; and closed, the losses, and for each kind of numbers one
     section for every metric class."""
-    losses = Section("Loss", tuple(Panel(f"loss, {kind}", x, f"^{loss}$") for kind, (x, _, loss) in _KINDS.items()))
+    losses = [Panel(f"loss, {kind}", x, f"^{loss}$") for kind, (x, _, loss) in _KINDS.items()]
+    costs = [Panel(f"cost of measuring, {kind}", _KINDS[kind][0], f"^{_KINDS[kind][1]}/cost$") for kind in _WITH_COST]
     trained, swept = _named([RepresentationEntropy(), InformationGain()]), _named(sample_metrics())
     swept["Comparisons"] = COMPARISONS
-    return [_overview(), losses] + [
+    return [_overview(), Section("Loss and cost", (*losses, *costs))] + [
         Section(f"{title}, {kind}", tuple(Panel(name, x, f"^{prefix}/{name}/[^/]+$") for name in names))
         for kind, (x, prefix, _) in _KINDS.items()
         for title, names in (trained if x.startswith("train/") else swept).items()

@@ -42,7 +42,7 @@ def shown(panel: Panel, run: RunFile) -> set[str]:
 
 @pytest.mark.slow
 def test_every_panel_has_lines_and_every_number_a_panel(wandb_directory: Path) -> None:
-    watcher = ProbeCallback(log="all")
+    watcher = ProbeCallback(when=2, log="all")
     trainer(wandb_directory, watcher, report_to="wandb", eval_strategy="steps", eval_steps=2).train()
     wandb.finish()
     reading = watcher.history[-1][1]
@@ -78,7 +78,7 @@ def test_every_panel_has_lines_and_every_number_a_panel(wandb_directory: Path) -
 
 @pytest.mark.slow
 def test_the_overview_is_open_and_full_with_what_a_training_logs_by_default(wandb_directory: Path) -> None:
-    trainer(wandb_directory, ProbeCallback(), report_to="wandb").train()
+    trainer(wandb_directory, ProbeCallback(when=2), report_to="wandb").train()
     wandb.finish()
     run = read_run(wandb_directory)
     assert [section.open for section in sections()] == [True] + [False] * len(DETAILS)
