@@ -46,9 +46,13 @@ class Clock:
             self._device += first.elapsed_time(last) / 1000
         return max(self._host, self._device)
 
-    def add(self, seconds: float) -> None:
-        """Add time that the host spent outside a span."""
-        self._host += seconds
+    def mark(self) -> float:
+        """Return a mark for :meth:`add_since`, where it is not known yet whether the time is to be added."""
+        return perf_counter() - self._host
+
+    def add_since(self, mark: float) -> None:
+        """Add the time of the host since a mark. Spans since then are part of it."""
+        self._host = perf_counter() - mark
 
     @contextmanager
     def span(self, device: torch.device | None = None) -> Iterator[None]:

@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from time import perf_counter
 from types import FrameType
 from typing import Any, Protocol, cast
 
@@ -357,7 +356,7 @@ class Capture:
         """Open a context when the decoder is called."""
         if _in_backward():  # a decoder that is checkpointed as a whole runs again
             return
-        began = perf_counter()
+        mark = self._clock.mark()
         if mode == "no_grad" and _is_checkpointed():
             mode = "train"
         if not self._claim():
@@ -387,7 +386,7 @@ class Capture:
                 self.padding.look(call)
                 if (adapter := self._adapter) is not None:
                     self._adapters.setdefault(context.mode, set()).add((adapter.disable_adapters, str(adapter.active_adapters)))
-                self._clock.add(perf_counter() - began)
+                self._clock.add_since(mark)
             self._context = context
         except GeomprobeError as error:
             self._leave_out(str(error))
@@ -637,7 +636,8 @@ class Capture:
     def _end(self, sequences: list[CachedSequence]) -> None:
         self._sequences, sequences = [sequence for sequence in self._sequences if sequence not in sequences], list(sequences)
         for sequence in sequences:
-            self._listener.ended(sequence)
+            with self._clock.span(self._device):
+                self._listener.ended(sequence)
 
 
 CALLED_DIRECTLY = (

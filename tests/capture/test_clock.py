@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache
 
 from geomprobe import Probe, budget, every
 from geomprobe.capture.clock import Clock
+from geomprobe.recording.recorder import Recorder
 from tests.tiny_models import tiny, token_batch
 
 
@@ -146,6 +148,29 @@ def test_a_reading_tells_its_cost() -> None:
     with Probe(model) as fixed:
         model(ids)
     assert fixed.read().cost.interval is None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("reused", [False, True], ids=["a new cache", "a cache that is emptied"])
+def test_the_end_of_generated_texts_is_counted_once(reused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = tiny("llama").eval(), token_batch()
+    plain, ends = Recorder.ended, []
+
+    def slow(recorder: Recorder, sequence: Any) -> None:
+        ends.append(sequence)
+        time.sleep(0.2)
+        plain(recorder, sequence)
+
+    monkeypatch.setattr(Recorder, "ended", slow)
+    cache = DynamicCache()
+    with Probe(model, when=lambda forward: reused or forward == 0) as probe:
+        for _ in range(2):
+            model(ids, past_key_values=cache)
+            cache = cache if reused else DynamicCache()
+            cache.layers.clear()
+        before = len(ends)
+        assert 0.2 <= probe.cost.seconds < 0.4
+    assert before == 1
+    assert 0.2 * len(ends) <= probe.cost.seconds < 0.2 * len(ends) + 0.2
 
 
 def test_what_the_model_does_between_hooks_is_not_counted() -> None:
