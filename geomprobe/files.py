@@ -321,7 +321,7 @@ class StepFile:
 
     def rewind(self, step: int) -> None:
         """Remove the lines after ``step`` (all lines if ``step`` is 0) and an incomplete last line."""
-        kept = [record for record in self.records() if 0 < record["step"] <= step]
+        kept = [record for record in self.records() if step and record["step"] <= step]
         if self.path.exists():
             self.replace(kept)
 

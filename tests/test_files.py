@@ -104,7 +104,7 @@ def test_numbers_that_json_lacks_are_refused_before_a_byte_is_written(tmp_path: 
 
 def test_steps_are_rewound_and_their_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = StepFile(tmp_path / "steps.jsonl")
-    for step in (1, 2, 2, 3):
+    for step in (0, 1, 2, 2, 3):
         steps.append(step, {"text": "ä\n🙂"})
     steps.path.write_bytes(steps.path.read_bytes()[:-4])
     monkeypatch.setattr("os.fsync", _full)
@@ -114,9 +114,11 @@ def test_steps_are_rewound_and_their_file_is_replaced_as_a_whole(tmp_path: Path,
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == {steps.path: before}
     monkeypatch.undo()
     steps.rewind(2)
-    assert [record["step"] for record in steps.records()] == [1, 2, 2]
+    assert [record["step"] for record in steps.records()] == [0, 1, 2, 2]
     steps.append(3, {})
-    assert [record["step"] for record in steps.records()] == [1, 2, 2, 3]
+    assert [record["step"] for record in steps.records()] == [0, 1, 2, 2, 3]
+    steps.rewind(0)  # a new training
+    assert not steps.records()
 
 
 def test_a_training_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
