@@ -185,7 +185,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self._log: Log = log
         self._trackers = TrainerTrackers(to)
         self._drawn = 0  # readings in the latest picture
-        self._finalizer: Callable[[], object] = lambda: None
+        self._finalizer: Callable[[], object] = _nothing
 
     def close(self) -> None:
         """Remove the probe from the model. ``history`` is kept. Calling this twice is safe.
@@ -360,7 +360,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         probe = self.probe
         schedule = self.when.bound(lambda: probe.cost.seconds, waits=True)
         costs = [reading.cost for _, reading in self.history if reading.mode == "train" and reading.cost is not None]
-        schedule.interval = int(largest(costs[-1].interval or 1 if costs else schedule.interval))
+        schedule.interval = int(largest((costs and costs[-1].interval) or schedule.interval))
         return schedule
 
     def _await_evaluation(self, control: TrainerControl) -> None:
@@ -513,15 +513,22 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             self._file.rewind(step)
 
 
+def _nothing() -> None:
+    """Stands for a finalizer until there is one, and no lambda, because processes that are spawned get callbacks pickled."""
+
+
 def _saved(args: TrainingArguments, state: TrainerState) -> StepFile:
     """The file of readings in a checkpoint."""
     return StepFile(os.path.join(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", _FILE))
 
 
 def _loss(logs: Mapping[str, float] | None, name: str) -> dict[str, float]:
-    """What the file has of a loss that Trainer logs: nothing if there is none, or if it is not finite."""
-    loss = (logs or {}).get(name, math.nan)
-    return {"loss": float(loss)} if math.isfinite(loss) else {}
+    """What the file has of a loss that Trainer logs: nothing if there is none, or if it is not a finite number."""
+    try:
+        loss = float((logs or {}).get(name, math.nan))
+    except (TypeError, ValueError, RuntimeError):  # None, a text or several numbers, which a trainer of one's own may log
+        return {}
+    return {"loss": loss} if math.isfinite(loss) else {}
 
 
 def _prefix(metrics: dict[str, float]) -> str:

@@ -118,7 +118,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """:meta private:"""
-        if self._measured and pl_module.automatic_optimization and isinstance(outputs, Mapping):
+        if self._measured and pl_module.automatic_optimization and isinstance(outputs, Mapping) and "loss" in outputs:
             self._losses.append(outputs["loss"].detach())
         if self._measured and trainer.global_step >= self._step:
             self._report(trainer, "train", self._step)

@@ -1,6 +1,7 @@
 """ProbeCallback: right numbers at right steps, training untouched, and what happens when things go wrong."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,46 @@ def test_the_file_has_the_losses_that_trainer_logged(tmp_path: Path) -> None:
     assert [record["step"] for record in records if record.get("mode") == "train"] == [3, 6]
     assert by_mode[None] == losses(trained)  # at steps 2, 4 and 6
     assert by_mode["eval"] == {one["step"]: one["eval_loss"] for one in trained.state.log_history if "eval_loss" in one}
+
+
+@pytest.mark.parametrize("odd", [None, "0.7 nats", [0.5], float("nan")])
+def test_what_a_trainer_logs_as_its_loss_need_not_be_a_number(tmp_path: Path, odd: Any) -> None:
+    class Odd(Trainer):  # type: ignore[misc]
+        def log(self, logs: dict[str, Any], *arguments: Any) -> None:
+            super().log(logs | {"loss": odd} if "loss" in logs else logs, *arguments)
+
+        def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
+            output = super().evaluation_loop(*arguments, **options)
+            output.metrics["eval_loss"] = odd
+            return output
+
+    trainer(tmp_path, ProbeCallback([RepresentationEntropy()], when=3, on_error="raise"), kind=Odd, **EVALUATION).train()
+    records = StepFile(tmp_path / "trained" / "geomprobe.jsonl").records()
+    assert [(record["step"], record["mode"]) for record in records] == [(3, "train"), (3, "eval"), (6, "train"), (6, "eval")]
+    assert not any("loss" in record for record in records)
+
+
+def test_a_callback_can_be_pickled_for_spawned_processes(tmp_path: Path) -> None:
+    callback = pickle.loads(pickle.dumps(ProbeCallback(when=every(3))))
+    trainer(tmp_path, callback).train()
+    assert steps(callback) == [(3, "train"), (6, "train")]
+
+
+def test_a_resumed_training_keeps_the_evaluation_before_the_first_step(tmp_path: Path) -> None:
+    options = {"save_strategy": "steps", "save_steps": 3}
+    trainer(tmp_path, ProbeCallback(when=every(3)), eval_on_start=True, **options).train()
+    resumed = ProbeCallback(when=every(3))
+    trainer(tmp_path, resumed, **options).train(resume_from_checkpoint=str(tmp_path / "trained" / "checkpoint-3"))
+    lines = apart_from_losses((tmp_path / "trained" / "geomprobe.jsonl").read_text())
+    assert [(line["step"], line["mode"]) for line in lines] == steps(resumed) == [(0, "eval"), (3, "train"), (6, "train")]
+
+
+def test_a_budget_begins_with_its_interval_after_steps_that_had_no_budget(tmp_path: Path) -> None:
+    options = {"save_strategy": "steps", "save_steps": 3}
+    trainer(tmp_path, ProbeCallback(when=every(1)), **options).train()
+    resumed = ProbeCallback(when=budget(0.01, interval=64))
+    trainer(tmp_path, resumed, **options).train(resume_from_checkpoint=str(tmp_path / "trained" / "checkpoint-3"))
+    assert steps(resumed) == [(1, "train"), (2, "train"), (3, "train")]
 
 
 def test_a_resumed_training_continues_the_series(tmp_path: Path) -> None:

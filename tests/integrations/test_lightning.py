@@ -152,6 +152,21 @@ class Own(Module):
         return self.model(batch, batch)[1]
 
 
+class Skips(Module):
+    """Leaves out the third batch, as one does whose loss is not finite."""
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        return None if index == 2 else super().training_step(batch, index)
+
+
+@pytest.mark.parametrize(("batches", "known"), [(1, {1: [0], 2: [1], 4: [2]}), (2, {1: [0, 1], 2: [2], 3: [3, 4], 4: [5, 6]})])
+def test_a_batch_without_a_loss_is_left_out(tmp_path: Path, batches: int, known: dict[int, list[int]]) -> None:
+    module = Skips()
+    logger = fit(tmp_path, module, LightningCallback(when=1, on_error="raise"), accumulate_grad_batches=batches)
+    found = {record["step"]: record["loss"] for record in records(logger) if "loss" in record}
+    assert found == pytest.approx({step: sum(module.losses[i] for i in own) / len(own) for step, own in known.items()})
+
+
 def test_a_model_of_ones_own_is_named_by_the_line_of_the_error(tmp_path: Path) -> None:
     with pytest.raises(GeomprobeError) as caught:
         fit(tmp_path / "unnamed", Own(), LightningCallback(when=1))
