@@ -35,7 +35,7 @@ def multiplies_faster(a: Tensor) -> bool:
 
 def factors_faster(matrices: Tensor) -> bool:
     """Return whether :func:`factor_in_place` of ``matrices`` ``(…, n, n)`` is faster than factors by PyTorch."""
-    if matrices.device.type != "cpu" or matrices.shape[-2] < _LEAST:
+    if matrices.device.type != "cpu" or matrices.dtype not in _KINDS or matrices.requires_grad or matrices.shape[-2] < _LEAST:
         return False
     return torch.get_num_threads() == 1 and _wins()
 
@@ -87,7 +87,8 @@ def factor_in_place(matrices: Tensor) -> Tensor:
     with _single_threaded():
         for i in range(info.numel()):
             potrf(b"U", n, start + i * step, n, bad + 4 * i)
-    return info
+    nan = matrices.diagonal(dim1=-2, dim2=-1).isnan()  # which OpenBLAS takes for a good pivot
+    return torch.where((info == 0) & nan.any(-1), nan.int().argmax(-1) + 1, info)
 
 
 def _int(value: int) -> Any:

@@ -66,9 +66,10 @@ def test_bad_pivots_are_counted_for_each_matrix(wins: bool, monkeypatch: pytest.
     monkeypatch.setattr(blas, "_wins", lambda: wins)
     matrices = torch.zeros(2, 3, 80, 80, dtype=torch.float64)
     matrices[1, 2, 40, 40] = -3
+    matrices[1, 1, 50, 3] = matrices[0, 1, 60, 60] = torch.nan
     pivots, bad = log_pivots(matrices)
-    assert bad.tolist() == [[0, 0, 0], [0, 0, 41]]
-    assert not pivots[:, :2].any()
+    assert bad.tolist() == [[0, 61, 0], [0, 51, 41]]
+    assert not pivots[:, 0].any()
 
 
 def test_openblas_keeps_its_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +112,7 @@ def test_the_measurement_is_made_once_and_says_one_of_both() -> None:
     assert blas._wins.cache_info().misses == 1
 
 
-def test_small_or_distant_matrices_and_several_threads_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matrices_that_scipy_does_not_fit_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blas, "_wins", lambda: True)
     assert blas.multiplies_faster(torch.zeros(2, 64, 512))
     assert not blas.multiplies_faster(torch.zeros(4, 64, 500))
@@ -119,5 +120,7 @@ def test_small_or_distant_matrices_and_several_threads_are_left_to_pytorch(monke
     assert blas.factors_faster(torch.zeros(64, 64))
     assert not blas.factors_faster(torch.zeros(4, 63, 63))
     assert not blas.factors_faster(torch.zeros(4, 64, 64, device="meta"))
+    assert not blas.multiplies_faster(torch.zeros(2, 64, 512, requires_grad=True))
+    assert not blas.multiplies_faster(torch.zeros(2, 64, 512, dtype=torch.bfloat16))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert not blas.factors_faster(torch.zeros(64, 64))
