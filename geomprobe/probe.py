@@ -9,7 +9,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from geomprobe.accumulators.state import TokenCount, wanted_attention, wants_routing
+from geomprobe.accumulators.state import Accumulator, TokenCount, wanted_attention, wants_routing
 from geomprobe.capture.clock import Clock
 from geomprobe.capture.decoder import Decoder, find_decoder
 from geomprobe.capture.generation import MODES, StopTokens
@@ -61,9 +61,10 @@ class Probe:
         precision: how Gram matrices and their Cholesky factors are computed, which need the accuracy of float64. ``"float64"``:
             by products in float64. ``"split"``: by products in float32 of parts of the rows, as accurate to about 1e-7 nats per
             token, for devices on which float64 has 1/32 or 1/64 of the rate of float32, as most GPUs. ``"auto"``:
-            ``"split"`` on such devices, else ``"float64"``; on GPUs with TF32 it is used for covariances. A reading says when
-            products were split. What needs float64 throughout keeps it: covariances of centred rows,
-            ``InformationGain(stream=True)``, ``on_gain``, and the solver of ``ContextLasso``.
+            ``"split"`` on such devices, else ``"float64"``; on GPUs with TF32 it is used for covariances. A σ or ε below 1e-3
+            would magnify errors, and ``"auto"`` is ``"float64"`` then. A reading says when products were split. What needs
+            float64 throughout keeps it: covariances of centred rows, ``InformationGain(stream=True)``, ``on_gain``, and the
+            solver of ``ContextLasso``.
         modes: the modes to measure, such as ``["train"]``. Forwards of other modes cost nothing. Default: all.
 
     Raises:
@@ -109,6 +110,8 @@ class Probe:
         schedule = as_schedule(when)
         schedule = schedule.bound(lambda: clock.seconds) if isinstance(schedule, Budget) else schedule
         accumulators = dict.fromkeys([TokenCount(), *(need for metric in self.metrics for need in metric.accumulators)])
+        if precision == "auto" and any(map(_magnifies_errors, accumulators)):
+            precision = "float64"
         self._recorder = Recorder(
             tuple(accumulators),
             self.sites,
@@ -311,6 +314,12 @@ def add_consumer(probe: Probe, consumer: Consumer) -> Probe:
     probe._recorder.consumers.append(consumer)
     probe._capture.attention = wanted_attention([*probe._recorder.store.accumulators, *probe._recorder.consumers])
     return probe
+
+
+def _magnifies_errors(accumulator: Accumulator) -> bool:
+    """Whether an accumulator multiplies Gram matrices by so much that the errors of split products, which are 1e-7 nats at σ =
+    0.01 and grow with σ⁻² or ε⁻², are no longer small."""
+    return min(getattr(accumulator, "sigma", 1.0), getattr(accumulator, "epsilon", 1.0)) < 1e-3
 
 
 def _on(base: nn.Module) -> Probe | None:

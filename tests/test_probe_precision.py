@@ -166,6 +166,16 @@ def test_auto_goes_by_the_device(capability: tuple[int, int], fast: bool, monkey
     precision._has_fast_float64.cache_clear()
 
 
+@pytest.mark.parametrize("fine", [InformationGain(sigma=1e-4), RepresentationEntropy(epsilon=1e-4)])
+def test_auto_is_float64_where_a_small_noise_would_magnify_errors(fine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_has_fast_float64", lambda device: False)
+    model, batch = tiny(width=64), batches()["packed"]
+    assert len(measured(model, batch, "auto", type(fine)()).notes) == 1
+    found = measured(model, batch, "auto", fine)
+    assert not found.notes
+    np.testing.assert_array_equal(list(found.values()), list(measured(model, batch, "float64", fine).values()))
+
+
 def test_tf32_is_for_covariances_on_devices_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
