@@ -20,7 +20,7 @@ from geomprobe.metrics.base import Metric
 from geomprobe.metrics.entropy import RepresentationEntropy
 from geomprobe.metrics.information_gain import InformationGain
 from geomprobe.reading import Cost, Reading, compute_reading
-from geomprobe.recording.all_reduce import replicas
+from geomprobe.recording.all_reduce import on_all_ranks, replicas
 from geomprobe.recording.live_gain import GainUpdate
 from geomprobe.recording.recorder import Consumer, Recorder
 from geomprobe.recording.state_store import Mode
@@ -245,7 +245,8 @@ class Probe:
 
     def _read(self, mode: Mode | None) -> Reading:
         self._capture.end_dead_sequences()
-        banks = self._recorder.with_sequences(self._capture.sequences).over_ranks(replicas(self._model)).banks
+        store = on_all_ranks(lambda: self._recorder.with_sequences(self._capture.sequences))
+        banks = store.over_ranks(replicas(self._model)).banks
         seen = [name for name, sites in banks.items() if sites]
         if mode is None and len(seen) > 1:
             calls = " or ".join(f"read({name!r})" for name in seen)

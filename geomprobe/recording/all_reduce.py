@@ -1,7 +1,8 @@
 """The sum of states over all ranks of a distributed run, by one all-reduce."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from geomprobe.accumulators.state import Key, pad_to
 from geomprobe.errors import GeomprobeError
 
-__all__ = ["is_distributed", "replicas", "sum_over_ranks"]
+__all__ = ["is_distributed", "on_all_ranks", "replicas", "sum_over_ranks"]
+
+T = TypeVar("T")
 
 
 def is_distributed() -> bool:
@@ -41,6 +44,30 @@ def replicas(model: nn.Module) -> int:
     return 1 if has_fsdp or not meshes else int(meshes[0].size())
 
 
+def on_all_ranks(make: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    """Return ``make()``, which is not a collective operation, in front of one. If it raises on one rank, as where memory is
+    full, this raises on all: otherwise the others would wait for that rank in the operation. This is a collective operation.
+
+    Raises:
+        GeomprobeError: if it raised on another rank, or the other ranks cannot be reached.
+    """
+    if not is_distributed():
+        return make()
+    error: Exception | None = None
+    try:
+        made = make()
+    except Exception as raised:
+        error = raised
+    failed = [False] * dist.get_world_size(group)
+    with _reaching_all(group):
+        dist.all_gather_object(failed, error is not None, group=group)
+    if error is not None:
+        raise error
+    if any(failed):
+        raise GeomprobeError(f"rank {failed.index(True)} could not add its sums to those of the others, see the error there")
+    return made
+
+
 def sum_over_ranks(
     sums: Mapping[Key, Tensor], group: dist.ProcessGroup | None = None, *, replicas: int = 1
 ) -> dict[Key, Tensor]:
@@ -66,19 +93,23 @@ def sum_over_ranks(
         for key, shape in theirs.items():
             known = shapes.get(key, shape)
             shapes[key] = torch.Size(map(max, zip(known, shape, strict=True)))
-    device = _device(group)
-    flat = torch.cat(
+    flat = on_all_ranks(lambda: _flat(sums, shapes, _device(group)), group)
+    with _reaching_all(group):
+        dist.all_reduce(flat, group=group)
+    flat /= replicas
+    parts = torch.split(flat, [shape.numel() for shape in shapes.values()])
+    return {key: part.view(shape) for (key, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def _flat(sums: Mapping[Key, Tensor], shapes: Mapping[Key, torch.Size], device: torch.device) -> Tensor:
+    """All sums as one vector, padded to ``shapes``. Those that this rank does not have are zero."""
+    return torch.cat(
         [torch.zeros(0, dtype=torch.float64, device=device)]
         + [
             pad_to(sums[key].to(device), shape).flatten() if key in sums else torch.zeros(shape.numel(), device=device)
             for key, shape in shapes.items()
         ]
     )
-    with _reaching_all(group):
-        dist.all_reduce(flat, group=group)
-    flat /= replicas
-    parts = torch.split(flat, [shape.numel() for shape in shapes.values()])
-    return {key: part.view(shape) for (key, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 @contextmanager

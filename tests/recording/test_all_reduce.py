@@ -18,7 +18,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from geomprobe import GeomprobeError, Probe, Reading, budget
 from geomprobe.accumulators.state import Key
 from geomprobe.integrations import ProbeCallback
+from geomprobe.recording import all_reduce
 from geomprobe.recording.all_reduce import sum_over_ranks
+from geomprobe.recording.recorder import Recorder
 from tests import reference
 from tests.tiny_models import snapshot, tiny, token_batch
 
@@ -166,16 +168,16 @@ def test_a_rank_that_fails_leaves_the_others_with_what_they_saw(tmp_path: Path) 
 # -- Trainer ----------------------------------------------------------------------------------------------------------------
 
 
-class BrokenWriter(ProbeCallback):  # type: ignore[misc]
-    """The main process fails to write a reading in training (step 2) or in evaluation (step 4)."""
+class BrokenReport(ProbeCallback):  # type: ignore[misc]
+    """The main process fails after a reading in training (step 2) or in evaluation (step 4)."""
 
     def __init__(self, kind: str | None, step: int) -> None:
-        super().__init__(when=lambda step: True, to=self.log)
+        super().__init__(when=lambda step: True)
         self.broken = (kind, step)
 
-    def log(self, numbers: Any, step: int) -> None:
-        kind = "eval" if any("/eval/" in name for name in numbers) else "train"
-        if (kind, step) == self.broken:
+    def _read_and_log(self, probe: Probe, mode: Any, name: str, state: Any, *more: Any) -> None:
+        super()._read_and_log(probe, mode, name, state, *more)
+        if (mode, state.global_step) == self.broken and dist.get_rank() == 0:
             raise OSError("disk full")
 
 
@@ -209,7 +211,7 @@ def training(out: str) -> None:
         ("eval", 4): [(1, "train"), (2, "train"), (2, "eval"), (3, "train"), (4, "train"), (4, "eval")],
     }
     for broken, history in expected.items():
-        callback = BrokenWriter(*broken)
+        callback = BrokenReport(*broken)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             trained = train(out, callback)
@@ -223,6 +225,21 @@ def training(out: str) -> None:
         assert dist.get_rank() == 0 or all(
             "measuring stopped on another rank, see the warning there for the cause" in text for text in told
         )
+    for place, name in ((Recorder, "with_sequences"), (all_reduce, "pad_to")):
+        callback = ProbeCallback(when=budget(0.9))
+        with pytest.MonkeyPatch.context() as patch:
+            plain_one = getattr(place, name)
+
+            def full(*arguments: Any, plain_one: Any = plain_one, callback: ProbeCallback = callback) -> Any:
+                if dist.get_rank() == 1 and len(callback.history) == 2:
+                    raise MemoryError
+                return plain_one(*arguments)
+
+            patch.setattr(place, name, full)
+            trained = train(out, callback)
+        assert [(step, reading.mode) for step, reading in callback.history] == [(1, "train"), (2, "train")]
+        assert all(torch.equal(trained[name], weight) for name, weight in plain.items())
+        assert isinstance(callback.fault, MemoryError if dist.get_rank() == 1 else GeomprobeError)
     callback = ProbeCallback(when=lambda step: True)
     trained = train(out, callback, BreakProbe(callback))
     assert [(step, reading.mode) for step, reading in callback.history] == [(1, "train"), (2, "train"), (2, "eval")]
