@@ -128,13 +128,13 @@ class Budget:
 
     def _needed(self) -> float:
         """The least number of steps from one measurement to the next; 0 if it is not known yet."""
-        if self._total is None or self._began is None or not self._steps:
-            return 0.0
+        if self._total is None or self._began is None or not self._steps or (step := median_low(self._steps)) <= 0:
+            return 0.0  # nor is it where a device lags behind, which tells of more time than has passed
         if self.interval == 1 and len(self._costs) < 2:  # the first step and measurement are slower than others
             return 0.0
         latest = self._total() - self._began
         cost = max(latest, median_low([*self._costs, latest]))
-        return cost / (_MARGIN * self.share * max(median_low(self._steps), 1e-9))
+        return cost / (_MARGIN * self.share * step)
 
 
 def as_schedule(when: Schedule | int | None) -> Schedule | None:

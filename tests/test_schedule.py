@@ -116,6 +116,17 @@ def test_pauses_between_steps_do_not_count(monkeypatch: pytest.MonkeyPatch) -> N
     assert run.budget.interval == 32
 
 
+def test_a_device_that_lags_behind_does_not_end_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host hands out the first steps in no time, so that more time of the device is told than has passed since."""
+    run = Run(budget(0.1), monkeypatch)
+    for step in range(5):
+        run.now, run.spent = run.now + 0.01, run.spent + 0.5
+        run.budget(step)
+    assert run.budget.interval == 1
+    run.steps(range(5, 500), lambda step: 1.0, lambda step: 0.5)
+    assert run.budget.interval == 8
+
+
 def test_a_budget_that_waits_changes_in_updates_only_and_to_what_all_agree_on(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(budget(0.01), monkeypatch, waits=True)
     run.budget.update = lambda agreed=None: None  # type: ignore[method-assign]
