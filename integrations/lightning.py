@@ -112,9 +112,15 @@ class LightningCallback(Callback):  # type: ignore[misc]
         if self.probe is None or self._step == trainer.global_step + 1:
             return
         self._step = trainer.global_step + 1
-        self._measured = bool(self._schedule(self._step))
         self.probe.reset("train")
         self._losses = []
+        try:
+            self._measured = bool(self._schedule(self._step))
+        except Exception as error:
+            if self._raise:
+                raise
+            self._warn(f"measuring ended at step {self._step}, and training continues: {type(error).__name__}: {error}")
+            self.close()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """:meta private:"""

@@ -25,12 +25,20 @@ def reading_of(record: dict[str, Any]) -> Reading:
     """
     reading = Reading.from_dict(record)
     if "cost" in record:
-        check_shape(record["cost"], _COST, "this is not the cost of a reading")
-        reading.cost = Cost(**record["cost"])
+        reading.cost = _cost_of(record)
     return reading
 
 
 def interval_of(records: Sequence[dict[str, Any]]) -> int | None:
-    """Return the interval of the budget at the latest reading of a training step, or ``None`` if there was no budget."""
-    costs = [record["cost"] for record in records if record.get("mode") == "train" and "cost" in record]
-    return costs[-1]["interval"] if costs else None
+    """Return the interval of the budget at the latest reading of a training step, or ``None`` if there was no budget.
+
+    Raises:
+        GeomprobeError: if its cost is not one.
+    """
+    measured = [record for record in records if record.get("mode") == "train" and "cost" in record]
+    return _cost_of(measured[-1]).interval if measured else None
+
+
+def _cost_of(record: dict[str, Any]) -> Cost:
+    check_shape(record["cost"], _COST, "this is not the cost of a reading")
+    return Cost(**record["cost"])

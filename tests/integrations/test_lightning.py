@@ -20,6 +20,7 @@ from lightning.pytorch.loggers.csv_logs import CSVLogger
 from geomprobe import Decoder, GeomprobeError, Reading, RepresentationEntropy
 from geomprobe.files import StepFile
 from geomprobe.integrations import LightningCallback, flat
+from geomprobe.integrations.records import interval_of
 from tests.capture.test_own_decoder import GPT
 from tests.integrations.by_hand import LEARNING_RATE, ByHand
 from tests.recording.test_all_reduce import RANKS, torchrun
@@ -184,6 +185,26 @@ def test_a_model_in_evaluation_mode_is_told(tmp_path: Path) -> None:
     callback = LightningCallback([RepresentationEntropy()], when=1, on_error="raise")
     with pytest.warns(RuntimeWarning, match=r"nothing was measured in step 1, .* call model.train\(\) after from_pretrained"):
         fit(tmp_path, Module(train=False), callback, max_steps=1)
+
+
+def broken(step: int) -> bool:
+    return 1 / (step - 3) < 0
+
+
+def test_a_schedule_that_raises_ends_the_measurement_alone(tmp_path: Path) -> None:
+    module = Module()
+    with pytest.warns(RuntimeWarning, match="measuring ended at step 3, and training continues: ZeroDivisionError"):
+        logger = fit(tmp_path, module, LightningCallback(when=broken))
+    assert [(record["step"], record["mode"]) for record in records(logger)] == [(1, "train"), (2, "train"), (2, "eval")]
+    assert len(module.losses) == 8
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path / "raises", Module(), LightningCallback(when=broken, on_error="raise"))
+
+
+@pytest.mark.parametrize("cost", [0.5, {"seconds": 1.0, "share": 0.1}, {"seconds": 1.0, "share": 0.1, "interval": "4"}])
+def test_an_interval_is_read_from_a_cost_alone(cost: Any) -> None:
+    with pytest.raises(GeomprobeError, match="this is not the cost of a reading"):
+        interval_of([{"step": 1, "mode": "train", "cost": cost}])
 
 
 class Stops(lightning.Callback):  # type: ignore[misc]
