@@ -303,6 +303,8 @@ class Probe:
             return f"in none of {self._recorder.forwards} forwards did a token reach a measured site"
         if self._recorder.forwards:
             return f"the schedule 'when' selected none of {self._recorder.forwards} forwards"
+        if set(self.modes) < set(MODES):
+            return f"the model has not run in the modes of the probe ({', '.join(self.modes)}) since it was attached"
         return (
             "the model has not run since the probe was attached; call the model inside 'with Probe(model) as probe:' (if it "
             "runs inside a compiled function, the first call of that function must be there too)"

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from geomprobe import GeomprobeError, InformationGain, Metric, Probe, RepresentationEntropy, every
+from geomprobe import EmptyReadingError, GeomprobeError, InformationGain, Metric, Probe, RepresentationEntropy, every
 from geomprobe.accumulators.state import merge
 from tests import reference
 from tests.tiny_models import HandMade, tiny, token_batch
@@ -52,6 +52,8 @@ def test_modes_that_were_not_asked_for_are_not_looked_at() -> None:
     model = tiny()
     with Probe(model, modes=["train"], on_error="raise") as probe:
         model.eval()(token_batch(3))
+        with pytest.raises(EmptyReadingError, match=r"has not run in the modes of the probe \(train\) since it was attached"):
+            probe.read()
         model.train()(token_batch(2))
         with torch.no_grad():
             model(token_batch(1))
