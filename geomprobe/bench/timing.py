@@ -99,8 +99,8 @@ def table(results: Mapping[str, Any]) -> str:
         ):
             for name, ratio in group.items():
                 lines.append(
-                    f"{title + ' ' + name:<24}{ratio['median']:>7.3f}×{_range(ratio, ''):>16}{ratio['cpu_median']:>7.3f}×"
-                    f"{_range(ratio, 'cpu_'):>16}{ratio['seconds']:>8.3f}"
+                    f"{title + ' ' + name:<24}{_short(ratio['median']):>7}×{_range(ratio, ''):>16}"
+                    f"{_short(ratio['cpu_median']):>7}×{_range(ratio, 'cpu_'):>16}{ratio['seconds']:>8.3f}"
                 )
     for name, value in results.items():
         if isinstance(value, float | int):
@@ -111,7 +111,11 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def _range(ratio: Mapping[str, float], kind: str) -> str:
-    return f"{ratio[kind + 'low']:.3f} – {ratio[kind + 'high']:.3f}"
+    return f"{_short(ratio[kind + 'low'])} – {_short(ratio[kind + 'high'])}"
+
+
+def _short(ratio: float) -> str:
+    return f"{ratio:.3f}" if ratio < 100 else f"{ratio:.0f}"
 
 
 def _wait(device: torch.device) -> None:

@@ -67,6 +67,8 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert (ratio.median, ratio.low, ratio.high, ratio.seconds) == pytest.approx((2, 2, 2, 4))
     assert (ratio.cpu_median, ratio.cpu_low, ratio.cpu_high, ratio.cpu_seconds) == pytest.approx((1.2, 1.1, 1.3, 1.2))
     assert spread(ratio) == pytest.approx(0.2 / 1.2)
+    slow = Ratio.of([Seconds(234.5, 234.5)] * 2, bare[:1] * 2)
+    assert max(map(len, table({"forward": {"bare": vars(ratio), "probe": vars(slow)}}).splitlines())) <= 80
 
 
 def test_a_schedule_is_measured_by_difference_and_by_its_own_clock() -> None:
