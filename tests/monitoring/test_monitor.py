@@ -41,7 +41,7 @@ rules = st.builds(
     st.integers(2, 6),
 )
 levels = st.sampled_from([-1.0, 0.0, 0.5, 1.0, 1.0, 1.0, 1.125, 2.0, 4.0, math.nan])
-rows = st.lists(st.lists(levels, min_size=4, max_size=4), min_size=1, max_size=40)
+rows = st.lists(st.lists(levels, min_size=4, max_size=4), min_size=12, max_size=40)
 
 
 def twin(rule: Rule, table: Sequence[Sequence[float]]) -> list[int]:
@@ -169,10 +169,16 @@ def test_a_jump_rings_at_the_last_of_its_hits(rule: Rule, before: int, size: flo
     assert rings(Monitor([rule]), [level] * calm + [after] * (rule.hits - 1) + [level] * 20) == []
 
 
+def test_a_rule_is_silent_until_its_window_is_full_and_hits_are_in_a_row() -> None:
+    assert rings(Monitor([UP]), [1.0] * 9 + [3.0] * 3) == [11]  # the first of the three is not judged
+    assert rings(Monitor([UP]), [1.0] * 10 + [3.0, 1.0, 3.0, 1.0]) == []
+    assert rings(Monitor([UP]), [1.0] * 10 + [3.0, -1.0, 3.0, 3.0]) == [13]  # a ratio of −1 means nothing, so it is no hit
+
+
 def test_an_alarm_rings_once_and_ends_when_the_signal_returns() -> None:
     monitor = Monitor([UP])
     assert rings(monitor, [1.0] * 10 + [3.0, 3.0, 3.0], 0) == [11]
-    assert monitor.active == (("x_up", "train"),)
+    assert list(monitor.active) == [("x_up", "train")]
     assert rings(monitor, [1.0, 3.0, 3.0], 13) == []  # one reading within the limit does not end it
     assert monitor.active
     assert rings(monitor, [1.0, 1.0], 16) == []
