@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from geomprobe.metrics.mean_representation import MeanRepresentation
     from geomprobe.metrics.residual_growth import ResidualGrowth
     from geomprobe.metrics.routing import RouterProfile
+    from geomprobe.monitoring.alarm import Alarm
+    from geomprobe.monitoring.monitor import Monitor
+    from geomprobe.monitoring.rules import Rule
     from geomprobe.probe import Probe
     from geomprobe.reading import Cost, Reading
     from geomprobe.schedule import budget, every
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Alarm",
     "AttentionProfile",
     "ContextLasso",
     "Cost",
@@ -39,11 +43,13 @@ __all__ = [
     "MassiveActivations",
     "MeanRepresentation",
     "Metric",
+    "Monitor",
     "Probe",
     "Reading",
     "RepresentationEntropy",
     "ResidualGrowth",
     "RouterProfile",
+    "Rule",
     "SweepConfig",
     "budget",
     "every",
@@ -51,6 +57,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Alarm": "geomprobe.monitoring.alarm",
     "AttentionProfile": "geomprobe.metrics.attention",
     "ContextLasso": "geomprobe.metrics.context_lasso",
     "Cost": "geomprobe.reading",
@@ -60,11 +67,13 @@ _HOME = {
     "MassiveActivations": "geomprobe.metrics.activations",
     "MeanRepresentation": "geomprobe.metrics.mean_representation",
     "Metric": "geomprobe.metrics.base",
+    "Monitor": "geomprobe.monitoring.monitor",
     "Probe": "geomprobe.probe",
     "Reading": "geomprobe.reading",
     "RepresentationEntropy": "geomprobe.metrics.entropy",
     "ResidualGrowth": "geomprobe.metrics.residual_growth",
     "RouterProfile": "geomprobe.metrics.routing",
+    "Rule": "geomprobe.monitoring.rules",
     "SweepConfig": "geomprobe.sweeps.config",
     "budget": "geomprobe.schedule",
     "every": "geomprobe.schedule",

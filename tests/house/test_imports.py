@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "capture": {"core"},
     "protocols": {"metrics"},
     "reading": {"accumulators", "metrics"},
+    "monitoring": {"reading"},
     "recording": {"accumulators", "capture", "core"},
     "probe": {"accumulators", "capture", "core", "metrics", "reading", "recording"},
     "inspection": {"capture", "core", "metrics", "models", "probe", "reading", "report"},
