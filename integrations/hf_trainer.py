@@ -33,7 +33,7 @@ from geomprobe.integrations.names import Log, check_log, flat
 from geomprobe.integrations.outlets import Outlets
 from geomprobe.integrations.picture import PICTURE, draw_layers
 from geomprobe.integrations.ranks import largest, on_any_rank
-from geomprobe.integrations.records import reading_of, record_of
+from geomprobe.integrations.records import FEW, few, reading_of, record_of
 from geomprobe.integrations.trainer_trackers import TrainerTrackers
 from geomprobe.schedule import Budget, Schedule, as_schedule, budget
 
@@ -338,6 +338,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
                 f"no training step was measured: none of the {self._ran} optimizer steps up to step {state.global_step} was "
                 "selected by 'when'"
             )
+        elif isinstance(self._schedule, Budget) and self._selected < FEW < self._ran:
+            self._say(few(self._selected, self._ran, self._schedule.share, "ProbeCallback"))
         self.close()
         self._trackers.end()
 

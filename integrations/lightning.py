@@ -17,7 +17,7 @@ from geomprobe.files import StepFile
 from geomprobe.integrations.names import Log, check_log, flat
 from geomprobe.integrations.outlets import Outlets
 from geomprobe.integrations.ranks import largest, on_any_rank
-from geomprobe.integrations.records import interval_of, record_of
+from geomprobe.integrations.records import FEW, few, interval_of, record_of
 from geomprobe.schedule import Budget, Schedule, as_schedule, budget
 
 try:
@@ -89,6 +89,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
         self._outlets: Outlets
         self._losses: list[Tensor] = []  # of the batches of a measured step
         self._step = 0  # the optimizer step that runs, counted from 1
+        self._ran = self._selected = 0  # optimizer steps of this training
         self._measured = self._within = self._warned = False
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -105,6 +106,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
             self._schedule.interval = int(largest(known or self._when.interval))
         self._outlets = Outlets(raises=self._raise)
         self._step, self._measured, self._warned = 0, False, False
+        self._ran = self._selected = 0
         self.probe = probe.attach()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -116,6 +118,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
         self._losses = []
         try:
             self._measured = bool(self._schedule(self._step))
+            self._ran, self._selected = self._ran + 1, self._selected + self._measured
         except Exception as error:
             if self._raise:
                 raise
@@ -147,6 +150,8 @@ class LightningCallback(Callback):  # type: ignore[misc]
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """:meta private:"""
+        if isinstance(self._schedule, Budget) and self._selected < FEW < self._ran and trainer.is_global_zero:
+            self._warn(few(self._selected, self._ran, self._schedule.share, "LightningCallback"))
         self.close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:

@@ -127,6 +127,12 @@ def test_by_default_as_many_steps_as_a_budget_allows(tmp_path: Path) -> None:
     assert steps(resumed) == [(4, "train")]  # the interval is that of the checkpoint, not 1
 
 
+def test_a_budget_that_left_time_for_few_readings_tells_so(tmp_path: Path) -> None:
+    callback = ProbeCallback([RepresentationEntropy()], sites=["final_norm"])
+    with pytest.warns(RuntimeWarning, match=r"3 of 12 optimizer steps .*: ProbeCallback\(when=1\) measures at least 10"):
+        trainer(tmp_path, callback, max_steps=12).train()
+
+
 def test_evaluations_do_not_count_for_the_budget(tmp_path: Path) -> None:
     slow = [{"input_ids": block, "labels": block} for block in token_batch(60, LENGTH)]
     callback = ProbeCallback([RepresentationEntropy()], sites=["embed"], when=budget(0.99))
