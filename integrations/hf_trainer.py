@@ -9,7 +9,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,10 +31,11 @@ from geomprobe.integrations.histograms import keep_overview, spectra
 from geomprobe.integrations.names import Log, check_log, flat
 from geomprobe.integrations.outlets import Outlets
 from geomprobe.integrations.picture import PICTURE, draw_layers
-from geomprobe.integrations.ranks import largest, on_any_rank
-from geomprobe.integrations.records import FEW, few, reading_of, record_of
+from geomprobe.integrations.ranks import on_any_rank
+from geomprobe.integrations.records import reading_of, record_of
+from geomprobe.integrations.steps import Steps
 from geomprobe.integrations.trainer_trackers import TrainerTrackers
-from geomprobe.schedule import Budget, Schedule, as_schedule, budget
+from geomprobe.schedule import Schedule, as_schedule, budget
 
 if TYPE_CHECKING:
     import numpy as np
@@ -176,8 +176,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self.fault: Exception | None = None
         self._gate = _Gate()
         self._stopped = False  # whether measuring has stopped on all ranks
-        self._schedule: Schedule = self.when
-        self._ran = self._selected = 0  # optimizer steps of this training
+        self._steps: Steps
         self._said: set[str] = set()
         self._writes = True
         self._jsonl = jsonl
@@ -234,7 +233,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         # Close the probe once: in close(), or when this callback is garbage collected.
         self._finalizer = weakref.finalize(self, probe.close)
         self.probe = probe
-        self._ran, self._selected, self._drawn, self._said = 0, 0, 0, set()
+        self._drawn, self._said = 0, set()
         self._file = StepFile(self._jsonl or Path(str(args.output_dir)) / _FILE)
         self._outlets = Outlets(raises=self.on_error == "raise")
         if not self._trackers.begin(args, state, control, self._outlets) and self._writes:
@@ -250,7 +249,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             raise
         if state.global_step and not self.history:  # the earlier steps were measured by another process
             self.history = self._earlier(_saved(args, state))
-        self._schedule = self._bound()
+        costs = [reading.cost for _, reading in self.history if reading.mode == "train" and reading.cost is not None]
+        self._steps = Steps(self.when, probe, costs[-1].interval if costs else None)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
@@ -258,8 +258,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             return
         with self._guarded(state):
             self._gate.control, self._gate.evaluating = None, False
-            self._gate.in_step = bool(self._schedule(state.global_step + 1))
-            self._ran, self._selected = self._ran + 1, self._selected + self._gate.in_step
+            self._gate.in_step = self._steps.begin(state.global_step + 1)
             if self.probe is not None:
                 self.probe.reset()  # measure only this step
 
@@ -271,8 +270,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             commit = not (control.should_log and "wandb" in (args.report_to or ()))
             for mode in self._modes:
                 self._report(mode, mode, state, commit=commit)
-            if isinstance(self._schedule, Budget) and self._takes_part():
-                self._schedule.update(largest)
+            if self._takes_part():
+                self._steps.update()
         self._await_evaluation(control)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -333,13 +332,13 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
-        if self.probe is not None and self._ran and not self._selected:
+        if self.probe is not None and self._steps.ran and not self._steps.measured:
             self._say(
-                f"no training step was measured: none of the {self._ran} optimizer steps up to step {state.global_step} was "
-                "selected by 'when'"
+                f"no training step was measured: none of the {self._steps.ran} optimizer steps up to step {state.global_step} "
+                "was selected by 'when'"
             )
-        elif isinstance(self._schedule, Budget) and self._selected < FEW < self._ran:
-            self._say(few(self._selected, self._ran, self._schedule.share, "ProbeCallback"))
+        elif self.probe is not None and (few := self._steps.few("ProbeCallback")):
+            self._say(few)
         self.close()
         self._trackers.end()
 
@@ -353,17 +352,6 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     def _modes(self) -> tuple[Literal["train", "no_grad"], ...]:
         """The modes of the readings of a step."""
         return ("train", "no_grad") if self.no_grad else ("train",)
-
-    def _bound(self) -> Schedule:
-        """The schedule of this training. A budget follows the clock of its probe, and continues with the interval of the latest
-        reading; between readings it does not change, so that all processes measure the same steps."""
-        if self.probe is None or not isinstance(self.when, Budget):
-            return self.when
-        probe = self.probe
-        schedule = self.when.bound(lambda: probe.cost.seconds, waits=True)
-        costs = [reading.cost for _, reading in self.history if reading.mode == "train" and reading.cost is not None]
-        schedule.interval = int(largest((costs and costs[-1].interval) or schedule.interval))
-        return schedule
 
     def _await_evaluation(self, control: TrainerControl) -> None:
         if self._takes_part() and self.evaluate:
@@ -412,8 +400,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             reading.mode = name
             if self.metrics is None:
                 keep_overview(reading)
-            if isinstance(self._schedule, Budget):
-                reading.cost = replace(probe.cost, interval=self._schedule.interval)
+            reading.cost = self._steps.cost
         except EmptyReadingError:
             if mode in _FORWARDS:
                 self._say(f"nothing was measured, because no forward {_FORWARDS[mode]} ran that could be counted", where)

@@ -4,7 +4,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +15,9 @@ from geomprobe import Decoder, EmptyReadingError, GeomprobeError, Metric, Probe,
 from geomprobe.files import StepFile
 from geomprobe.integrations.names import Log, check_log, flat
 from geomprobe.integrations.outlets import Outlets
-from geomprobe.integrations.ranks import largest, on_any_rank
-from geomprobe.integrations.records import FEW, few, interval_of, record_of
+from geomprobe.integrations.ranks import on_any_rank
+from geomprobe.integrations.records import interval_of, record_of
+from geomprobe.integrations.steps import Steps
 from geomprobe.schedule import Budget, Schedule, as_schedule, budget
 
 try:
@@ -81,7 +81,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
         self._options: dict[str, Any] = {"metrics": metrics, "sites": sites, "on_error": on_error, "precision": precision}
         self._decoder = decoder
         self._when: Schedule = as_schedule(when) or budget()
-        self._schedule: Schedule = self._when
+        self._steps: Steps
         self._log: Log = log
         self._jsonl = jsonl
         self._raise = on_error == "raise"
@@ -89,7 +89,6 @@ class LightningCallback(Callback):  # type: ignore[misc]
         self._outlets: Outlets
         self._losses: list[Tensor] = []  # of the batches of a measured step
         self._step = 0  # the optimizer step that runs, counted from 1
-        self._ran = self._selected = 0  # optimizer steps of this training
         self._measured = self._within = self._warned = False
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -100,13 +99,10 @@ class LightningCallback(Callback):  # type: ignore[misc]
         self._file = StepFile(self._jsonl or Path(folder) / "geomprobe.jsonl")
         if trainer.is_global_zero:
             self._file.rewind(trainer.global_step)
-        if isinstance(self._when, Budget):
-            self._schedule = self._when.bound(lambda: probe.cost.seconds, waits=True)
-            known = interval_of(self._file.records()) if trainer.is_global_zero else None
-            self._schedule.interval = int(largest(known or self._when.interval))
+        resumes = isinstance(self._when, Budget) and trainer.is_global_zero
+        self._steps = Steps(self._when, probe, interval_of(self._file.records()) if resumes else None)
         self._outlets = Outlets(raises=self._raise)
         self._step, self._measured, self._warned = 0, False, False
-        self._ran = self._selected = 0
         self.probe = probe.attach()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -117,8 +113,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
         self.probe.reset("train")
         self._losses = []
         try:
-            self._measured = bool(self._schedule(self._step))
-            self._ran, self._selected = self._ran + 1, self._selected + self._measured
+            self._measured = self._steps.begin(self._step)
         except Exception as error:
             if self._raise:
                 raise
@@ -131,8 +126,8 @@ class LightningCallback(Callback):  # type: ignore[misc]
             self._losses.append(outputs["loss"].detach())
         if self._measured and trainer.global_step >= self._step:
             self._report(trainer, "train", self._step)
-            if isinstance(self._schedule, Budget) and self.probe is not None:
-                self._schedule.update(largest)
+            if self.probe is not None:
+                self._steps.update()
         if trainer.global_step >= self._step:
             self._measured = False
 
@@ -150,8 +145,8 @@ class LightningCallback(Callback):  # type: ignore[misc]
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """:meta private:"""
-        if isinstance(self._schedule, Budget) and self._selected < FEW < self._ran and trainer.is_global_zero:
-            self._warn(few(self._selected, self._ran, self._schedule.share, "LightningCallback"))
+        if self.probe is not None and trainer.is_global_zero and (few := self._steps.few("LightningCallback")):
+            self._warn(few)
         self.close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -174,8 +169,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
                 return
             with self.probe.timed():
                 reading = self.probe.read(mode, reset=True)
-                if isinstance(self._schedule, Budget):
-                    reading.cost = replace(self.probe.cost, interval=self._schedule.interval)
+                reading.cost = self._steps.cost
                 if trainer.is_global_zero:
                     self._write(trainer, reading, step)
         except EmptyReadingError:

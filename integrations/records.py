@@ -7,7 +7,7 @@ from typing import Any
 from geomprobe import Cost, Reading
 from geomprobe.files import check_shape
 
-__all__ = ["FEW", "few", "interval_of", "reading_of", "record_of"]
+__all__ = ["interval_of", "reading_of", "record_of"]
 
 _COST = {"seconds": float, "share": float, "interval": int | None}
 
@@ -42,15 +42,3 @@ def interval_of(records: Sequence[dict[str, Any]]) -> int | None:
 def _cost_of(record: dict[str, Any]) -> Cost:
     check_shape(record["cost"], _COST, "this is not the cost of a reading")
     return Cost(**record["cost"])
-
-
-FEW = 10
-"""Below so many readings, a training tells that a budget left time for few."""
-
-
-def few(measured: int, ran: int, share: float, callback: str) -> str:
-    """Return what a training with few readings tells about its budget."""
-    return (
-        f"{measured} of {ran} optimizer steps were measured, because more would have taken more than {share:.2g} of the time: "
-        f"{callback}(when={max(1, ran // FEW)}) measures at least {FEW}"
-    )

@@ -31,7 +31,7 @@ class Clock:
         self._since = perf_counter() if self._since is None else self._since
 
     def halt(self) -> None:
-        """Stop to count ``elapsed``."""
+        """Stop counting ``elapsed``."""
         self._before, self._since = self.elapsed, None
 
     @property

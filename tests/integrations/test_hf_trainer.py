@@ -138,7 +138,7 @@ def test_evaluations_do_not_count_for_the_budget(tmp_path: Path) -> None:
     callback = ProbeCallback([RepresentationEntropy()], sites=["embed"], when=budget(0.99))
     trainer(tmp_path, callback, evaluated=slow, eval_strategy="steps", eval_steps=1).train()
     assert len([step for step, mode in steps(callback) if mode == "eval"]) == 6
-    assert callback._schedule.interval <= 4
+    assert callback._steps.schedule.interval <= 4
 
 
 def test_a_number_means_every_so_many_steps(tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def budgets(out: str) -> None:
     assert measured[0] == measured[1] == [step for step in range(1, 25) if step in measured[0]]
     assert measured[0][0] == 2
     assert len(measured[0]) < 12
-    assert callback._schedule.interval >= 4
+    assert callback._steps.schedule.interval >= 4
     dist.destroy_process_group()
 
 
