@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from geomprobe.sweeps.config import SweepConfig
     from geomprobe.sweeps.sweep import sweep
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Alarm",
     "AttentionProfile",
