@@ -68,12 +68,13 @@ def toy_trainer(
     width: int = 128,
     layers: int = 4,
     length: int = BLOCK,
+    seed: int = 0,
     report_to: str = "none",
     run_name: str | None = None,
     quiet: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Trainer:
-    """Return a Trainer on the CPU with a new model, which has the same initial weights every time, and heads of 32 dimensions.
+    """Return a Trainer on the CPU with a new model, whose initial weights depend on ``seed`` only, and heads of 32 dimensions.
 
     Args:
         out: output folder of the Trainer.
@@ -81,12 +82,13 @@ def toy_trainer(
         width: number of dimensions of a hidden state, a multiple of 32.
         layers: number of decoder layers.
         length: number of bytes in a text, which is also the maximum length of the model.
+        seed: of the initial weights, and of the order of the texts.
         report_to: ``"wandb"`` to log every step and the held-out loss to W&B.
         run_name: name of the W&B run.
         quiet: whether to hide the progress bar.
         callbacks: callbacks of the Trainer.
     """
-    set_seed(0)
+    set_seed(seed)
     model = GPTNeoXForCausalLM(
         GPTNeoXConfig(
             vocab_size=256,
@@ -108,6 +110,7 @@ def toy_trainer(
         TrainingArguments(
             output_dir=str(out),
             max_steps=steps,
+            seed=42 + seed,  # 42 is the default of Transformers
             per_device_train_batch_size=_BATCH,
             per_device_eval_batch_size=_BATCH,
             learning_rate=2e-3,
