@@ -1,13 +1,18 @@
 """What a visitor of the repository finds besides the code: workflows, templates of issues, links and pictures."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from geomprobe import Reading
+from geomprobe.models.toy import byte_blocks
 from tests.house.test_imports import ROOT
+from tests.pictures import draw
 from tests.versions import pins
 
 GITHUB = ROOT / ".github"
@@ -69,3 +74,25 @@ def test_the_changelog_is_in_order() -> None:
 def test_a_picture_is_small_and_shown(path: Path) -> None:
     assert path.stat().st_size < 150_000
     assert f".github/images/{path.name}" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_what_the_readme_says_of_byte_frequencies() -> None:
+    training, held_out = byte_blocks()
+    counts = torch.bincount(training.flatten(), minlength=256).double() + 0.01  # a byte that training lacks is not impossible
+    loss = -(counts / counts.sum()).log()[held_out[:, 1:]].mean().item()
+    (told,) = re.findall(r"byte frequencies, (\d\.\d\d),", (ROOT / "README.md").read_text("utf-8").replace("\n  ", " "))
+    assert loss == pytest.approx(float(told), abs=0.05)  # each Python has its own edition of these help pages
+
+
+def test_a_picture_is_drawn_from_the_file_of_a_training(tmp_path: Path) -> None:
+    readings = [(step, Reading("eval", ["embed", "final_norm"], ranks(step))) for step in (0, 5)]
+    lines = [json.dumps(reading.to_dict() | {"step": step, "loss": 5.0 - step}) for step, reading in readings]
+    (tmp_path / "geomprobe.jsonl").write_text("\n".join([*lines, '{"format": 1, "step": 5, "loss": 2.5}']), "utf-8")
+    loss, ranks_by_step = draw(tmp_path).axes
+    assert [text.get_text() for text in loss.texts] == ["5.00", "0.00"]
+    assert [text.get_text() for text in ranks_by_step.texts] == ["20.0", "15.0", "18.0", "13.0"]
+    assert [label.get_text() for label in ranks_by_step.get_xticklabels()] == ["untrained", "5"]
+
+
+def ranks(step: int) -> dict[str, float]:
+    return {"effective_rank/embed": 20.0 - step, "effective_rank/final_norm": 18.0 - step}
