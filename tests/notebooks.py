@@ -47,11 +47,13 @@ def execute(notebook: dict[str, Any]) -> dict[str, Any]:
 def _outputs(code: str, names: dict[str, Any], count: int) -> Iterator[dict[str, Any]]:
     """Run one cell, and return its outputs in the format of Jupyter."""
     printed = io.StringIO()
-    *body, last = ast.parse(code).body
-    shown = isinstance(last, ast.Expr) and not code.rstrip().endswith(";")
+    body, last, value = ast.parse(code).body, None, None
+    if body and isinstance(end := body[-1], ast.Expr) and not code.rstrip().endswith(";"):
+        body, last = body[:-1], ast.Expression(end.value)
     with contextlib.redirect_stdout(printed):
-        exec(compile(ast.Module(body if shown else [*body, last], []), f"<cell {count}>", "exec"), names)
-        value = eval(compile(ast.Expression(last.value), f"<cell {count}>", "eval"), names) if shown else None
+        exec(compile(ast.Module(body, []), f"<cell {count}>", "exec"), names)
+        if last is not None:
+            value = eval(compile(last, f"<cell {count}>", "eval"), names)
     if printed.getvalue():
         yield {"output_type": "stream", "name": "stdout", "text": printed.getvalue().splitlines(keepends=True)}
     if value is not None:

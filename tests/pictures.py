@@ -37,8 +37,8 @@ def draw(folder: Path) -> Figure:
     for (site, place), rank in np.ndenumerate(ranks):
         dark = rank > 0.6 * ranks.max()
         lower.text(place, site, f"{rank:.1f}", ha="center", va="center", fontsize=9, color="white" if dark else "#222222")
-    site, place = np.unravel_index(ranks.argmin(), ranks.shape)
-    lower.add_patch(Rectangle((place - 0.5, site - 0.5), 1, 1, fill=False, edgecolor="#d62728", linewidth=2.5, clip_on=False))
+    row, column = divmod(int(ranks.argmin()), len(steps))
+    lower.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#d62728", linewidth=2.5, clip_on=False))
     lower.set_xticks(range(len(steps)), [f"{step}" if step else "untrained" for step in steps])
     lower.set_yticks(range(len(sites)), sites)
     lower.set_xlabel("training step")
