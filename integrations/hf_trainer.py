@@ -442,7 +442,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         for i in reversed(range(len(self.history))):
             when, old = self.history[i]
             if old.mode == reading.mode:
-                self.history[i] = (when, Reading(old.mode, old.sites, old, old.notes))
+                self.history[i] = (when, Reading(old.mode, old.sites, old, old.notes, widths=old.widths))
                 self.history[i][1].cost = old.cost
                 break
         self.history.append((step, reading))
