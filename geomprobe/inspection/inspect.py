@@ -24,8 +24,8 @@ _ON_PAGE = 12
 """Largest number of picks of each kind that the page shows for a token."""
 
 _ATTENTION = (
-    "Attention weights are means over heads, in the layer before the site: embed has none, and final_norm has those of the "
-    "last layer."
+    "Attention weights are means over heads unless a head is chosen, in the layer before the site: embed has none, and "
+    "final_norm has those of the last layer."
 )
 
 _NO_HEADS = (
