@@ -46,7 +46,7 @@ def test_inspect_json_is_sites_curves_tokens(stories_model: Path, tmp_path: Path
     run = geomprobe("inspect", str(stories_model), "--file", str(file), "--json")
     assert run.returncode == 0, run.stderr
     data = json.loads(run.stdout)
-    assert set(data) == {"format", "mode", "sites", "curves", "tokens", "notes"}
+    assert set(data) == {"format", "mode", "sites", "curves", "tokens", "notes", "widths"}
     assert next(iter(data["sites"])) == "embed"
     assert len(data["sites"]) == 7
     count = len(data["tokens"])
