@@ -10,6 +10,7 @@ from geomprobe.errors import EmptyReadingError, GeomprobeError
 
 if TYPE_CHECKING:
     from geomprobe.capture.decoder import Decoder
+    from geomprobe.inspection.notebook import show_tokens
     from geomprobe.metrics.activations import MassiveActivations
     from geomprobe.metrics.attention import AttentionProfile
     from geomprobe.metrics.base import Metric
@@ -53,6 +54,7 @@ __all__ = [
     "SweepConfig",
     "budget",
     "every",
+    "show_tokens",
     "sweep",
 ]
 
@@ -77,6 +79,7 @@ _HOME = {
     "SweepConfig": "geomprobe.sweeps.config",
     "budget": "geomprobe.schedule",
     "every": "geomprobe.schedule",
+    "show_tokens": "geomprobe.inspection.notebook",
     "sweep": "geomprobe.sweeps.sweep",
 }
 

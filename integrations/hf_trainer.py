@@ -35,10 +35,12 @@ from geomprobe.integrations.ranks import on_any_rank
 from geomprobe.integrations.records import reading_of, record_of
 from geomprobe.integrations.steps import Steps
 from geomprobe.integrations.trainer_trackers import TrainerTrackers
+from geomprobe.integrations.training_plot import plot_training
 from geomprobe.schedule import Schedule, as_schedule, budget
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
 __all__ = ["ProbeCallback"]
@@ -194,6 +196,24 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         """
         self._finalizer()
         self.probe = None
+
+    def plot(self, metric: str = "effective_rank", *, mode: str = "train", ax: "Axes | None" = None) -> "Axes":
+        """Draw a metric at every site over the steps so far, below the loss, from the file of readings.
+
+        Args:
+            metric: the name of a number of the readings.
+            mode: the mode of the readings and of the loss, such as ``"train"`` or ``"eval"``.
+            ax: the matplotlib axes to draw on. Default: those of a new figure of ``matplotlib.pyplot``.
+
+        Returns:
+            The axes of the map of sites and steps.
+
+        Raises:
+            GeomprobeError: if there is no reading of this mode (with several processes only the main one writes the file), or
+                no such metric.
+        """
+        axes: Axes = plot_training(self._file, metric, mode=mode, ax=ax)
+        return axes
 
     # -- called by Trainer --------------------------------------------------------------------------------------------------
 
@@ -442,7 +462,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         for i in reversed(range(len(self.history))):
             when, old = self.history[i]
             if old.mode == reading.mode:
-                self.history[i] = (when, Reading(old.mode, old.sites, old, old.notes))
+                self.history[i] = (when, Reading(old.mode, old.sites, old, old.notes, widths=old.widths))
                 self.history[i][1].cost = old.cost
                 break
         self.history.append((step, reading))

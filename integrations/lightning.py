@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,11 @@ from geomprobe.integrations.outlets import Outlets
 from geomprobe.integrations.ranks import on_any_rank
 from geomprobe.integrations.records import interval_of, record_of
 from geomprobe.integrations.steps import Steps
+from geomprobe.integrations.training_plot import plot_training
 from geomprobe.schedule import Budget, Schedule, as_schedule, budget
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 try:
     from lightning.pytorch import Callback
@@ -85,7 +89,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
         self._log: Log = log
         self._jsonl = jsonl
         self._raise = on_error == "raise"
-        self._file: StepFile
+        self._file: StepFile | None = None
         self._outlets: Outlets
         self._losses: list[Tensor] = []  # of the batches of a measured step
         self._step = 0  # the optimizer step that runs, counted from 1
@@ -159,6 +163,24 @@ class LightningCallback(Callback):  # type: ignore[misc]
             self.probe.close()
             self.probe = None
 
+    def plot(self, metric: str = "effective_rank", *, mode: str = "train", ax: "Axes | None" = None) -> "Axes":
+        """Draw a metric at every site over the steps so far, below the loss, from the file of readings.
+
+        Args:
+            metric: the name of a number of the readings.
+            mode: the mode of the readings and of the loss, such as ``"train"`` or ``"eval"``.
+            ax: the matplotlib axes to draw on. Default: those of a new figure of ``matplotlib.pyplot``.
+
+        Returns:
+            The axes of the map of sites and steps.
+
+        Raises:
+            GeomprobeError: if there is no reading of this mode (with several processes only the main one writes the file), or
+                no such metric.
+        """
+        axes: Axes = plot_training(self._file, metric, mode=mode, ax=ax)
+        return axes
+
     def _report(self, trainer: Any, mode: Literal["train", "eval"], step: int) -> None:
         """Read the numbers, which is a collective operation, and write them on the main process."""
         if self.probe is None:
@@ -189,7 +211,8 @@ class LightningCallback(Callback):  # type: ignore[misc]
             # Lightning has divided each loss by the batches of a whole step. The last step of an epoch may have fewer.
             loss = float(torch.stack(self._losses).mean()) * trainer.accumulate_grad_batches
             line |= {"loss": loss} if math.isfinite(loss) else {}
-        self._outlets.write(self._file, f"the file {self._file.path}", lambda: self._file.append(step, line))
+        if (file := self._file) is not None:
+            self._outlets.write(file, f"the file {file.path}", lambda: file.append(step, line))
         log = {"metrics": flat(reading, self._log), "step": max(step - 1, 0)}
         for logger in trainer.loggers:
             self._outlets.write(logger, type(logger).__name__, partial(logger.log_metrics, **log))

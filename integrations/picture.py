@@ -1,5 +1,6 @@
 """The picture of a training: the effective rank at every site over the steps so far."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -8,9 +9,11 @@ from geomprobe import Reading
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
     from numpy.typing import NDArray
 
-__all__ = ["PICTURE", "draw_layers"]
+__all__ = ["PICTURE", "draw_heatmap", "draw_layers"]
 
 PICTURE = "geomprobe/effective_rank_layers"
 """Name of the picture in trackers."""
@@ -41,14 +44,35 @@ def draw_layers(history: Sequence[tuple[int, Reading]]) -> "NDArray[np.uint8] | 
     ranks = [[_rank(reading, site) for site in sites] for _, reading in readings]
     figure = Figure(figsize=(5.12, 3.2), dpi=125, layout="constrained")  # labels stay legible where trackers show it small
     axes = figure.add_subplot()
-    mesh = axes.pcolormesh([step for step, _ in readings], range(len(sites)), np.array(ranks).T, shading="nearest")
-    every = math.ceil(len(sites) / 16)
-    axes.set_yticks(range(0, len(sites), every), sites[::every], fontsize=8)
-    axes.set_xlabel("step")
+    mesh = draw_heatmap(axes, [step for step, _ in readings], sites, ranks)
     figure.colorbar(mesh, label="effective rank")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def draw_heatmap(ax: "Axes", steps: Sequence[int], sites: Sequence[str], values: Sequence[Sequence[float]]) -> "QuadMesh":
+    """Draw the values of each step and site as colours, with the first site at the bottom. What is not finite is blank.
+
+    Args:
+        ax: the axes.
+        steps: the steps, in order. The colour of a step reaches half-way to the next one.
+        sites: the names of the sites.
+        values: for each step the values at the sites.
+
+    Returns:
+        The map, for a colour bar.
+    """
+    import numpy as np
+
+    grid = np.ma.masked_invalid(np.array(values, dtype=float)).T
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(steps)]
+    edges = [2 * steps[0] - middles[0], *middles, 2 * steps[-1] - middles[-1]] if middles else [steps[0] - 0.5, steps[0] + 0.5]
+    mesh = ax.pcolormesh(edges, [i - 0.5 for i in range(len(sites) + 1)], grid)
+    every = math.ceil(len(sites) / 16)
+    ax.set_yticks(range(0, len(sites), every), [site.replace("$", r"\$") for site in sites[::every]], fontsize=8)
+    ax.set_xlabel("step")
+    return mesh
 
 
 def _rank(reading: Reading, site: str) -> float:

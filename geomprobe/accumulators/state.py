@@ -78,7 +78,8 @@ def wanted_attention(needs: Iterable[object]) -> AttentionRequest | None:
     wanted = [request for request in requests if request is not None]
     if not wanted:
         return None
-    return AttentionRequest(max(r.first for r in wanted), any(r.maps for r in wanted), any(r.logits for r in wanted))
+    flags = ("maps", "logits", "heads")
+    return AttentionRequest(max(r.first for r in wanted), **{flag: any(getattr(r, flag) for r in wanted) for flag in flags})
 
 
 @dataclass(frozen=True)

@@ -40,11 +40,13 @@ class AttentionRequest:
         first: number of tokens at the start of the text whose weights are kept.
         maps: whether the weights averaged over heads are kept, for all columns.
         logits: whether the largest score of each row is kept.
+        heads: whether the weights of every head are kept, for all columns, which takes much memory for long texts.
     """
 
     first: int = 1
     maps: bool = False
     logits: bool = False
+    heads: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class AttentionRows:
         mean: the weights averaged over heads, ``(…, batch, length, columns)``, if they were requested.
         top: the largest score of a visible column as it enters the softmax (after scale, soft cap and bias),
             ``(…, batch, heads, length)``, if it was requested.
+        heads: the weights of every head, ``(…, batch, heads, length, columns)``, if they were requested.
     """
 
     entropy: Tensor
@@ -71,6 +74,7 @@ class AttentionRows:
     octaves: Tensor
     mean: Tensor | None = None
     top: Tensor | None = None
+    heads: Tensor | None = None
 
     def map(self, change: Callable[[str, Tensor], Tensor]) -> Self:
         """Return a copy with ``change(name, tensor)`` in place of each tensor."""
@@ -80,7 +84,7 @@ class AttentionRows:
 
     def batch(self, part: slice) -> Self:
         """Return the summaries of a part of the batch."""
-        behind = {"picks": 1, "first": 3}  # number of dimensions after that of the batch; 2 for the others
+        behind = {"picks": 1, "first": 3, "heads": 3}  # number of dimensions after that of the batch; 2 for the others
         return self.map(
             lambda name, value: value.movedim(-1 - behind.get(name, 2), 0)[part].movedim(0, -1 - behind.get(name, 2))
         )
@@ -89,7 +93,7 @@ class AttentionRows:
         """Return the summaries of the first ``length`` rows, with ``length`` columns."""
 
         def cut(name: str, value: Tensor) -> Tensor:
-            if name == "mean":
+            if name in ("mean", "heads"):
                 return value[..., :length, :length]
             return value[..., :length, :] if name == "octaves" else value[..., :length]
 
@@ -101,7 +105,7 @@ class AttentionRows:
 
         def join(name: str, first: Tensor) -> Tensor:
             several: list[Tensor] = [getattr(part, name) for part in parts]
-            if name not in ("octaves", "mean"):
+            if name not in ("octaves", "mean", "heads"):
                 return torch.cat(several, -1)
             widest = max(value.shape[-1] for value in several)  # later rows have more earlier tokens
             return torch.cat([torch.nn.functional.pad(value, (0, widest - value.shape[-1])) for value in several], -2)
@@ -266,6 +270,7 @@ class _Out:
         self._octaves = layout.position.new_empty(layout.edges.shape, dtype=kind)
         self._mean = layout.position.new_zeros((batch, length, columns), dtype=kind) if request.maps else None
         self._top = torch.empty_like(self._entropy) if request.logits else None
+        self._heads = layout.position.new_zeros((batch, heads, length, columns), dtype=kind) if request.heads else None
 
     def put(self, part: slice, weights: Tensor, entropy: Tensor, most: Tensor | None = None) -> None:
         """Fill in the rows ``part`` from their weights ``(batch, heads, rows, columns)``, entropies and largest scores. Columns
@@ -288,6 +293,9 @@ class _Out:
             self._mean[:, part, :columns] = mean
         if self._top is not None:
             self._top[:, :, part] = torch.nan if most is None else most
+        if self._heads is not None:
+            self._heads[:, :, part, :columns] = weights
 
     def rows(self) -> AttentionRows:
-        return AttentionRows(self._entropy, self._first, self._distance, self._picks, self._octaves, self._mean, self._top)
+        kept = (self._mean, self._top, self._heads)
+        return AttentionRows(self._entropy, self._first, self._distance, self._picks, self._octaves, *kept)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from geomprobe.capture.decoder import find_decoder
+from geomprobe.capture.decoder import Decoder, find_decoder
 from geomprobe.errors import GeomprobeError
 from geomprobe.inspection.token_weights import Pick, Picks, pick_tokens
 from geomprobe.models.loading import Loaded, tokenize
@@ -26,6 +26,10 @@ _ON_PAGE = 12
 _ATTENTION = (
     "Attention weights are means over heads, in the layer before the site: embed has none, and final_norm has those of the "
     "last layer."
+)
+
+_NO_HEADS = (
+    "Attention heads are not shown one by one: the text or the model is too large for it, or its number of heads is not known."
 )
 
 
@@ -77,6 +81,7 @@ class Inspection:
             r2=tuple(picks.r2 for picks in self.picks),
             notes=(*self.reading.notes, *([_ATTENTION] if "attention" in shown else [])),
             start=sites[-1],
+            heads=tuple(picks.heads or () for picks in self.picks) if any(picks.heads for picks in self.picks) else (),
         )
         return page.to_html()
 
@@ -107,7 +112,7 @@ class Inspection:
     def _picked(self, line: str, weights: Sequence[Pick], width: int) -> str:
         """``line`` followed by as many picks as fit."""
         for j, weight in weights:
-            pick = f" {visible(self.tokens[j])} {_share(weight)}"
+            pick = f" {visible(self.tokens[j])}#{j} {_share(weight)}"  # the position tells equal tokens apart
             if _columns(line) + _columns(pick) > width - 2:
                 return f"{line} …"
             line += pick
@@ -119,21 +124,24 @@ class Inspection:
             return f"no token has a finite row at {site}, so there are no gains to show"
         gain = self._gain(site)
         lines, words, bars, used = [], "", "", 0
-        finite = [value for value in gain if math.isfinite(value)]
-        least, most = min(finite), max(finite)
+        first = next(t for t, value in enumerate(gain) if math.isfinite(value))
+        finite = [value for value in gain[first + 1 :] if math.isfinite(value)]
+        least, most = (min(finite), max(finite)) if finite else (math.nan, math.nan)
         span = (most - least) or 1.0
-        for token, value in zip(self.tokens, gain, strict=True):
+        for t, (token, value) in enumerate(zip(self.tokens, gain, strict=True)):
             cell = visible(token)
             cells = _columns(cell)
             if used and used + cells + 1 > width:
                 lines += [words, bars.rstrip()]
                 words, bars, used = "", "", 0
             words += cell + " "
-            bar = "▁▂▃▄▅▆▇█"[min(7, int(8 * (value - least) / span))] if math.isfinite(value) else "?"
+            bar = "▁▂▃▄▅▆▇█"[min(7, int(8 * (value - least) / span))] if math.isfinite(value) and t != first else "?"
+            bar = "·" if t == first else bar
             bars += bar * cells + " "
             used += cells + 1
-        title = f"information gain of each token at {site}, {least:.2f} (▁) to {most:.2f} nats (█)"
-        return "\n".join([title, "", *lines, words, bars.rstrip()])
+        title = f"information gain of each token at {site}" + f", {least:.2f} (▁) to {most:.2f} nats (█)" * bool(finite)
+        about = f"the first token (·) has none before it: its gain is {gain[first]:.2f} nats in any text"
+        return "\n".join([title, about, "", *lines, words, bars.rstrip()])
 
 
 def inspect_text(
@@ -191,14 +199,25 @@ def _inspect(
     chosen = None if tokens is None else tuple(dict.fromkeys(t for token in tokens for t in _find(token, written)))
     picks: tuple[Picks, ...] = ()
     why = ""
+    remarks = list(loaded.notes)
     if all_sites or site is not None:
         sites = None if all_sites or site is None else [site]
-        picks, why = pick_tokens(loaded.model, ids, sites, decoder=decoder, progress=progress)
+        heads = all_sites and _few_enough(loaded, decoder, ids.shape[-1])
+        picks, why = pick_tokens(loaded.model, ids, sites, decoder=decoder, heads=heads, progress=progress)
+        if all_sites and not (heads or why):
+            remarks.append(_NO_HEADS)
     with torch.inference_mode(), Probe(loaded.model, decoder=decoder, on_error="raise") as probe:
         decoder.base(input_ids=ids, use_cache=False)
     reading = probe.read()
-    reading.notes += [*loaded.notes, *([f"attention was not measured: {why}"] if why else [])]
+    reading.notes += [*remarks, *([f"attention was not measured: {why}"] if why else [])]
     return Inspection(reading, written, picks, site, chosen, _name(loaded))
+
+
+def _few_enough(loaded: Loaded, decoder: Decoder, tokens: int) -> bool:
+    """Whether the weights of all heads fit into memory, 64 MiB a site, and into a page, a few megabytes."""
+    config = loaded.model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", 0) or 0
+    return heads * tokens**2 <= 1 << 24 and heads * tokens * len(decoder.select(None)) <= 1 << 18
 
 
 def _name(loaded: Loaded) -> str:

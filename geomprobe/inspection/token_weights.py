@@ -27,6 +27,9 @@ _LASSO, _SIGMA = ContextLasso(), InformationGain().sigma
 _MOST = 100
 """Largest number of picks kept for a token: at most 100 attention weights can be above 0.01."""
 
+_MOST_OF_A_HEAD = 5
+"""Largest number of picks kept for a token and a head."""
+
 Pick = tuple[int, float]
 """The number of an earlier token in the text, and its weight."""
 
@@ -42,6 +45,8 @@ class Picks:
         attention: the picks of attention in the layer before the site: the earlier tokens with a weight, averaged over heads,
             above 0.01. ``None`` if there is no attention.
         r2: for every token the share of its row's squared length that the Lasso reproduces; NaN for the first token.
+        heads: for every attention head the picks of every token, at most 5, if they were requested; ``None`` if there is no
+            attention. They are not part of ``to_dict``.
 
     The picks of a token are sorted by magnitude, largest first, and there are at most 100 of each kind.
     """
@@ -51,6 +56,7 @@ class Picks:
     ridge: tuple[tuple[Pick, ...], ...]
     attention: tuple[tuple[Pick, ...], ...] | None
     r2: tuple[float, ...]
+    heads: tuple[tuple[tuple[Pick, ...], ...], ...] | None = None
 
     @property
     def kinds(self) -> dict[str, tuple[tuple[Pick, ...], ...] | None]:
@@ -69,6 +75,7 @@ def pick_tokens(
     sites: Sequence[str] | None = None,
     *,
     decoder: Decoder,
+    heads: bool = False,
     progress: Callable[[int], object] = lambda done: None,
 ) -> tuple[tuple[Picks, ...], str]:
     """Compute the picks of every token of one text.
@@ -78,6 +85,7 @@ def pick_tokens(
         ids: token ids of the text, ``(1, length)``.
         sites: the sites. Default: all.
         decoder: the decoder of the model, which is run once.
+        heads: whether to return the picks of every attention head too.
         progress: a function that is called with the number of sites that have been completed since its last call.
 
     Returns:
@@ -86,7 +94,7 @@ def pick_tokens(
     Raises:
         GeomprobeError: if a site does not exist.
     """
-    why, solve = "", _Solve(AttentionRequest(maps=True), progress)
+    why, solve = "", _Solve(AttentionRequest(maps=True, heads=heads), progress)
     probe = Probe(model, [], sites=sites, decoder=decoder, on_error="raise")
     try:
         add_consumer(probe, solve).attach()
@@ -118,16 +126,26 @@ class _Solve:
         attended = maps.isfinite().all((-2, -1)).tolist()
         kinds = map(_lists, (lasso.clamp_min(0), ridge, maps.nan_to_num(0).tril(-1)))
         picks = {
-            site: Picks(site, solved, regressed, weights if there else None, (math.nan, *shares[1:]))
-            for site, solved, regressed, weights, there, shares in zip(sites, *kinds, attended, r2, strict=True)
+            site: Picks(site, solved, regressed, weights if there else None, (math.nan, *shares[1:]), of if there else None)
+            for site, solved, regressed, weights, there, shares, of in zip(
+                sites, *kinds, attended, r2, _of_heads(rows, len(sites)), strict=True
+            )
         }
         self.progress(len(sites))
         return lambda: self.found.update(picks)
 
 
-def _lists(weights: Tensor) -> list[tuple[tuple[Pick, ...], ...]]:
-    """The picks of the tokens of each site from the weights ``(sites, T, T)``, those of largest weight first."""
-    tokens = weights.abs().topk(min(_MOST, weights.shape[-1]), dim=-1).indices
+def _of_heads(rows: Rows, sites: int) -> "list[tuple[tuple[tuple[Pick, ...], ...], ...] | None]":
+    """The picks of the tokens of each site by head; ``None`` if they were not requested."""
+    if rows.attention is None or rows.attention.heads is None:
+        return [None] * sites
+    weights = rows.attention.heads.squeeze(-4).nan_to_num(0).tril(-1)  # (sites, heads, T, T)
+    return [tuple(_lists(of_site, _MOST_OF_A_HEAD)) for of_site in weights]
+
+
+def _lists(weights: Tensor, most: int = _MOST) -> list[tuple[tuple[Pick, ...], ...]]:
+    """The picks of the tokens of each site, or head, from the weights ``(sites, T, T)``, those of largest weight first."""
+    tokens = weights.abs().topk(min(most, weights.shape[-1]), dim=-1).indices
     pairs = zip(tokens.tolist(), weights.gather(-1, tokens).tolist(), strict=True)
     return [tuple(map(_picks, *site)) for site in pairs]
 

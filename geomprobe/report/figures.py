@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from geomprobe.errors import GeomprobeError
 from geomprobe.metrics.base import Curve
-from geomprobe.report.descriptions import describe
+from geomprobe.metrics.descriptions import describe
 from geomprobe.report.theme import BASELINES, Ink, categorical, escape_label, sequence, si_format, template
 from geomprobe.sweeps.records import Record, Run
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geomprobe.errors import GeomprobeError
+from geomprobe.metrics.descriptions import COMPACT, describe
 from geomprobe.protocols import PROTOCOLS, Protocol
 from geomprobe.report import figures
-from geomprobe.report.descriptions import COMPACT, describe
 from geomprobe.report.render import content_hash, render
 from geomprobe.report.theme import shorten, si_format, template
 from geomprobe.sweeps.records import Record, Run

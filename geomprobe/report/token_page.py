@@ -33,6 +33,11 @@ class TokenPage:
         r2: R² of the Lasso for every site and token; NaN where undefined.
         notes: remarks that a reader must know, such as why a kind is missing.
         start: the site shown first; the last one if there is no site of this name.
+        heads: for every site the picks of each attention head; no heads at a site without attention, and empty if heads are not
+            shown one by one.
+
+    The last token is chosen at the start, because most earlier tokens can be among its picks. The first token has no shade: its
+    gain is ``½ log(1 + σ⁻²)`` in any text, and would hide the differences between the others.
 
     Raises:
         GeomprobeError: if there are no tokens or sites, or if the shapes of the attributes do not agree.
@@ -46,6 +51,7 @@ class TokenPage:
     r2: tuple[tuple[float, ...], ...]
     notes: tuple[str, ...] = ()
     start: str = "final_norm"
+    heads: tuple[tuple[Row, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.tokens or not self.sites:
@@ -59,21 +65,28 @@ class TokenPage:
                 raise GeomprobeError(f"{name} must have {shape[0]} sites with {shape[1]} tokens each")
         for kind, sites in self.picks.items():
             for site, row in zip(self.sites, sites, strict=True):
-                for t, picks in enumerate(row):
-                    if not all(0 <= j < t and math.isfinite(weight) for j, weight in picks):
-                        raise GeomprobeError(f"{kind} at {site}: token {t} must pick earlier tokens with finite weights")
+                _check_row(row, f"{kind} at {site}")
+        if self.heads and len(self.heads) != shape[0]:
+            raise GeomprobeError(f"heads must have {shape[0]} sites")
+        for site, of_site in zip(self.sites, self.heads, strict=False):
+            for head, row in enumerate(of_site):
+                if len(row) != shape[1]:
+                    raise GeomprobeError(f"head {head} at {site} must have {shape[1]} tokens")
+                _check_row(row, f"head {head} at {site}")
 
     def to_html(self) -> str:
         """Return the page as one self-contained HTML document, which works from a file or in a frame."""
         start = self.sites.index(self.start) if self.start in self.sites else len(self.sites) - 1
         gain = self.gain[start]
-        low, high = _range(gain)
+        first = next((t for t, value in enumerate(gain) if math.isfinite(value)), -1)
+        low, high = _range(gain[first + 1 :])
         return render(
             "geomprobe.report",
             "tokens.html.j2",
             title=printable(self.title),
             notes=[printable(note) for note in self.notes],
-            tokens=[_token(token, value, low, high) for token, value in zip(self.tokens, gain, strict=True)],
+            tokens=[_token(token, gain[t], low, high, first=t == first) for t, token in enumerate(self.tokens)],
+            most_heads=max(map(len, self.heads), default=0),
             site=printable(self.sites[start]),
             low=_nats(low),
             high=_nats(high),
@@ -83,8 +96,15 @@ class TokenPage:
                 "gain": [_thousandths(row) for row in self.gain],
                 "r2": [_thousandths(row) for row in self.r2],
                 "picks": {kind: [_packed(row) for row in self.picks[kind]] for kind in KINDS if kind in self.picks},
+                "heads": [[_packed(row) for row in of_site] for of_site in self.heads],
             },
         )
+
+
+def _check_row(row: Row, where: str) -> None:
+    for t, picks in enumerate(row):
+        if not all(0 <= j < t and math.isfinite(weight) for j, weight in picks):
+            raise GeomprobeError(f"{where}: token {t} must pick earlier tokens with finite weights")
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -127,14 +147,15 @@ class _Token(NamedTuple):
     gap: str
     word: str
     shade: str
+    first: bool
     ends_line: bool
 
 
-def _token(token: str, gain: float, low: float, high: float) -> _Token:
-    """A token, shaded by its gain; without a shade where the gain is not known."""
+def _token(token: str, gain: float, low: float, high: float, *, first: bool) -> _Token:
+    """A token, shaded by its gain; without a shade where the gain is not known, and for the first token of a text."""
     gap, word = (" ", token[1:]) if token.startswith(" ") and token[1:2].strip() else ("", token)
-    shade = f"{(gain - low) / ((high - low) or 1):.3f}" if math.isfinite(gain) else ""
-    return _Token(gap, _visible(word), shade, "\n" in word)
+    shade = f"{(gain - low) / ((high - low) or 1):.3f}" if math.isfinite(gain) and not first else ""
+    return _Token(gap, _visible(word), shade, first, "\n" in word)
 
 
 def _visible(token: str) -> str:

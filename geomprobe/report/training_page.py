@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from geomprobe.integrations import flat
+from geomprobe.metrics.descriptions import describe
 from geomprobe.reading import Reading
 from geomprobe.report import figures
-from geomprobe.report.descriptions import describe
 from geomprobe.report.page import Course, FigureGroup, figure_page
 from geomprobe.report.theme import shorten
 from geomprobe.report.training_file import Training, as_run

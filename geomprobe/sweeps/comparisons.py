@@ -76,7 +76,7 @@ class Comparisons:
             for site in old.sites:
                 values[f"{what}/{site}"] = float(debiased_cka(grams[site].double(), theirs[site].double()))
             partners[what] = other.name
-        return replace(record, reading=Reading(old.mode, old.sites, values, notes, old.curves), partners=partners)
+        return replace(record, reading=Reading(old.mode, old.sites, values, notes, old.curves, old.widths), partners=partners)
 
     def outdated(self) -> list[Record]:
         """Return the records whose partners have changed, because an earlier checkpoint was measured later than they were."""

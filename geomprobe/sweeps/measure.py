@@ -222,7 +222,8 @@ def _joined(whole: Reading, sample: Reading) -> Reading:
     """The numbers of all tokens, with those that only the sample has, and the size of the sample as ``sample_tokens``."""
     counts = {f"sample_{key}": value for key, value in sample.items() if key.startswith("tokens/")}
     notes = dict.fromkeys([*whole.notes, *sample.notes])
-    return Reading(whole.mode, whole.sites, {**sample, **whole, **counts}, notes, sample.curves | whole.curves)
+    widths = {**sample.widths, **whole.widths}
+    return Reading(whole.mode, whole.sites, {**sample, **whole, **counts}, notes, sample.curves | whole.curves, widths)
 
 
 def _supported(loaded: Loaded, decoder: Decoder, metrics: Sequence[Metric]) -> tuple[Sequence[Metric], list[str]]:

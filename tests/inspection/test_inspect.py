@@ -31,7 +31,7 @@ def shown(of: Inspection) -> list[str]:
     """The lines under the title: words and bars in turn."""
     lines = str(of).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("information gain of each token"))
-    return lines[start + 2 :]
+    return lines[start + 3 :]
 
 
 def test_every_token_stands_over_its_bar() -> None:
@@ -43,7 +43,8 @@ def test_every_token_stands_over_its_bar() -> None:
     for above, below in zip(words, bars, strict=True):
         assert [columns(word) for word in above.split()] == [len(bar) for bar in below.split()]
     assert " ".join(words).split()[:5] == ["the", "⏎", "模型", "<script>", "⇥"]
-    assert "▁▁▁" in bars[0]  # the first gains least
+    assert bars[0].startswith("···")  # the first gains the same in any text
+    assert "▁▁▁" in " ".join(bars)  # a later one of the same gain is the least
     assert "█" * 79 in bars  # the last most
 
 
@@ -52,6 +53,7 @@ def test_a_token_whose_row_is_not_finite_has_no_bar(gain: tuple[float, ...]) -> 
     bars = shown(inspection(("a", "b", "c"), gain))[1].split()
     finite = [*map(math.isfinite, gain), *[False] * (3 - len(gain))]
     assert [bar != "?" for bar in bars] == finite
+    assert bars[finite.index(True)] == "·"
 
 
 def test_no_finite_row_at_all_is_said() -> None:
@@ -59,7 +61,24 @@ def test_no_finite_row_at_all_is_said() -> None:
 
 
 def test_equal_gains_are_drawn() -> None:
-    assert shown(inspection(("a", "b"), (1.0, 1.0)))[1].split() == ["▁", "▁"]
+    assert shown(inspection(("a", "b", "c"), (4.6, 1.0, 1.0)))[1].split() == ["·", "▁", "▁"]
+
+
+def test_the_first_token_does_not_hide_the_differences_of_the_others() -> None:
+    lines = str(inspection(("a", "b", "c"), (4.605, 1.0, 1.1))).splitlines()
+    assert lines[-1].split() == ["·", "▁", "█"]
+    assert "information gain of each token at final_norm, 1.00 (▁) to 1.10 nats (█)" in lines
+    assert "the first token (·) has none before it: its gain is 4.61 nats in any text" in lines
+    assert "▁" not in str(inspection(("a",), (4.605,)))
+
+
+def test_picks_carry_positions_so_that_equal_tokens_are_told_apart() -> None:
+    tokens = ("Yes", ".", "Yes", ".")
+    weights = ((), (), ((0, 0.5),), ((1, 0.75), (0, 0.25)))
+    picks = Picks("final_norm", weights, weights, None, (math.nan, 0.1, 0.2, 0.3))
+    made = Inspection(inspection(tokens, (1.0,) * 4).reading, tokens, (picks,), "final_norm")
+    assert str(made).splitlines()[-1].endswith(".#1 .75 Yes#0 .25")
+    assert made.made_of(picks, 3)[1].endswith(".#1 .75 Yes#0 .25")
 
 
 @pytest.mark.slow
@@ -84,7 +103,7 @@ def test_what_tokens_are_made_of_is_the_lasso_of_the_site(smollm2_model: Path) -
     )
     assert len(lines[start + 2 :]) == len(made.tokens)
     assert max(map(columns, lines)) <= 80
-    assert " France ." in lines[start + 2 + made.tokens.index(" China")]
+    assert " France#" in lines[start + 2 + made.tokens.index(" China")]
     with pytest.raises(GeomprobeError, match="unknown site 'layer_99'"):
         inspect_text(loaded, text, site="layer_99")
 

@@ -87,7 +87,8 @@ def focused(page: Page) -> int:
 def test_pointing_at_a_token_shows_what_it_picks(viewer: Viewer) -> None:
     page = viewer.open(PAGE.to_html())
     tokens = page.locator(".t")
-    assert lit(page, "lasso") == {}
+    assert word(page) == "Beijing"  # the last token is chosen at the start
+    assert lit(page, "lasso") == {12: "plus", 11: "minus"}
     tokens.nth(CHINA).hover()
     assert word(page) == "China"
     assert page.locator("#facts").inner_text() == "position 11 · gain 4.000 nats · Lasso R² 0.610"
@@ -97,15 +98,17 @@ def test_pointing_at_a_token_shows_what_it_picks(viewer: Viewer) -> None:
     assert listed(page, "attention") == ["France #3 0.800", "capital #9 −0.200"]
     assert "Picked by 2 later tokens: Beijing #13, is #12" in page.locator("[data-kind=lasso] .aside").inner_text()
     spoken = page.locator("[aria-live]").inner_text()
-    assert spoken.startswith("China, position 11, gain 4.000 nats, Lasso R² 0.610. Lasso: France 1.200, capital −0.300. Ridge:")
+    assert spoken.startswith(
+        "China, position 11, gain 4.000 nats, Lasso R² 0.610. Lasso: France #3 1.200, capital #9 −0.300. Ridge:"
+    )
     thick = page.evaluate("[3, 9].map(t => parseFloat(tokens[t].style.getPropertyValue('--lasso-width')))")
     assert thick == [4.0, 3.25]
     tokens.nth(0).hover()
     assert lit(page, "lasso") == {}
-    assert page.locator("#facts").inner_text().endswith("Lasso R² undefined")
+    assert page.locator("#facts").inner_text().endswith("gain 1.000 nats · the first token")
     assert page.locator("[data-kind=lasso] .aside").inner_text().startswith("No earlier tokens.")
     page.locator("h1").hover()
-    assert word(page) == ""
+    assert word(page) == "Beijing"
 
 
 def test_a_click_pins_and_escape_lets_go(viewer: Viewer) -> None:
@@ -117,7 +120,7 @@ def test_a_click_pins_and_escape_lets_go(viewer: Viewer) -> None:
     assert word(page) == "China"
     assert tokens.nth(CHINA).get_attribute("aria-selected") == "true"
     page.keyboard.press("Escape")
-    assert (word(page), lit(page, "lasso")) == ("", {})
+    assert (word(page), lit(page, "lasso")) == ("Beijing", {12: "plus", 11: "minus"})
     expect(unpin).to_be_hidden()
     tokens.nth(CHINA).click()
     tokens.nth(CHINA).click()
@@ -125,7 +128,7 @@ def test_a_click_pins_and_escape_lets_go(viewer: Viewer) -> None:
     assert word(page) == "of"
     tokens.nth(2).click()
     unpin.click()
-    assert word(page) == ""
+    assert word(page) == "Beijing"
 
 
 def test_the_keyboard_reaches_every_token(viewer: Viewer) -> None:
@@ -146,7 +149,7 @@ def test_the_keyboard_reaches_every_token(viewer: Viewer) -> None:
     page.locator(".t").nth(2).hover()
     assert word(page) == "Beijing"
     page.keyboard.press("Escape")
-    assert (focused(page), word(page)) == (13, "")
+    assert (focused(page), word(page)) == (13, "Beijing")
     page.keyboard.press("Tab")
     page.keyboard.press("Shift+Tab")
     assert focused(page) == 13
@@ -218,6 +221,37 @@ def test_each_kind_can_be_hidden(viewer: Viewer, kind: str) -> None:
     expect(page.locator(f"[data-kind={kind}] ol")).to_be_visible()
 
 
+def test_each_head_can_be_seen(viewer: Viewer) -> None:
+    heads = tuple(tuple(((CHINA, head / 4),) if t == IS else () for t in range(len(WORDS))) for head in (1, 2))
+    page = viewer.open(replace(PAGE, heads=((), heads, heads[:1])).to_html())
+    page.locator(".t").nth(IS).click()
+    menu = page.get_by_label("Attention of")
+    assert menu.locator("option").all_inner_texts() == ["mean of all heads", "head 0", "head 1"]
+    mean = listed(page, "attention")
+    menu.select_option("head 0")
+    assert listed(page, "attention") == ["China #11 0.250"]
+    assert lit(page, "attention") == {CHINA: "plus"}
+    assert listed(page, "lasso") != ["China #11 0.250"]
+    menu.select_option("head 1")
+    assert page.locator("[data-kind=attention] .aside").inner_text() == "None at this layer."  # it has one head only
+    slider = page.get_by_label("Layer")
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    assert listed(page, "attention") == ["China #11 0.500"]
+    page.keyboard.press("ArrowRight")
+    menu.select_option("mean of all heads")
+    assert listed(page, "attention") == mean
+    assert page.get_by_label("Attention of").count() == 1
+    assert viewer.open(PAGE.to_html()).get_by_label("Attention of").count() == 0
+
+
+def test_the_first_token_does_not_hide_the_differences_of_the_others(viewer: Viewer) -> None:
+    page = viewer.open(plain(("a", " b", " c"), gain=((4.605, 1.0, 1.1),)).to_html())
+    alpha = [float(shade.rstrip(")").split(",")[3]) for shade in shades(page)]
+    assert alpha == [0.0, pytest.approx(0.05, abs=0.01), pytest.approx(0.45, abs=0.01)]
+    assert "its gain is ½ log(1 + σ−2) in any text" in page.locator(".about").inner_text()
+
+
 def test_a_kind_that_is_missing_says_so(viewer: Viewer) -> None:
     note = "no attention maps from this model: it is a state-space model"
     page = viewer.open(replace(PAGE, picks={"lasso": PAGE.picks["lasso"]}, notes=(note,)).to_html())
@@ -233,12 +267,13 @@ def test_a_kind_that_is_missing_says_so(viewer: Viewer) -> None:
 
 
 def test_shade_is_gain_and_the_unknown_has_none(viewer: Viewer) -> None:
-    document = plain(("a", " b", " c", " d"), gain=((1.0, math.nan, 3.0, 2.0),)).to_html()
+    document = plain(("a", " b", " c", " d"), gain=((9.0, math.nan, 3.0, 2.0),)).to_html()
     assert '<span class="t" data-unknown="">b</span>' in document  # also without JavaScript
+    assert '<span class="t" data-first="">a</span>' in document
     page = viewer.open(document)
     alpha = [float(shade.rstrip(")").split(",")[3]) for shade in shades(page)]
-    assert alpha == [pytest.approx(value, abs=0.01) for value in (0.05, 0.0, 0.45, 0.25)]
-    assert page.locator(".legend").inner_text().split() == ["gain", "1.00", "3.00", "nats"]
+    assert alpha == [pytest.approx(value, abs=0.01) for value in (0.0, 0.0, 0.45, 0.05)]
+    assert page.locator(".legend").inner_text().split() == ["gain", "2.00", "3.00", "nats"]
     page.locator(".t").nth(1).hover()
     assert "gain unknown" in page.locator("#facts").inner_text()
 
@@ -290,7 +325,7 @@ def test_nothing_is_wider_than_the_screen(viewer: Viewer, width: int) -> None:
     for document in (wide.to_html(), PAGE.to_html()):
         page = viewer.open(document, width=width, height=844, touch=True)
         page.locator(".t").nth(2).dispatch_event("pointermove", {"pointerType": "touch", "clientX": 1})
-        assert word(page) == ""  # a finger that scrolls
+        assert word(page) == page.locator(".t").last.inner_text()  # a finger that scrolls chooses nothing
         page.locator(".t").nth(3).tap()
         assert word(page) == page.locator(".t").nth(3).inner_text()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -436,6 +471,9 @@ def test_data_is_json_without_a_tag() -> None:
         ({"gain": PAGE.gain[:2]}, "gain must have 3 sites with 14 tokens each"),
         ({"r2": (*PAGE.r2[:2], ())}, "r2 must have 3 sites with 14 tokens each"),
         ({"picks": {"lasso": (((),), (), ())}}, "lasso must have 3 sites with 14 tokens each"),
+        ({"heads": ((),)}, "heads must have 3 sites"),
+        ({"heads": ((), (((),),), ())}, "head 0 at layer_00 must have 14 tokens"),
+        ({"heads": ((), (), ((((0, 1.0),), *((),) * 13),))}, "head 0 at final_norm: token 0 must pick earlier tokens"),
         ({"picks": {"elastic": ((), (), ())}}, "unknown kinds of picks: elastic; expected some of lasso, ridge, attention"),
         ({"picks": {"ridge": ((), (), (((0, 1.0),), *((),) * 13))}}, "ridge at final_norm: token 0 must pick earlier tokens"),
         ({"picks": {"ridge": ((), (), ((), ((0, math.nan),), *((),) * 12))}}, "token 1 must pick .* finite weights"),

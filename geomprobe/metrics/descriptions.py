@@ -1,4 +1,4 @@
-"""The description of each metric in the report: its title, its unit, how to read it, and a caveat."""
+"""The description of each metric in figures: its title, its unit, how to read it, and a caveat."""
 
 from html import escape
 from typing import NamedTuple
@@ -38,6 +38,9 @@ _WORDS = {
     "information_gain": Description("Information gain", "nats per text"),
     "information_gain_per_dim": Description("Information gain per dimension", "nats per text and dimension"),
     "gain_per_token": Description("Gain per token", "nats"),
+    "gain": Description("Information gain of each token", "nats"),
+    "posterior_variance": Description("Posterior variance of each token", "share of its squared length"),
+    "spectrum": Description("Eigenvalues of the covariance", "eigenvalue"),
     "lasso_picks": Description(
         "Lasso picks",
         "earlier tokens",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from geomprobe import GeomprobeError, Probe, Reading
+from geomprobe import Curvature, GeomprobeError, MeanRepresentation, Probe, Reading
 from geomprobe.accumulators.state import Accumulator, State, TokenCount
 from geomprobe.metrics.base import Curve, Metric
 from geomprobe.reading import compute_reading
@@ -157,13 +157,13 @@ def test_a_name_belongs_to_one_metric() -> None:
 
 def test_a_reading_shows_what_is_for_readers(measured: Reading) -> None:
     of_a_mapping = {"get", "items", "keys", "values"}
-    own = {"cost", "curve", "curves", "metrics", "mode", "notes", "site", "sites"}
+    own = {"compare", "cost", "curve", "curves", "metrics", "mode", "notes", "plot", "site", "sites", "widths"}
     saved = {"from_dict", "from_json", "to_dict", "to_json", "to_pandas"}
     assert {name for name in dir(measured) if not name.startswith("_")} == of_a_mapping | own | saved
 
 
 def test_repr_is_one_short_line(measured: Reading, made: Reading) -> None:
-    assert repr(measured).startswith("<Reading 'geomprobe · 23 tokens in 3 texts · eval': ")
+    assert repr(measured).startswith("<Reading 'geomprobe · 23 tokens in 3 texts · d = 32 · eval': ")
     made.notes *= 99
     hostile = Reading("eval_" + "\n" * 999, made.sites * 99, dict(made), made.notes)
     for reading in (measured, made, hostile, Reading("eval", ())):
@@ -180,6 +180,26 @@ def test_json_round_trip(measured: Reading) -> None:
     assert loaded == measured
     assert loaded.curve("gain", "embed") == measured.curve("gain", "embed")
     assert list(loaded) == list(measured)
+
+
+def test_the_width_is_known_and_saved(measured: Reading) -> None:
+    assert measured.widths == dict.fromkeys(measured.sites, 32)
+    data = measured.to_dict()
+    assert data["widths"] == measured.widths
+    del data["widths"]  # a file that was written before readings had widths
+    old = Reading.from_dict(data)
+    assert (old.widths, dict(old)) == ({}, dict(measured))
+    for wrong in ({"embed": 0}, {"nowhere": 32}, {"embed": "32"}):
+        with pytest.raises(GeomprobeError, match=r"this is not a reading: .*widths"):
+            Reading.from_dict(data | {"widths": wrong})
+
+
+@pytest.mark.parametrize(("metric", "width"), [(MeanRepresentation(), 32), (Curvature(), None)])
+def test_the_width_comes_from_a_metric_that_sums_rows(metric: Metric, width: int | None) -> None:
+    model = tiny()
+    with Probe(model, [metric], on_error="raise") as probe, torch.no_grad():
+        model(token_batch(1, 5))
+    assert set(probe.read().widths.values()) == ({width} if width else set())
 
 
 def test_json_round_trip_of_numbers_json_does_not_have(made: Reading) -> None:
@@ -216,59 +236,3 @@ def test_to_pandas(measured: Reading, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(GeomprobeError, match=r"Reading.to_pandas\(\) needs pandas: pip install pandas"):
         measured.to_pandas()
-
-
-# -- to look at -------------------------------------------------------------------------------------------------------------
-
-
-def test_printed_in_80_columns_with_every_site_on_a_line(measured: Reading) -> None:
-    lines = str(measured).splitlines()
-    assert max(map(len, lines)) <= 80
-    assert "23 tokens in 3 texts" in lines[0]
-    for site in measured.sites:
-        (line,) = (line for line in lines if line.split()[:1] == [site])
-        assert f"{measured[f'entropy/{site}']:.3f}" in line
-
-
-def test_printed_with_notes_and_numbers_that_are_missing(made: Reading) -> None:
-    lines = str(made).splitlines()
-    assert max(map(len, lines)) <= 80
-    assert "1,234,567 tokens in 1 text" in lines[0]
-    assert {"embed", "layer_00", "final_norm"} <= {line.split()[0] for line in lines if line}
-    assert made.notes[0] in str(made)
-    assert "nan" not in str(made)
-
-
-def test_a_long_note_and_many_metrics_are_wrapped(made: Reading) -> None:
-    made.notes.append("word " * 50)
-    for i in range(40):
-        made._values[f"a_metric_of_ones_own_{i:02d}/embed"] = i
-    lines = str(made).splitlines()
-    assert max(map(len, lines)) <= 80
-    assert sum(line.count("word") for line in lines) == 50
-
-
-def test_a_reading_of_a_metric_of_ones_own_is_printed() -> None:
-    reading = Reading("eval", ("embed", "final_norm"), {"mean_norm/embed": 1.5, "mean_norm/final_norm": 1234.5})
-    lines = str(reading).splitlines()
-    assert any("mean_norm" in line for line in lines)
-    shown = [float(line.split()[1]) for line in lines if line.startswith(("embed", "final_norm"))]
-    assert shown == pytest.approx([1.5, 1234.5], rel=1e-3)
-
-
-def test_html_for_notebooks_escapes_what_it_shows(made: Reading) -> None:
-    page = made._repr_html_()
-    assert "<script>" not in page
-    assert "&lt;script&gt;" in page
-    assert "<b>mind</b>" not in page
-    assert "&lt;b&gt;mind&lt;/b&gt; the gap &amp; &quot;quotes&quot;" in page
-    assert page.count("<tr>") == 1 + len(made.sites)
-    for tag in ("table", "thead", "tbody", "tr", "p", "div"):
-        assert page.count(f"<{tag}>") + page.count(f"<{tag} ") == page.count(f"</{tag}>")
-
-
-def test_html_holds_every_metric(measured: Reading) -> None:
-    page = measured._repr_html_()
-    for metric in measured.metrics:
-        assert metric in ("tokens", "texts") or f"<th>{metric}</th>" in page
-    assert f"<td>{measured['entropy/layer_01']:.3f}</td>" in page
