@@ -23,10 +23,10 @@ from geomprobe.reading import Cost, Reading, compute_reading
 from geomprobe.recording.all_reduce import on_all_ranks, replicas
 from geomprobe.recording.live_gain import GainUpdate
 from geomprobe.recording.recorder import Consumer, Recorder
-from geomprobe.recording.state_store import Mode
+from geomprobe.recording.state_store import Bank, Mode
 from geomprobe.schedule import Budget, Schedule, as_schedule
 
-__all__ = ["Mode", "Probe", "add_consumer"]
+__all__ = ["Mode", "Probe", "add_consumer", "sums_of"]
 
 _attached: "weakref.WeakSet[Probe]" = weakref.WeakSet()  # weak, so that a model that is dropped with its probe is freed
 
@@ -244,6 +244,12 @@ class Probe:
         return self._clock.span()
 
     def _read(self, mode: Mode | None) -> Reading:
+        mode, bank, notes = self._sums(mode)
+        with torch.inference_mode(False), torch.no_grad():
+            return compute_reading(mode, self.sites, self.metrics, bank, notes)
+
+    def _sums(self, mode: Mode | None) -> tuple[Mode, Bank, list[str]]:
+        """The mode to read, its sums over all processes, and the notes of a reading."""
         self._capture.end_dead_sequences()
         store = on_all_ranks(lambda: self._recorder.with_sequences(self._capture.sequences))
         banks = store.over_ranks(replicas(self._model)).banks
@@ -256,9 +262,7 @@ class Probe:
             raise GeomprobeError(f"read({mode!r}): expected 'train', 'eval' or 'no_grad'")
         if not banks[mode]:
             raise EmptyReadingError(f"nothing to read: {self._why_empty(seen)}")
-        notes = [*self._recorder.notes, *self._capture.notes(mode)]
-        with torch.inference_mode(False), torch.no_grad():
-            return compute_reading(mode, self.sites, self.metrics, banks[mode], notes)
+        return mode, banks[mode], [*self._recorder.notes, *self._capture.notes(mode)]
 
     def reset(self, mode: Mode | None = None) -> None:
         """Discard the sums of ``mode``, or of all modes if it is ``None``."""
@@ -317,6 +321,12 @@ def add_consumer(probe: Probe, consumer: Consumer) -> Probe:
     probe._recorder.consumers.append(consumer)
     probe._capture.attention = wanted_attention([*probe._recorder.store.accumulators, *probe._recorder.consumers])
     return probe
+
+
+def sums_of(probe: Probe, mode: Mode) -> tuple[Bank, list[str]]:
+    """Return the sums from which ``probe.read(mode)`` computes its numbers, and the notes of that reading, for parts of this
+    package. Like ``read``, this is a collective operation, and raises an error if nothing was measured."""
+    return probe._sums(mode)[1:]
 
 
 def _magnifies_errors(accumulator: Accumulator) -> bool:

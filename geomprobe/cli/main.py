@@ -292,93 +292,36 @@ def bench(
     keeps("Nothing is kept; run the same command to start again")
     if what is not Bench.overhead and (every is not None or budget is not None or shapes):
         raise GeomprobeError(f"bench {what}: --every, --budget and --shapes belong to bench overhead")
-    with without_loading_bars():
-        if what is Bench.overhead and shapes:
-            results, text = _shapes(device=device, dtype=dtype.value, rounds=rounds)
-        elif every is not None or budget is not None:
-            results, text = _schedules(
-                bench_model=(what, model, device, dtype.value),
-                every=every,
-                budget=budget,
-                batch=batch,
-                length=length or 256,
-                rounds=rounds,
-                steps=steps,
-            )
-        else:
-            results, text = _bench(
-                what, model=model, device=device, dtype=dtype.value, batch=batch, length=length, tokens=tokens, rounds=rounds
-            )
-    show(json.dumps(results) if as_json else text)
-
-
-def _shapes(*, device: str | None, dtype: str, rounds: int) -> tuple[dict[str, Any], str]:
-    from geomprobe.bench.schedules import bench_shapes
-    from geomprobe.bench.timing import table
-
-    results = bench_shapes(device=device, dtype=dtype, rounds=rounds)
-    return results, table(results)
-
-
-def _schedules(
-    *,
-    bench_model: tuple[str, str | None, str | None, str],
-    every: int | None,
-    budget: float | None,
-    batch: int,
-    length: int,
-    rounds: int,
-    steps: int,
-) -> tuple[dict[str, Any], str]:
-    """The results of a schedule, and their table."""
-    from geomprobe.bench import schedules
-    from geomprobe.bench.overhead import bench_model as model_of
-    from geomprobe.bench.timing import table
-
-    what, model, device, dtype = bench_model
-    watched = model_of(what, model=model, device=device, dtype=dtype)
-    if budget is not None:
-        results = schedules.bench_budget(watched, share=budget, batch=batch, length=length, steps=steps)
-    else:
-        results = schedules.bench_every(watched, every_nth=every or 1, batch=batch, length=length, rounds=rounds)
-    return results, table(results)
-
-
-def _bench(
-    what: Bench,
-    *,
-    model: str | None,
-    device: str | None,
-    dtype: str,
-    batch: int,
-    length: int | None,
-    tokens: int,
-    rounds: int,
-) -> tuple[dict[str, Any], str]:
-    """The results of a benchmark, and their table."""
-    from geomprobe.bench import lasso, overhead, precision
+    from geomprobe.bench import lasso, overhead, precision, schedules, timing
     from geomprobe.bench import sweep as checkpoints
-    from geomprobe.bench.timing import table
 
-    if what is Bench.lasso:
-        results = lasso.bench_lasso(model, length=length or 512, rounds=rounds, device=device)
-        return results, lasso.table(results)
-    if what is Bench.precision:
-        results = precision.bench_precision(model, batch=batch, length=length or 256, device=device, dtype=dtype)
-        return results, precision.table(results)
-    if what is Bench.sweep:
-        results = checkpoints.bench_sweep(model, tokens=tokens, length=length or 256, rounds=rounds, device=device)
-        return results, table(results)
-    random = overhead.bench_model(what, model=model, device=device, dtype=dtype)
-    if what is Bench.overhead:
-        results = overhead.bench_overhead(random, batch=batch, length=length or 256, rounds=rounds)
-    elif what is Bench.attention:
-        results = overhead.bench_attention(random, batch=batch, length=length or 256, rounds=rounds)
-    elif what is Bench.decode:
-        results = overhead.bench_decode(random, rounds=rounds)
-    else:
-        results = overhead.bench_memory(random)
-    return results, table(results)
+    size = {"batch": batch, "length": length or 256}
+
+    def run() -> dict[str, Any]:
+        if what is Bench.lasso:
+            return lasso.bench_lasso(model, length=length or 512, rounds=rounds, device=device)
+        if what is Bench.sweep:
+            return checkpoints.bench_sweep(model, tokens=tokens, length=length or 256, rounds=rounds, device=device)
+        if what is Bench.precision:
+            return precision.bench_precision(model, **size, device=device, dtype=dtype.value)
+        if shapes:
+            return schedules.bench_shapes(device=device, dtype=dtype.value, rounds=rounds)
+        measured = overhead.bench_model(what, model=model, device=device, dtype=dtype.value)
+        if budget is not None:
+            return schedules.bench_budget(measured, share=budget, **size, steps=steps)
+        if every is not None:
+            return schedules.bench_every(measured, every_nth=every, **size, rounds=rounds)
+        if what is Bench.memory:
+            return overhead.bench_memory(measured)
+        if what is Bench.decode:
+            return overhead.bench_decode(measured, rounds=rounds)
+        of_forward = overhead.bench_overhead if what is Bench.overhead else overhead.bench_attention
+        return of_forward(measured, **size, rounds=rounds)
+
+    with without_loading_bars():
+        results = run()
+    table = {Bench.lasso: lasso.table, Bench.precision: precision.table}.get(what, timing.table)
+    show(json.dumps(results) if as_json else table(results))
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Measures one model of a sweep: inexpensive metrics on all tokens, and expensive metrics on a sample of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -21,11 +21,11 @@ from geomprobe.metrics.curvature import Curvature
 from geomprobe.metrics.entropy import RepresentationEntropy
 from geomprobe.metrics.information_gain import InformationGain
 from geomprobe.models.loading import Loaded
-from geomprobe.probe import Mode, Probe, add_consumer
+from geomprobe.probe import Mode, Probe, add_consumer, sums_of
 from geomprobe.protocols import Protocol
 from geomprobe.reading import Reading, compute_reading
 from geomprobe.recording.recorder import Consumer
-from geomprobe.recording.state_store import StateStore
+from geomprobe.recording.state_store import Bank, StateStore
 from geomprobe.sweeps.dataset import Batch
 from geomprobe.sweeps.processes import Team
 
@@ -117,7 +117,7 @@ def measure(
         GeomprobeError: if the model cannot be measured, or if a site has no finite row.
     """
 
-    def run() -> tuple[Probe, Probe, Tensor, dict[str, Tensor], list[str]]:
+    def run() -> tuple[Probe, Probe, Sequence[Metric], Tensor, dict[str, Tensor], list[str]]:
         decoder = find_decoder(loaded.model)
         metrics, notes = _supported(loaded, decoder, sample_metrics)
         of_all = _without_attention(token_metrics) if notes else token_metrics
@@ -127,10 +127,11 @@ def measure(
         anchored, loss = _run(loaded, decoder, metrics, first, {}, advance, grams)
         near, more = _run(loaded, decoder, metrics, mine[len(first) :], anchored.state_dict(), advance)
         far, rest_loss = _run(loaded, decoder, of_all, team.share(rest), near.state_dict(), advance)
-        return near, far, loss + more + rest_loss, grams.of(first), notes
+        return near, far, metrics, loss + more + rest_loss, grams.of(first), notes
 
-    near, whole, loss, grams, notes = team.all_do(run)
-    reading = _joined(whole.read("eval"), near.read("eval"))
+    near, whole, metrics, loss, grams, notes = team.all_do(run)
+    (of_all, remarks), (of_sample, more) = sums_of(whole, "eval"), sums_of(near, "eval")
+    reading = _joined(whole.sites, metrics, of_all, of_sample, dict.fromkeys([*remarks, *more]))
     reading.notes += [*loaded.notes, *notes]
     if silent := [site for site in reading.sites if not reading.get(f"tokens/{site}")]:
         raise GeomprobeError(
@@ -160,7 +161,7 @@ def gaussian(
     """Return the reading of rows drawn from a Gaussian, of the same number and width, in texts of the same lengths. It has the
     single site ``"gaussian"``."""
     generator = torch.Generator().manual_seed(seed)
-    readings = []
+    banks = []
     for chosen, batches in ((token_metrics, [*sample, *rest]), (sample_metrics, sample)):
         metrics = _without_attention(chosen)
         accumulators = dict.fromkeys([TokenCount(), *(need for metric in metrics for need in metric.accumulators)])
@@ -169,8 +170,8 @@ def gaussian(
             with full_precision("cpu"):
                 rows = torch.randn(1, *batch.ids.shape, width, generator=generator)
                 store.measure("eval", slice(0, 1), Rows(rows, batch.mask.bool()))()
-        readings.append(compute_reading("eval", ("gaussian",), metrics, store.banks["eval"]))
-    return _joined(*readings)
+        banks.append(store.banks["eval"])
+    return _joined(("gaussian",), metrics, *banks)
 
 
 def _run(
@@ -218,12 +219,13 @@ def _forward(loaded: Loaded, batch: Batch) -> Tensor:
     return torch.tensor([float(torch.stack(losses).double().sum()), predicted], dtype=torch.float64)
 
 
-def _joined(whole: Reading, sample: Reading) -> Reading:
-    """The numbers of all tokens, with those that only the sample has, and the size of the sample as ``sample_tokens``."""
-    counts = {f"sample_{key}": value for key, value in sample.items() if key.startswith("tokens/")}
-    notes = dict.fromkeys([*whole.notes, *sample.notes])
-    widths = {**sample.widths, **whole.widths}
-    return Reading(whole.mode, whole.sites, {**sample, **whole, **counts}, notes, sample.curves | whole.curves, widths)
+def _joined(sites: Sequence[str], metrics: Sequence[Metric], whole: Bank, sample: Bank, notes: Iterable[str] = ()) -> Reading:
+    """The numbers of the metrics of a sample, from the sums over all tokens where there are any, and else from those over the
+    sample, with the size of the sample as ``sample_tokens``. Eigenvalues of a sum that both have are computed once."""
+    bank = {site: sample[site] | states for site, states in whole.items()}
+    reading = compute_reading("eval", sites, metrics, bank, notes)
+    counts = {f"sample_tokens/{site}": float(states[TokenCount()]["tokens"]) for site, states in sample.items()}
+    return Reading(reading.mode, sites, {**reading, **counts}, reading.notes, reading.curves, reading.widths)
 
 
 def _supported(loaded: Loaded, decoder: Decoder, metrics: Sequence[Metric]) -> tuple[Sequence[Metric], list[str]]:

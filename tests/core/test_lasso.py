@@ -1,6 +1,7 @@
 """The Lasso of every row on its past, against scikit-learn and against the conditions that only a solution meets."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,13 +104,35 @@ def test_sets_that_grow_too_large_go_on_by_the_other_method(monkeypatch: pytest.
     torch.testing.assert_close(mixed.coefficients, expected.coefficients, rtol=0, atol=1e-3)
 
 
+def test_sequences_with_few_targets_are_solved_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = unit(8, 40, 16)
+    which = torch.arange(40).expand(8, 40) % 4 == 3
+    which = which & (torch.arange(8) != 5).unsqueeze(1)  # a sequence without a target
+    together: list[int] = []
+    solve = lasso._solve
+
+    def counted(problem: lasso._Problem, *others: Any) -> Any:
+        together.append(len(problem.gram))
+        return solve(problem, *others)
+
+    monkeypatch.setattr(lasso, "_solve", counted)
+    found = solve_lasso(gram(z), 0.05, which=which)
+    assert together == [4, 4]
+    every = solve_lasso(gram(z), 0.05)
+    assert together[2:] == [1] * 8
+    assert found.converged[which].all()
+    torch.testing.assert_close(found.coefficients[which], every.coefficients[which], rtol=0, atol=1e-12)
+    assert not found.coefficients[~which].any()
+
+
 @pytest.mark.parametrize("shape", [(3,), (2, 2)], ids=str)
 def test_a_batch_is_its_sequences_one_by_one(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     z = unit(*shape, 40, 16)
     for penalty in (1e-4, 0.05):
         for whole in (False, True):
             if whole:  # as a GPU does it
-                monkeypatch.setattr(lasso, "_parts", lambda stack: iter([slice(0, len(stack))]))
+                monkeypatch.setattr(lasso, "_parts", lambda stack, targets: iter([slice(0, len(stack))]))
+                monkeypatch.setattr(lasso, "_products", lasso._products_together)
             batch = solve_lasso(gram(z), penalty, tol=1e-6)
             monkeypatch.undo()
             assert batch.gap.shape == z.shape[:-1]

@@ -16,12 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from geomprobe import GeomprobeError, InformationGain, Probe, RepresentationEntropy, SweepConfig, sweep
+from geomprobe.accumulators.covariance import eigenvalues
+from geomprobe.accumulators.state import State
 from geomprobe.core.similarity import debiased_cka
 from geomprobe.files import append_line
 from geomprobe.models.loading import load, untrained
 from geomprobe.sweeps import sweep as module
 from geomprobe.sweeps.checkpoints import Checkpoint
 from geomprobe.sweeps.dataset import Documents, TokenizedTexts, read_documents, tokenize_documents
+from geomprobe.sweeps.measure import gaussian, measure, sample_metrics, token_metrics
+from geomprobe.sweeps.processes import Team
 from geomprobe.sweeps.records import READINGS, Record, Run
 from tests.reference import hidden_states, unit
 from tests.sweeps.conftest import STEPS, save_checkpoint
@@ -80,6 +84,24 @@ def test_numbers_are_a_probes_on_the_same_texts(run: Run, training: Path, texts:
                 assert reading[f"{name}/{site}"] == pytest.approx(readings[1][f"{name}/{site}"], rel=1e-4)
             assert reading.curve("gain", site).count == readings[1].curve("gain", site).count
         assert record.loss == pytest.approx(float(torch.cat(losses[: len(cut.ids)]).mean()), rel=1e-5)
+
+
+def test_eigenvalues_of_a_sum_are_computed_once(training: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[str] = []
+
+    def counted(state: State, *, center: bool = False) -> torch.Tensor:
+        computed.append(",".join(state))
+        return eigenvalues(state, center=center)
+
+    monkeypatch.setattr("geomprobe.metrics.entropy.eigenvalues", counted)
+    loaded = load(str(training / "checkpoint-4"))
+    sample, rest = ([*part.batches(100)] for part in texts_of(texts, training).split(200))
+    near, far = sample_metrics(), token_metrics()
+    measured = measure(loaded, sample, rest, sample_metrics=near, token_metrics=far, team=Team(), advance=lambda tokens: None)
+    reading = measured.reading
+    assert len(computed) == 2 * len(reading.sites)  # of the rows of all tokens, and of those of the sample about their mean
+    gaussian(32, sample, rest, sample_metrics=near, token_metrics=far, seed=0)
+    assert len(computed) == 2 * len(reading.sites) + 2
 
 
 def test_baselines_are_null(run: Run) -> None:
