@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from geomprobe.errors import GeomprobeError
 from geomprobe.metrics.base import Curve
 from geomprobe.report.descriptions import describe
+from geomprobe.report.marks import fitted, name_ends, name_points
 from geomprobe.report.theme import BASELINES, Ink, categorical, escape_label, sequence, si_format, template
 from geomprobe.sweeps.records import Record, Run
 
@@ -45,13 +46,16 @@ def heatmap(run: Run, metric: str) -> "Figure | None":
     if len(records) < 2 or len(sites) < 2:
         return None
     labels, rows = _labels(run), [escape_label(site) for site in sites]
+    z = [[_value(record, metric, site) for record in records] for site in sites]
+    floor, known = describe(metric).floor, [value for row in z for value in row if value is not None]
+    clipped = floor is not None and min(known) < floor < max(known)
     body = {
         "type": "heatmap",
         "x": labels,
         "y": rows,
-        "z": [[_value(record, metric, site) for record in records] for site in sites],
+        "z": z,
         "hovertemplate": "%{y}<br>%{x}<br>%{z:.4g}<extra></extra>",
-    }
+    } | ({"zmin": floor, "zmax": max(known)} if clipped else {})
     columns, layers = _some(range(len(records)), 7), _by_layer(sites)
     layout = {
         "xaxis": _ticked(
@@ -61,7 +65,8 @@ def heatmap(run: Run, metric: str) -> "Figure | None":
         ),
         "yaxis": {"showgrid": False} | _ticked("layer", [rows[i] for i in layers["tickvals"]], layers["ticktext"]),
     }
-    return _figure([body], f"{describe(metric).title}, {describe(metric).axis}", **layout)
+    title = f"{describe(metric).title}, {describe(metric).axis}" + f", clipped at {floor:g}".replace("-", "−") * clipped
+    return _figure([body], title, **layout)
 
 
 def across_depth(run: Run, metric: str) -> "Figure | None":
@@ -85,6 +90,7 @@ def across_depth(run: Run, metric: str) -> "Figure | None":
         line(record, name=label, colour=colour, legend=named)
         for record, label, colour, named in zip(records, _labels(run), colours, legend, strict=True)
     ]
+    name_ends(lines)
     nulls = _nulls((run, *of) for of in zip(records, _labels(run), colours, strict=True))
     lines += [line(null, **style) for null, style in nulls]
     axis = _by_layer(sites) if alike else _titled("depth, as a share of the layers")
@@ -113,13 +119,16 @@ def _by_layer(sites: Sequence[str]) -> dict[str, Any]:
 # -- checkpoints ------------------------------------------------------------------------------------------------------------
 
 
-def over_checkpoints(runs: Sequence[Run], metric: str, *, most: int = _SITES, log_steps: bool = True) -> "Figure | None":
+def over_checkpoints(
+    runs: Sequence[Run], metric: str, *, most: int = _SITES, log_steps: bool = True, site: str | None = None
+) -> "Figure | None":
     """Return a figure over training steps or model sizes: for one run with lines for up to ``most`` layers, for several runs
     with one line each at the last site.
 
     For models of different depth, layers at the same share of the depth are compared. Baselines are those of the last site.
-    ``metric`` can be ``"loss"``. Without ``log_steps`` the axis of steps is linear. Return ``None`` for fewer than two
-    checkpoints.
+    ``metric`` can be ``"loss"``. Without ``log_steps`` the axis of steps is linear. ``site`` selects another site than the
+    last one, if one line is drawn. A single line has its first, lowest and last number beside it. Return ``None`` for fewer
+    than two checkpoints.
     """
     axis = _Axis.of(runs, log_steps=log_steps)
     single = len(runs) == 1
@@ -128,6 +137,8 @@ def over_checkpoints(runs: Sequence[Run], metric: str, *, most: int = _SITES, lo
         sites = _sites(run, metric)
         records = [record for record in run.checkpoints if axis.knows(record)]
         owns = [_own(record, sites) or ["final_norm"] for record in records]
+        if site is not None:
+            owns = [[site]] * len(records)
         deep = max(owns, key=len, default=[])
         by_layer = single and most > 1
         depths = [i / (len(deep) - 1) for i in _some(range(len(deep)), most)] if by_layer and len(deep) > 1 else [1.0]
@@ -151,6 +162,8 @@ def over_checkpoints(runs: Sequence[Run], metric: str, *, most: int = _SITES, lo
             )
     if not any(sum(y is not None for y in line["y"]) > 1 for line in lines):
         return None
+    if len(lines) == 1:
+        name_points(lines[0])
     return _plot([*lines, *nulls], metric, axis.layout)
 
 
@@ -232,12 +245,12 @@ def gain_curves(runs: Sequence[Run], *, increments: bool = False, per_dimension:
         return None
     nulls = _nulls((*one, name, colour) for one, name, colour in zip(picked, names, colours, strict=True))
     lines += [line(null, **style) for null, style in nulls]
-    layout = {
-        "xaxis": _titled("position in the text, tokens"),
-        "yaxis": _titled("nats per dimension" if per_dimension else "nats"),
-    }
+    found = [line for line in lines if line]
+    layout = {"xaxis": _titled("position in the text, tokens")} | fitted(
+        found, _titled("nats per dimension" if per_dimension else "nats")
+    )
     title = "Information gain of each token" if increments else "Information gain of the text so far"
-    return _figure([line for line in lines if line], title, **layout)
+    return _figure(found, title, **layout)
 
 
 def _curve(record: Record, metric: str) -> Curve | None:
@@ -502,8 +515,9 @@ def _ticked(title: str, places: Sequence[float], labels: Sequence[str]) -> dict[
 
 
 def _plot(lines: Iterable[dict[str, Any]], metric: str, xaxis: dict[str, Any]) -> "Figure":
-    about = describe(metric)
-    return _figure(_drawn(lines), about.title, xaxis=xaxis, yaxis=_titled(about.axis) | ({"type": "log"} if about.log else {}))
+    about, drawn = describe(metric), _drawn(lines)
+    yaxis = _titled(about.axis) | ({"type": "log"} if about.log else {})
+    return _figure(drawn, about.title, xaxis=xaxis, **fitted(drawn, yaxis, about.floor))
 
 
 def _figure(traces: list[dict[str, Any]], title: str, **layout: Any) -> "Figure":
