@@ -1,11 +1,27 @@
-"""What the runs of a report measured: facts, failures and notes."""
+"""What the runs of a report measured: facts, failures, and remarks for the reader."""
 
-def _facts(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """What was measured: names and their values."""
-    facts: dict[str, dict[str, None]] = {}  # the distinct values of all runs, by name
+from collections.abc import Sequence
+from pathlib import Path
+
+from geomprobe.protocols import PROTOCOLS, Protocol
+from geomprobe.report.theme import shorten, si_format
+from geomprobe.sweeps.records import Run
+
+__all__ = ["facts", "failures", "protocols", "remarks"]
+
+
+def protocols(runs: Sequence[Run]) -> dict[str, Protocol]:
+    """Return the published protocols that were measured, by their names."""
+    names = dict.fromkeys(run.manifest["arguments"].get("protocol") for run in runs)
+    return {name: PROTOCOLS[name] for name in names if name in PROTOCOLS}
+
+
+def facts(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Return what was measured: names and their values."""
+    found: dict[str, dict[str, None]] = {}  # the distinct values of all runs, by name
 
     def say(name: str, *values: str) -> None:
-        facts.setdefault(name, {}).update(dict.fromkeys(value for value in values if value))
+        found.setdefault(name, {}).update(dict.fromkeys(value for value in values if value))
 
     for run in runs:
         data = run.manifest["data"]
@@ -15,7 +31,7 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
             for name, kind in (("untrained", "untrained"), ("Gaussian", "gaussian"))
             if any(r.kind == kind for r in run.records)
         ]
-        for name, protocol in _protocols([run]).items():
+        for name, protocol in protocols([run]).items():
             say("Protocol", f"{name}: {protocol.title} ({protocol.source})")
         versions = run.manifest["versions"]
         say("Data", shorten(data["name"], most=80))
@@ -37,11 +53,11 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
             shape = ", ".join(part for part in (size, f"d\u00a0=\u00a0{r.width}" * bool(r.width)) if part)
             where = folders.copy().pop() if together else r.model or r.name  # checkpoints of one training are in one folder
             say("Models", shorten(where, most=80) + f" ({shape})" * bool(shape))
-    return [(name, list(values)) for name, values in facts.items() if values]
+    return [(name, list(values)) for name, values in found.items() if values]
 
 
-def _failed(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
-    """What failed: its name, that of its run if there are several, and its error."""
+def failures(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
+    """Return what failed: its name, that of its run if there are several, and its error."""
     return [
         (shorten(record.name, most=80), shorten(run.name) * (len(runs) > 1), shorten(record.error or "", most=400))
         for run in runs
@@ -49,8 +65,8 @@ def _failed(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _notes(runs: Sequence[Run]) -> list[str]:
-    """Remarks that a reader must know before comparing numbers."""
+def remarks(runs: Sequence[Run]) -> list[str]:
+    """Return what a reader must know before comparing numbers."""
     read = [record for run in runs for record in run.checkpoints]
     notes = []
     if len({record.tokens for record in read}) > 1:

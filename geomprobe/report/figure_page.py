@@ -1,6 +1,23 @@
 """A page of figures: their groups, legends and tables."""
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from geomprobe.report.finding import Finding
+from geomprobe.report.marks import outside
+from geomprobe.report.render import content_hash, render
+from geomprobe.report.theme import shorten, template
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = ["Course", "FigureGroup", "Section", "figure_page"]
+
+_LEAST = {3: 20, 4: 13, 5: 20, 6: 20}
+"""Minimum width of a figure in rem, by the number of figures side by side."""
+
 
 class Course(NamedTuple):
     """What a number does in a sentence: its name, its first value, its last value, and its unit. The first value is empty if
@@ -31,11 +48,21 @@ class FigureGroup:
     tabled: int | None = None
 
 
+class Section(NamedTuple):
+    """Figure groups under a heading. A section without a title uses that of its single group. The small figures of a folded
+    section stand side by side, and are hidden until it is opened."""
+
+    title: str
+    groups: Sequence[FigureGroup]
+    folded: bool = False
+
+
 def figure_page(
     title: str,
-    sections: Sequence[tuple[str, Sequence[FigureGroup]]],
+    sections: Sequence[Section | tuple[str, Sequence[FigureGroup]]],
     *,
-    finding: Sequence[tuple[str, Sequence[Course]]],
+    lead: Finding | None = None,
+    finding: Sequence[tuple[str, Sequence[Course]]] = (),
     facts: Sequence[tuple[str, Sequence[str]]],
     notes: Sequence[str],
     about: str,
@@ -46,7 +73,8 @@ def figure_page(
     Args:
         title: the heading.
         sections: the headings of the sections, and their groups of figures. A section without groups is left out.
-        finding: the sentences under the heading: the beginning of each, and what metrics do in it.
+        lead: the finding under the heading.
+        finding: more sentences under the heading: the beginning of each, and what metrics do in it.
         facts: what was measured, as names and their values.
         notes: what a reader must know before comparing numbers.
         about: how to read the lines.
@@ -56,11 +84,13 @@ def figure_page(
 
     drawn: list[dict[str, Any]] = []
     plotly: str = get_plotlyjs()
+    known = [section for section in (Section(*given) for given in sections) if section.groups]
     return render(
         "geomprobe.report",
         "report.html.j2",
         title=title,
-        sections=[_section(heading, groups, drawn) for heading, groups in sections if groups],
+        sections=[_section(section, f"s{i}", drawn) for i, section in enumerate(known)],
+        lead=lead,
         finding=finding,
         facts=facts,
         failed=failed,
@@ -70,6 +100,9 @@ def figure_page(
         plotly_hash=content_hash(plotly),
         data={"themes": {"light": template(), "dark": template(dark=True)}, "figures": drawn},
     )
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------------
 
 
 class Sign(NamedTuple):
@@ -96,7 +129,8 @@ class Table(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A figure with its texts. ``table`` is ``None`` for figures whose numbers are in another table, and empty for a map."""
+    """A figure with its texts. ``words`` stand in its place if there is nothing to see in it. ``table`` is ``None`` for figures
+    whose numbers are in another table, and empty for a map."""
 
     number: int
     title: str
@@ -106,6 +140,7 @@ class Panel(NamedTuple):
     signs: list[Sign]
     spoken: str
     notes: list[str]
+    words: str
     table: Table | tuple[()] | None
 
 
@@ -119,15 +154,17 @@ class View(NamedTuple):
     panels: list[Panel]
 
 
-def _section(title: str, groups: Sequence[FigureGroup], drawn: list[dict[str, Any]]) -> dict[str, Any]:
+def _section(section: Section, name: str, drawn: list[dict[str, Any]]) -> dict[str, Any]:
     """Figure groups under a heading; a single group uses its own title as heading. Small groups side by side share a legend."""
     shared: list[Sign] = []
-    if title == _OTHERS:
-        every = [figure for group in groups for view in group.views.values() for figure in view]
+    if section.folded:
+        every = [figure for group in section.groups for view in group.views.values() for figure in view]
         shared = max((_legend(figure.to_plotly_json()["data"]) for figure in every), key=len)
-    alone = len(groups) == 1
-    plates = [_figure_group(group, drawn, shared) | {"heading": not alone} for group in groups]
-    return {"title": groups[0].title if alone else title, "small": title == _OTHERS, "signs": shared, "plates": plates}
+    alone = len(section.groups) == 1 and not section.folded
+    plates = [_figure_group(group, drawn, shared) | {"heading": not alone} for group in section.groups]
+    title = section.groups[0].title if alone else section.title
+    names = ", ".join(group.title for group in section.groups)
+    return {"id": name, "title": title, "folded": section.folded, "names": names, "signs": shared, "plates": plates}
 
 
 def _figure_group(group: FigureGroup, drawn: list[dict[str, Any]], shared: Sequence[Sign]) -> dict[str, Any]:
@@ -162,8 +199,11 @@ def _view(
     for i, (figure, legend) in enumerate(zip(plain, legends, strict=True)):
         title, unit = figure["layout"].pop("title")["text"], figure["layout"]["yaxis"].pop("title")["text"]
         is_map = figure["data"][0]["type"] == "heatmap"
-        notes = [said["text"] for said in figure["layout"].pop("annotations", ())]
+        said = figure["layout"].pop("annotations", ())
+        if kept := [note for note in said if outside(note)]:
+            figure["layout"]["annotations"] = kept
         figure["layout"].pop("margin", None)
+        words = figure["layout"].pop("meta", "") or _constant(figure["data"])
         panels.append(
             Panel(
                 number=len(drawn),
@@ -173,11 +213,13 @@ def _view(
                 is_map=is_map,
                 signs=[] if set(legend) <= set(shared) else legend,
                 spoken=_spoken(figure["data"]),
-                notes=notes,
+                notes=[note["text"] for note in said if not outside(note)],
+                words=words,
                 table=_table(figure["data"]) if i < (group.tabled or len(shown)) else None,
             )
         )
-        drawn.append(_packed(figure))
+        if not words:
+            drawn.append(_packed(figure))
     return View(place, called, longest if together else [], _LEAST.get(len(shown), 27), panels)
 
 
@@ -223,13 +265,25 @@ def _cell(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}".replace("-", "−")
 
 
+def _constant(traces: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence in place of a figure all of whose numbers are equal; empty for other figures."""
+    known = _known(traces)
+    return f"{_cell(known[0])} everywhere." if len(known) > 1 and len({*known}) == 1 else ""
+
+
+def _known(traces: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The numbers of a figure."""
+    rows = [row for trace in traces for row in (trace["z"] if trace["type"] == "heatmap" else [trace["y"]])]
+    return [value for row in rows for value in row if value is not None]
+
+
 def _spoken(traces: Sequence[Mapping[str, Any]]) -> str:
     """A figure described in a sentence, for screen readers. Its numbers are in the table."""
+    known = _known(traces)
     if traces[0]["type"] == "heatmap":
-        rows, known = traces[0]["z"], [value for row in traces[0]["z"] for value in row if value is not None]
+        rows = traces[0]["z"]
         what = f"A map of {len(rows)} layers by {len(rows[0])} checkpoints"
     else:
-        known = [value for trace in traces for value in trace["y"] if value is not None]
         names = list(dict.fromkeys(trace["name"] for trace in traces))
         some = ", ".join(names[:8]) + f" and {len(names) - 8} more" * (len(names) > 8)
         what = f"{len(traces)} line{'s' * (len(traces) > 1)}: {some}"
@@ -245,5 +299,3 @@ def _packed(plain: dict[str, Any]) -> dict[str, Any]:
         if trace["customdata"] == first["customdata"]:
             del trace["customdata"]
     return plain
-
-

@@ -65,8 +65,10 @@ def heatmap(run: Run, metric: str) -> "Figure | None":
         ),
         "yaxis": {"showgrid": False} | _ticked("layer", [rows[i] for i in layers["tickvals"]], layers["ticktext"]),
     }
-    title = f"{describe(metric).title}, {describe(metric).axis}" + f", clipped at {floor:g}".replace("-", "−") * clipped
-    return _figure([body], title, **layout)
+    title = f"{describe(metric).title}, {describe(metric).axis}" + (
+        f", clipped at {floor:g}".replace("-", "−") if clipped else ""
+    )
+    return _figure([body], ", ".join(about), **layout)
 
 
 def across_depth(run: Run, metric: str) -> "Figure | None":
@@ -90,11 +92,11 @@ def across_depth(run: Run, metric: str) -> "Figure | None":
         line(record, name=label, colour=colour, legend=named)
         for record, label, colour, named in zip(records, _labels(run), colours, legend, strict=True)
     ]
-    name_ends(lines)
+    room = name_ends(lines) if run.axis == "step" else {}
     nulls = _nulls((run, *of) for of in zip(records, _labels(run), colours, strict=True))
     lines += [line(null, **style) for null, style in nulls]
     axis = _by_layer(sites) if alike else _titled("depth, as a share of the layers")
-    return _plot(lines, metric, axis)
+    return _plot(lines, metric, axis | room)
 
 
 def _by_layer(sites: Sequence[str]) -> dict[str, Any]:
@@ -176,8 +178,8 @@ def _trajectory(axis: "_Axis", records: Sequence[Record], y: list[float | None],
 class _Axis:
     """The positions of checkpoints on the x axis.
 
-    Steps that span two decades have a logarithmic axis. Step 0, which has no position on it, is drawn one interval before the
-    first step.
+    Steps that span two decades have a logarithmic axis, and so have those that double over a smaller range. Step 0, which has
+    no position on it, is drawn one interval before the first step.
     """
 
     place: Callable[[Record], float]
@@ -201,12 +203,14 @@ class _Axis:
     @classmethod
     def _of_steps(cls, steps: list[int], *, log: bool) -> "_Axis":
         after = [step for step in steps if step > 0]
-        if not log or len(after) < 2 or after[-1] < 100 * after[0]:
+        early = sum(step**2 < after[0] * after[-1] for step in after)  # in the first half of a logarithmic axis
+        wide = 100 if 4 * early < len(after) else 30
+        if not log or len(after) < 2 or after[-1] < wide * after[0]:
             return cls(lambda record: float(record.step or 0), lambda record: True, _titled("training step"))
         gaps = [math.log10(b / a) for a, b in itertools.pairwise(after)]
         zero = after[0] / 10 ** max(0.15, min(1.0, statistics.median(gaps)))
         decades = [10.0**i for i in range(math.ceil(math.log10(after[0])), math.floor(math.log10(after[-1])) + 1)]
-        ticks = [zero] * (steps[0] == 0) + decades
+        ticks = [zero] * (steps[0] == 0) + (decades if len(decades) > 2 else [float(step) for step in _some(after, 7)])
         layout = _ticked("training step, log", ticks, ["0" if tick == zero else si_format(tick) for tick in ticks])
         return cls(lambda record: float(record.step or zero), lambda record: True, layout | {"type": "log"})
 

@@ -14,6 +14,7 @@ test of significance.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 __all__ = ["LEAST", "PART", "Finding", "Series", "compare_runs", "describe_models", "describe_run"]
@@ -156,7 +157,8 @@ def describe_models(first: Series, last: Series, loss: tuple[float, float] | Non
         return f"{_number(model.values[0])}{model.bound} in {model.places[0]}{model.baseline}"
 
     lost = "" if loss is None else f", with a loss of {_number(loss[0])} and {_number(loss[1])}"
-    return Finding("From the smallest to the largest model", f"{first.where} is {told(first)} and {told(last)}{lost}.", first.site)
+    text = f"{first.where} is {told(first)} and {told(last)}{lost}."
+    return Finding("From the smallest to the largest model", text, first.site)
 
 
 # -- the course of a series -------------------------------------------------------------------------------------------------
@@ -276,7 +278,7 @@ def _course(path: _Path, extreme: int) -> tuple[str, str]:
     stays = _relative(values[extreme], values[last]) < LEAST  # then it ends where it went
     nodes = [0, *path.turns, last if stays else extreme]
     words, parts = list[str](), list[str]()
-    for i, (a, b) in enumerate(zip(nodes, nodes[1:], strict=False)):
+    for i, (a, b) in enumerate(pairwise(nodes)):
         before = values[nodes[i - 1]] if i else None
         words.append(_word(values[a], values[b], values[0], before))
         verb = "rose" if values[b] > values[a] else "fell"

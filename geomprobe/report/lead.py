@@ -17,7 +17,8 @@ _COUNTS = ("tokens", "texts", "sample_tokens")
 def leading_metric(runs: Sequence[Run]) -> str | None:
     """Return the metric that the finding is about: the effective rank, or else the first one of a short list, or of all that
     were measured. ``None`` if no record has a number."""
-    measured = dict.fromkeys(name for run in runs for record in run.checkpoints if record.reading for name in record.reading.metrics)
+    readings = [record.reading for run in runs for record in run.checkpoints if record.reading]
+    measured = dict.fromkeys(name for reading in readings for name in reading.metrics)
     known = [name for name in measured if any(_sites(run, name) for run in runs)]
     return next((name for name in (*_NAMES, *known) if name in known and name not in _COUNTS), None)
 

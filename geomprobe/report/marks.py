@@ -29,14 +29,15 @@ def name_points(line: dict[str, Any]) -> None:
     _write(line, texts, places)
 
 
-def name_ends(lines: Sequence[dict[str, Any]]) -> None:
-    """Write the names of the first, the lowest and the last checkpoint over the last point of their lines.
+def name_ends(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Write the names of the first, the lowest and the last checkpoint after the last point of their lines, and return what
+    this changes in the x axis.
 
     The lowest is the one with the smallest value there. A name is left out if it would lie on another one.
     """
     ended = [line for line in lines if line["y"] and line["y"][-1] is not None]
     if len(ended) < 3:
-        return
+        return {}
     ends = [line["y"][-1] for line in ended]
     size = max(ends) - min(ends)
     used: list[float] = []
@@ -44,7 +45,9 @@ def name_ends(lines: Sequence[dict[str, Any]]) -> None:
         last = len(line["y"]) - 1
         if size > 0 and all(abs(line["y"][-1] - other) > 0.12 * size for other in used):
             used.append(line["y"][-1])
-            _write(line, {last: line["name"]}, {last: "top left"})
+            _write(line, {last: f"\u2002{line['name']}"}, {last: "middle right"})
+    end = max(line["x"][-1] for line in ended)
+    return {"range": [-0.03 * end, 1.25 * end]} if used else {}
 
 
 def fitted(lines: Sequence[Mapping[str, Any]], yaxis: dict[str, Any], floor: float | None = None) -> dict[str, Any]:
@@ -104,8 +107,9 @@ def _write(line: dict[str, Any], texts: Mapping[int, str], places: Mapping[int, 
     line["mode"] += "+text"
     line["text"] = [texts.get(i, "") for i in count]
     line["textposition"] = [places.get(i, "top center") for i in count]
+    line["textfont"] = {"size": 11}
     line["cliponaxis"] = False  # a name may stand beyond the axis
 
 
 def _short(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−")
+    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}").replace("-", "−")

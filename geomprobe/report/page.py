@@ -1,20 +1,20 @@
 """The report page of one or several runs: a summary, figures with explanations and caveats, and their numbers as tables."""
 
-import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from geomprobe.errors import GeomprobeError
-from geomprobe.protocols import PROTOCOLS, Protocol
 from geomprobe.report import figures
-from geomprobe.report.descriptions import COMPACT, describe
-from geomprobe.report.render import content_hash, render
-from geomprobe.report.theme import shorten, si_format, template
+from geomprobe.report.descriptions import VIEWS, describe
+from geomprobe.report.facts import facts, failures, protocols, remarks
+from geomprobe.report.figure_page import Course, FigureGroup, Section, figure_page
+from geomprobe.report.finding import Finding
+from geomprobe.report.lead import leading_metric, leading_text
+from geomprobe.report.theme import escape_label, shorten, si_format
 from geomprobe.sweeps.records import Record, Run
 
 if TYPE_CHECKING:
@@ -35,13 +35,6 @@ _RANKS = {
     "stable rank": "stable_rank",
     "participation ratio": "participation_ratio",
 }
-_GLANCE = {
-    "loss": ("the loss", "nats per token"),
-    "entropy": ("the entropy at the last site", "of its maximum"),
-    "effective_rank": ("its effective rank", "directions"),
-    "gain_per_token": ("the information gain per token", "nats"),
-}
-"""The metrics of the first figures of the page, with their names and units in its first sentence."""
 _SCALED = (
     "entropy",
     "matrix_entropy",
@@ -50,11 +43,6 @@ _SCALED = (
     "effective_rank",
     "information_gain_per_dim",
 )
-_OTHERS = "Other views"
-_LEAST = {3: 20, 4: 13, 5: 20, 6: 20}
-"""Minimum width of a figure in rem, by the number of figures side by side."""
-
-
 _ABOUT = (
     "Lines go from faint to strong: from early to late steps, from shallow to deep layers, from small to large models. Dashed "
     "lines are the same model with random weights, and dotted lines are Gaussian rows of the same number and width. A trend "
@@ -79,13 +67,14 @@ def report_page(runs: Sequence[Run]) -> str:
             )
             raise GeomprobeError(f"{run.path}: this run has no measured checkpoint, so there is nothing to show: {why}")
     compared = _comparable(runs)
+    lead = leading_text(compared)
     return figure_page(
         shorten(" · ".join(run.name for run in runs), most=80),
-        _sections(compared),
-        finding=[_summary(compared)],
-        facts=_facts(runs),
-        failed=_failed(runs),
-        notes=_notes(runs),
+        _sections(compared, lead),
+        lead=lead,
+        facts=facts(runs),
+        failed=failures(runs),
+        notes=remarks(runs),
         about=_ABOUT,
     )
 
@@ -94,7 +83,7 @@ def report_page(runs: Sequence[Run]) -> str:
 
 
 def _comparable(runs: Sequence[Run]) -> list[Run]:
-    """The runs in a form that can be compared: one run for each model over its training, or one run over all models."""
+    """Return the runs in a form that can be compared: one run for each model over its training, or one run over all models."""
     parted = [part for run in runs for part in _by_size(run)]
     if len(parted) == 1 or any(len(run.checkpoints) > 1 for run in parted):
         return parted
@@ -124,13 +113,21 @@ def _by_size(run: Run) -> list[Run]:
 # -- figures ----------------------------------------------------------------------------------------------------------------
 
 
-def _sections(runs: Sequence[Run]) -> list[tuple[str, list[FigureGroup]]]:
+def _sections(runs: Sequence[Run], lead: Finding | None) -> list[Section]:
+    over = "over training" if runs[0].axis == "step" else "by model"
+    metric = leading_metric(runs)
     glance = FigureGroup(
-        f"Overview at the last site, {'over training' if runs[0].axis == 'step' else 'by model'}",
-        "The loss, and three metrics of the rows from which the model predicts, on the same tokens: note the steps at which "
-        "they change direction.",
-        "If two of them change together, this does not show that one causes the other.",
-        _one(figures.over_checkpoints(runs, metric, most=1) for metric in _GLANCE),
+        f"What changed {over}",
+        "The number of the first sentence, at its site and at every layer, beside the loss on the same tokens.",
+        "If both change together, this does not show that one causes the other.",
+        _one(_glance(runs, metric, lead)),
+    )
+    beside = FigureGroup(
+        f"Entropy and gain {over}",
+        "Two other numbers of the rows from which the model predicts: how widely they spread, and how much a row adds to those "
+        "before it.",
+        "They depend on the number of tokens, and are no measure of quality.",
+        _one(figures.over_checkpoints(runs, other, most=1) for other in ("entropy", "gain_per_token") if other != metric),
     )
     entropy = FigureGroup(
         "Entropy by layer",
@@ -189,31 +186,35 @@ def _sections(runs: Sequence[Run]) -> list[tuple[str, list[FigureGroup]]]:
             _by_run(runs, {describe(metric).title.partition(" (")[0]: metric for metric in protocol.shown}, _layers),
             1,
         )
-        for name, protocol in _protocols(runs).items()
+        for name, protocol in protocols(runs).items()
     ]
-    others = [
-        FigureGroup(describe(metric).title, describe(metric).read, describe(metric).caveat, views)
-        for metric in COMPACT
-        if (views := _compact(runs, metric))
-    ]
-    return [
-        (title, [plate for plate in plates if plate.views])
-        for title, plates in (
-            ("", [glance]),
-            ("Published protocol", published),
-            ("Entropy", [entropy, ranks]),
-            ("", [gain]),
-            ("", [scaled]),
-            ("", [agreement]),
-            (_OTHERS, others),
+    small = [
+        Section(
+            title,
+            [
+                FigureGroup(describe(metric).title, describe(metric).read, describe(metric).caveat, views)
+                for metric in metrics
+                if (views := _compact(runs, metric))
+            ],
+            folded=True,
         )
+        for title, metrics in VIEWS.items()
     ]
+    plain = ([glance], [beside], *([group] for group in published), [entropy, ranks], [gain], [scaled], [agreement])
+    shown = [[group for group in groups if group.views] for groups in plain]
+    return [*(Section("Entropy and ranks", groups) for groups in shown), *small]
 
 
-def _protocols(runs: Sequence[Run]) -> dict[str, Protocol]:
-    """The published protocols that were measured."""
-    names = dict.fromkeys(run.manifest["arguments"].get("protocol") for run in runs)
-    return {name: PROTOCOLS[name] for name in names if name in PROTOCOLS}
+def _glance(runs: Sequence[Run], metric: str | None, lead: Finding | None) -> list["Figure | None"]:
+    """The figures of the finding: of one run its site and the map of all layers, and the loss."""
+    if metric is None:
+        return [figures.over_checkpoints(runs, "loss", most=1)]
+    site = lead.site if lead is not None and len(runs) == 1 and runs[0].axis == "step" else None
+    course = figures.over_checkpoints(runs, metric, most=1, site=site)
+    if course is not None:
+        course.update_layout(title_text=f"{describe(metric).title} at {escape_label(site or 'the last layer')}")
+    layers = figures.heatmap(runs[0], metric) if len(runs) == 1 else None
+    return [course, layers, figures.over_checkpoints(runs, "loss", most=1)]
 
 
 def _code(text: str) -> str:
@@ -270,5 +271,3 @@ def _drawn(found: Iterable["Figure | None"]) -> list["Figure"]:
 def _one(found: Iterable["Figure | None"]) -> dict[tuple[str, ...], Sequence["Figure"]]:
     """A single view of the figures that exist."""
     return {("",): drawn} if (drawn := _drawn(found)) else {}
-
-

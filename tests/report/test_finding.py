@@ -27,8 +27,8 @@ def said(*courses: Series, loss: tuple[float, float] | None = (5.56, 1.41)) -> s
 
 def test_a_collapse_and_its_recovery() -> None:
     assert said(series(*DIP)) == (
-        "Collapse, then recovery: the effective rank at the last layer (final_norm) fell from 18.4 to 2.2 at step 16, then rose "
-        "to 20.3 of 128 at step 128 (untrained 18.4), while the loss went from 5.56 to 1.41."
+        "Collapse, then recovery: the effective rank at the last layer (final_norm) fell from 18.4 to 2.2 at step 16, then "
+        "rose to 20.3 of 128 at step 128 (untrained 18.4), while the loss went from 5.56 to 1.41."
     )
 
 
@@ -37,7 +37,9 @@ def test_a_flat_series_says_that_nothing_turned() -> None:
         "Nothing turned: the effective rank at the last layer (final_norm) stayed between 18 and 19.9 of 128 (untrained 18.4), "
         "while the loss went from 5.56 to 1.41."
     )
-    assert said(series(5.0, 5.0, 5.0), loss=None).startswith("Nothing turned: the effective rank at the last layer (final_norm) ")
+    assert said(series(5.0, 5.0, 5.0), loss=None).startswith(
+        "Nothing turned: the effective rank at the last layer (final_norm) "
+    )
     assert "stayed at 5 of 128" in said(series(5.0, 5.0, 5.0))
 
 
@@ -51,8 +53,14 @@ def test_a_change_within_the_spread_of_untrained_models_is_none() -> None:
 @pytest.mark.parametrize(
     ("values", "start"),
     [
-        ((18.4, 16.0, 14.0, 12.0, 11.0), "Fall: the effective rank at the last layer (final_norm) fell from 18.4 to 11 of 128 "),
-        ((18.4, 12.0, 8.0, 4.0, 3.0), "Collapse: the effective rank at the last layer (final_norm) fell from 18.4 to 3 of 128 "),
+        (
+            (18.4, 16.0, 14.0, 12.0, 11.0),
+            "Fall: the effective rank at the last layer (final_norm) fell from 18.4 to 11 of 128 ",
+        ),
+        (
+            (18.4, 12.0, 8.0, 4.0, 3.0),
+            "Collapse: the effective rank at the last layer (final_norm) fell from 18.4 to 3 of 128 ",
+        ),
         ((10.0, 14.0, 18.0, 25.0), "Rise: the effective rank at the last layer (final_norm) rose from 10 to 25 of 128 "),
     ],
 )
@@ -64,8 +72,8 @@ def test_a_monotone_series_has_no_turn(values: tuple[float, ...], start: str) ->
 
 def test_a_dip_without_recovery_is_no_turn() -> None:
     assert said(series(18.4, 12.0, 2.2, 3.1, 4.0)) == (
-        "Collapse without recovery: the effective rank at the last layer (final_norm) fell from 18.4 to 2.2 at step 4, and is 4 "
-        "of 128 at step 16 (untrained 18.4), while the loss went from 5.56 to 1.41."
+        "Collapse without recovery: the effective rank at the last layer (final_norm) fell from 18.4 to 2.2 at step 4, and is "
+        "4 of 128 at step 16 (untrained 18.4), while the loss went from 5.56 to 1.41."
     )
 
 
