@@ -65,9 +65,7 @@ def heatmap(run: Run, metric: str) -> "Figure | None":
         ),
         "yaxis": {"showgrid": False} | _ticked("layer", [rows[i] for i in layers["tickvals"]], layers["ticktext"]),
     }
-    title = f"{describe(metric).title}, {describe(metric).axis}" + (
-        f", clipped at {floor:g}".replace("-", "−") if clipped else ""
-    )
+    about = [describe(metric).title, describe(metric).axis, *([f"clipped at {floor:g}".replace("-", "−")] if clipped else [])]
     return _figure([body], ", ".join(about), **layout)
 
 
