@@ -150,15 +150,25 @@ def compare_runs(runs: Mapping[str, tuple[Series, float | None]]) -> Finding:
     return Finding(lead, f"{text}{'.' * bool(ended)}{ended}{_losses(losses) if same else ''}.", first.site)
 
 
-def describe_models(first: Series, last: Series, loss: tuple[float, float] | None = None) -> Finding:
-    """Return how the smallest and the largest of several models differ. Each is a series of one value, with its own width."""
+def describe_models(models: Sequence[Series], losses: Sequence[float | None], *, by_size: bool) -> Finding:
+    """Return how two of several models differ.
+
+    Args:
+        models: the number at the last site of each model, as a series of one value, with its own width.
+        losses: their losses, if they are known.
+        by_size: whether they are sorted by size: then the smallest and the largest are told, or else those with the lowest and
+            the highest number.
+    """
+    order = range(len(models)) if by_size else sorted(range(len(models)), key=lambda i: models[i].values[0])
+    ends = (order[0], order[-1])
 
     def told(model: Series) -> str:
         return f"{_number(model.values[0])}{model.bound} in {model.places[0]}{model.baseline}"
 
-    lost = "" if loss is None else f", with a loss of {_number(loss[0])} and {_number(loss[1])}"
-    text = f"{first.where} is {told(first)} and {told(last)}{lost}."
-    return Finding("From the smallest to the largest model", text, first.site)
+    names = ("smallest", "largest") if by_size else ("lowest", "highest")
+    lost = _losses({models[i].places[0]: losses[i] for i in ends})
+    text = f"{models[0].where} is {told(models[ends[0]])} and {told(models[ends[1]])}{lost}."
+    return Finding(f"The {names[0]} and the {names[1]} of {len(models)} models", text, models[0].site)
 
 
 # -- the course of a series -------------------------------------------------------------------------------------------------

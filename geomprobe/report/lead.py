@@ -46,17 +46,15 @@ def leading_text(runs: Sequence[Run], losses: Mapping[int, float] | None = None)
 
 
 def _of_models(run: Run, metric: str) -> Finding:
-    """The finding of models of several sizes, each at its own last site."""
-    known = [Run(run.path, run.manifest, [record, *_nulls(run, record)]) for record in run.checkpoints]
-    ends = [part for part in known if _sites(part, metric)]
-    first, last = (_series(part, metric, _sites(part, metric)[-1]) for part in (ends[0], ends[-1]))
-    losses = [part.checkpoints[0].loss for part in (ends[0], ends[-1])]
-    start, end = losses
-    return describe_models(first, last, None if start is None or end is None else (start, end))
-
-
-def _nulls(run: Run, record: Record) -> list[Record]:
-    return [null for null in [run.baseline(record, "untrained")] if null]
+    """The finding of several models, each at its own last site."""
+    alone = [Run(run.path, run.manifest, [r, *[n for n in [run.baseline(r, "untrained")] if n]]) for r in run.checkpoints]
+    known = [(part, sites[-1]) for part in alone if (sites := _sites(part, metric))]
+    sizes = {part.checkpoints[0].parameters for part, _ in known}
+    return describe_models(
+        [_series(part, metric, site) for part, site in known],
+        [part.checkpoints[0].loss for part, _ in known],
+        by_size=None not in sizes and len(sizes) == len(known),
+    )
 
 
 def _series(run: Run, metric: str, site: str) -> Series:

@@ -201,11 +201,16 @@ def test_runs_without_a_common_step_are_compared_at_their_ends() -> None:
 
 
 def test_models_are_told_with_their_own_widths_and_baselines() -> None:
-    small, large = (
+    shapes = (("70m", 310.0, 512, 355.0), ("410m", 200.0, 1024, None), ("6.9b", 1510.4, 4096, None))
+    models = [
         Series("effective rank", "final_norm", (name,), (rank,), width=width, untrained=null)
-        for name, rank, width, null in (("70m", 310.0, 512, 355.0), ("6.9b", 1510.4, 4096, None))
-    )
-    assert str(describe_models(small, large, (3.1, 2.2))) == (
-        "From the smallest to the largest model: the effective rank at the last layer (final_norm) is 310 of 512 in 70m "
+        for name, rank, width, null in shapes
+    ]
+    assert str(describe_models(models, [3.1, 2.7, 2.2], by_size=True)) == (
+        "The smallest and the largest of 3 models: the effective rank at the last layer (final_norm) is 310 of 512 in 70m "
         "(untrained 355) and 1,510 of 4,096 in 6.9b, with a loss of 3.1 and 2.2."
+    )
+    assert str(describe_models(models, [3.1, None, 2.2], by_size=False)) == (
+        "The lowest and the highest of 3 models: the effective rank at the last layer (final_norm) is 200 of 1,024 in 410m and "
+        "1,510 of 4,096 in 6.9b."
     )
