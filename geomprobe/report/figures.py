@@ -162,8 +162,8 @@ def over_checkpoints(
             )
     if not any(sum(y is not None for y in line["y"]) > 1 for line in lines):
         return None
-    if len(lines) == 1:
-        name_points(lines[0])
+    if len(lines) == 1:  # then ``records`` and ``owns`` are those of the only run
+        name_points(lines[0], [_exact(record, metric, own[-1]) for record, own in zip(records, owns, strict=True)])
     return _plot([*lines, *nulls], metric, axis.layout)
 
 
@@ -402,11 +402,15 @@ def _verdict(weights: dict[str, float]) -> str:
 
 def _value(record: Record | None, metric: str, site: str) -> float | None:
     """A number with four digits, or ``None`` if it is missing or not finite. For Gaussian rows, ``site`` is ignored."""
+    return _four(_exact(record, metric, site))
+
+
+def _exact(record: Record | None, metric: str, site: str) -> float:
     if record is None or record.reading is None:
-        return None
+        return math.nan
     if metric == "loss":
-        return _four(math.nan if record.loss is None else record.loss)
-    return _four(record.reading.get(f"{metric}/{'gaussian' if record.kind == 'gaussian' else site}", math.nan))
+        return math.nan if record.loss is None else record.loss
+    return record.reading.get(f"{metric}/{'gaussian' if record.kind == 'gaussian' else site}", math.nan)
 
 
 def _four(value: float) -> float | None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
-__all__ = ["LEAST", "PART", "Finding", "Series", "compare_runs", "describe_models", "describe_run"]
+__all__ = ["LEAST", "PART", "Finding", "Series", "compare_runs", "describe_models", "describe_run", "spoken_number"]
 
 LEAST = 0.2
 """Smallest change that counts, as a share of the larger of both values."""
@@ -74,7 +74,7 @@ class Series:
     def baseline(self) -> str:
         """The value for the untrained model, in parentheses."""
         known = self.untrained is not None and math.isfinite(self.untrained)
-        return f" (untrained {_number(self.untrained or 0.0)})" if known else ""
+        return f" (untrained {spoken_number(self.untrained or 0.0)})" if known else ""
 
     def finite(self) -> "Series":
         """Return the series without the checkpoints whose value is not finite."""
@@ -100,7 +100,7 @@ def describe_run(courses: Sequence[Series], loss: tuple[float, float] | None = N
     sentences = [f"{text}{_of_loss(loss, single=len(told.series.values) == 1)}."]
     if turned and len(paths) > 1:
         where = f"all {len(paths)}" if len(turned) == len(paths) else f"{len(turned)} of {len(paths)}"
-        depth = "" if most is told else f", most at {most.series.site} ({' to '.join(map(_number, most.deepest))})"
+        depth = "" if most is told else f", most at {most.series.site} ({' to '.join(map(spoken_number, most.deepest))})"
         sentences.append(f"It turned at {where} sites{depth}.")
     every = courses[paths.index(told)].values
     if missing := len(every) - len(told.series.values):
@@ -125,7 +125,7 @@ def compare_runs(runs: Mapping[str, tuple[Series, float | None]]) -> Finding:
     common = [place for place in first.places if all(place in values for values in by_place.values())]
     last = {name: course.places[-1] for name, course in series.items()}
     if not common:
-        ends = _listed([f"{_number(c.values[-1])}{c.bound} in {name} at {last[name]}" for name, c in series.items()])
+        ends = _listed([f"{spoken_number(c.values[-1])}{c.bound} in {name} at {last[name]}" for name, c in series.items()])
         return Finding("No checkpoint in common", f"the last values of {first.where} are {ends}{_losses(losses)}.", first.site)
 
     def at(place: str) -> dict[str, float]:
@@ -163,7 +163,7 @@ def describe_models(models: Sequence[Series], losses: Sequence[float | None], *,
     ends = (order[0], order[-1])
 
     def told(model: Series) -> str:
-        return f"{_number(model.values[0])}{model.bound} in {model.places[0]}{model.baseline}"
+        return f"{spoken_number(model.values[0])}{model.bound} in {model.places[0]}{model.baseline}"
 
     names = ("smallest", "largest") if by_size else ("lowest", "highest")
     lost = _losses({models[i].places[0]: losses[i] for i in ends})
@@ -257,28 +257,30 @@ def _told(path: _Path) -> tuple[str, str]:
     series, values = path.series, path.series.values
     if not values:
         return "Nothing to tell", f"{series.where} is not finite at any checkpoint"
-    end = f"{_number(values[-1])}{series.bound}"
+    end = f"{spoken_number(values[-1])}{series.bound}"
     if len(values) == 1:
         return "One checkpoint", f"{series.where} is {end} at {series.places[-1]}{series.baseline}"
     if len(values) == 2:
-        course = f"went from {_number(values[0])} to {end} at {series.places[-1]}{series.baseline}"
+        course = f"went from {spoken_number(values[0])} to {end} at {series.places[-1]}{series.baseline}"
         return "Two checkpoints, which cannot show a turn", f"{series.where} {course}"
     if path.extreme is None:
         return "Nothing turned", f"{series.where} {_flat(series)}"
     low, high = min(values), max(values)
     if len(path.turns) > _MOST:
-        between = f"between {_number(low)} and {_number(high)}{series.bound}{series.baseline}"
-        ends = f"from {_number(values[0])} at {series.places[0]} to {_number(values[-1])} at {series.places[-1]}"
+        between = f"between {spoken_number(low)} and {spoken_number(high)}{series.bound}{series.baseline}"
+        ends = f"from {spoken_number(values[0])} at {series.places[0]} to {spoken_number(values[-1])} at {series.places[-1]}"
         return "No clear course", f"{series.where} changed direction {len(path.turns)} times {between}, {ends}"
     return _course(path, path.extreme)
 
 
 def _flat(series: Series) -> str:
     low, high = min(series.values), max(series.values)
-    same = _number(low) == _number(high)
-    stayed = f"stayed {'at' if same else f'between {_number(low)} and'} {_number(high)}{series.bound}{series.baseline}"
+    same = spoken_number(low) == spoken_number(high)
+    stayed = (
+        f"stayed {'at' if same else f'between {spoken_number(low)} and'} {spoken_number(high)}{series.bound}{series.baseline}"
+    )
     within = series.spread > 0 and _relative(low, high) >= LEAST
-    return stayed + f"; two untrained models differ by {_number(series.spread)}" * within
+    return stayed + f"; two untrained models differ by {spoken_number(series.spread)}" * within
 
 
 def _course(path: _Path, extreme: int) -> tuple[str, str]:
@@ -292,12 +294,12 @@ def _course(path: _Path, extreme: int) -> tuple[str, str]:
         before = values[nodes[i - 1]] if i else None
         words.append(_word(values[a], values[b], values[0], before))
         verb = "rose" if values[b] > values[a] else "fell"
-        start = f"{verb} from {_number(values[a])} to " if i == 0 else f"then {verb} to "
+        start = f"{verb} from {spoken_number(values[a])} to " if i == 0 else f"then {verb} to "
         end = series.bound if b == last else ""
-        parts.append(f"{start}{_number(values[b])}{end}" + f" at {series.places[b]}" * bool(path.turns or b != last))
+        parts.append(f"{start}{spoken_number(values[b])}{end}" + f" at {series.places[b]}" * bool(path.turns or b != last))
     course = ", ".join(parts)
     if not stays:
-        course += f", and is {_number(values[last])}{series.bound} at {series.places[last]}"
+        course += f", and is {spoken_number(values[last])}{series.bound} at {series.places[last]}"
     lead = ", then ".join(words).capitalize()
     if not path.turns:
         lead += " without recovery" * (not stays and values[extreme] < values[0])
@@ -318,24 +320,24 @@ def _word(a: float, b: float, first: float, before: float | None) -> str:
 def _of_loss(loss: tuple[float, float] | None, *, single: bool) -> str:
     if loss is None:
         return ""
-    first, last = map(_number, loss)
+    first, last = map(spoken_number, loss)
     return f", and the loss is {last}" if single else f", while the loss went from {first} to {last}"
 
 
 def _each(values: Mapping[str, float], series: Mapping[str, Series]) -> str:
     """The values of runs as a predicate: both of two, and the lowest and the highest of more."""
     alike = len({course.width for course in series.values()}) == 1
-    told = {name: f"{_number(value)}{series[name].bound} in {name}" for name, value in values.items()}
+    told = {name: f"{spoken_number(value)}{series[name].bound} in {name}" for name, value in values.items()}
     if len(values) > 2:
         low, high = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
         return f"ranges from {told[low]} to {told[high]}"
     (a, value), (b, _) = values.items()
-    return f"is {_number(value)} in {a} and {told[b]}" if alike else f"is {told[a]} and {told[b]}"
+    return f"is {spoken_number(value)} in {a} and {told[b]}" if alike else f"is {told[a]} and {told[b]}"
 
 
 def _losses(losses: Mapping[str, float | None]) -> str:
     """The losses of all runs in their order, if all are known."""
-    known = [_number(loss) for loss in losses.values() if loss is not None]
+    known = [spoken_number(loss) for loss in losses.values() if loss is not None]
     return f", with a loss of {_listed(known)}" if len(known) == len(losses) else ""
 
 
@@ -343,10 +345,10 @@ def _listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _number(value: float) -> str:
-    """A number in a sentence: three digits, or whole from a thousand on.
+def spoken_number(value: float) -> str:
+    """Return a number as it stands in a sentence: with three digits, or whole from a thousand on.
 
-    >>> [_number(value) for value in (2.1629, 18.37, -0.5, 49152.3, float("nan"))]
+    >>> [spoken_number(value) for value in (2.1629, 18.37, -0.5, 49152.3, float("nan"))]
     ['2.16', '18.4', '−0.5', '49,152', 'NaN']
     """
     if not math.isfinite(value):

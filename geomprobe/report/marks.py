@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from geomprobe.report.finding import spoken_number
 from geomprobe.report.theme import BASELINES
 
 __all__ = ["fitted", "name_ends", "name_points", "outside"]
@@ -14,18 +15,19 @@ _ROOM = 0.08
 """Room above and below the lines, as a share of their range; names of points need twice as much."""
 
 
-def name_points(line: dict[str, Any]) -> None:
-    """Write the first, lowest and last value of a line over checkpoints beside their points."""
+def name_points(line: dict[str, Any], exact: Sequence[float]) -> None:
+    """Write the first, lowest and last value of a line over checkpoints beside their points, from the ``exact`` values: those of
+    the line were rounded already, and would be rounded twice."""
     known = [i for i, value in enumerate(line["y"]) if value is not None]
     if len(known) < 2:
         return
     first, last, low = known[0], known[-1], min(known, key=lambda i: line["y"][i])
     rising = line["y"][last] > line["y"][first]
     places = {first: "bottom right" if rising else "top right", last: "top left" if rising else "bottom left"}
-    texts = {i: _short(line["y"][i]) for i in places}
+    texts = {i: spoken_number(exact[i]) for i in places}
     if low not in places:
         places |= {low: "bottom center", last: "top left", first: "top right"}
-        texts[low] = f"{_short(line['y'][low])}, {line['customdata'][low]}"
+        texts[low] = f"{spoken_number(exact[low])}, {line['customdata'][low]}"
     _write(line, texts, places)
 
 
@@ -112,4 +114,5 @@ def _write(line: dict[str, Any], texts: Mapping[int, str], places: Mapping[int, 
 
 
 def _short(value: float) -> str:
-    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}").replace("-", "−")
+    """A value of a line with all of its four digits."""
+    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}").replace("-", "−")

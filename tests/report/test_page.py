@@ -575,7 +575,7 @@ def test_gaussian_rows_that_would_squash_the_lines_are_named_at_the_edge(runs: C
     low, high = figure.layout.yaxis.range
     assert low < min(known) <= max(known) < high < gaussian
     (edge,) = figure.layout.annotations
-    assert edge.text == f"↑ Gaussian rows: {gaussian:.3g}"
+    assert edge.text == f"↑ Gaussian rows: {gaussian:.4g}"
     assert (edge.y, edge.yanchor) == (1, "top")
     near = figures.across_depth(runs("one")[0], "effective_rank")
     assert near is not None
@@ -598,10 +598,10 @@ def test_the_axis_of_eq5_ends_at_minus_one_and_says_so(runs: Callable[[str], lis
     figure = figures.across_depth(run, "eq5_r2")
     assert figure is not None
     assert -1.2 < figure.layout.yaxis.range[0] < -1
-    assert figure.layout.annotations[0].text == "The axis is clipped at −1. The lowest value is −374."
+    assert figure.layout.annotations[0].text == "The axis is clipped at −1. The lowest value is −373.5."
     assert -373.5 in lines(figure)["step 143,000"].y  # the tables have the number as it is
     body = report_page([run]).partition("<script")[0]
-    assert '<p class="law">The axis is clipped at −1. The lowest value is −374.</p>' in body
+    assert '<p class="law">The axis is clipped at −1. The lowest value is −373.5.</p>' in body
     assert ">−373.5" in body
     area = figures.heatmap(run, "eq5_r2")
     assert area is not None
