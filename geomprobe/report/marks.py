@@ -16,8 +16,8 @@ _ROOM = 0.08
 
 
 def name_points(line: dict[str, Any], exact: Sequence[float]) -> None:
-    """Write the first, lowest and last value of a line over checkpoints beside their points, from the ``exact`` values: those of
-    the line were rounded already, and would be rounded twice."""
+    """Write the first, lowest and last value of a line over checkpoints beside their points, from the ``exact`` values: those
+    of the line were rounded already, and would be rounded twice."""
     known = [i for i, value in enumerate(line["y"]) if value is not None]
     if len(known) < 2:
         return
