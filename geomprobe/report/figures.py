@@ -410,7 +410,8 @@ def _exact(record: Record | None, metric: str, site: str) -> float:
         return math.nan
     if metric == "loss":
         return math.nan if record.loss is None else record.loss
-    return record.reading.get(f"{metric}/{'gaussian' if record.kind == 'gaussian' else site}", math.nan)
+    value: float = record.reading.get(f"{metric}/{'gaussian' if record.kind == 'gaussian' else site}", math.nan)
+    return value
 
 
 def _four(value: float) -> float | None:
