@@ -1,6 +1,7 @@
 """``geomprobe demo``: trains a small GPT-NeoX with a probe on Python's help pages, sweeps over its checkpoints, and writes a
 report."""
 
+import math
 import os
 import shutil
 import textwrap
@@ -19,7 +20,9 @@ from geomprobe.integrations import ProbeCallback
 from geomprobe.integrations.wandb_sink import viewer
 from geomprobe.models.toy import BLOCK, held_out_text, toy_trainer
 from geomprobe.reading import Reading
+from geomprobe.report.lead import leading_text
 from geomprobe.report.page import report_page
+from geomprobe.sweeps.records import Run
 from geomprobe.sweeps.sweep import sweep
 from geomprobe.tracking.closing import closing_figures, closing_page
 from geomprobe.tracking.sweep_run import SweepTracker
@@ -66,7 +69,7 @@ def train(out: Path, *, steps: int = 400, probe: bool = True, quiet: bool = Fals
 
 
 def run(out: Path, *, steps: int = 400) -> None:
-    """Run the demo: train, print a summary, sweep over the checkpoints, and write the report.
+    """Run the demo: train, sweep over the checkpoints, write the report, and print a table and its finding.
 
     Raises:
         GeomprobeError: if ``out`` is neither empty nor the folder of an earlier demo, or if it cannot be written.
@@ -80,26 +83,27 @@ def run(out: Path, *, steps: int = 400) -> None:
     show("Training a byte-level GPT-NeoX (0.9 million parameters), probed at every layer.")
     disable_progress_bar()  # the bars for reading and writing shards; those of the training and of the sweep remain
     try:
-        demo = train(out, steps=steps)
-        show(f"\n{summary(demo)}\n")
+        train(out, steps=steps)
         show("Sweeping over its checkpoints, an untrained model and Gaussian rows.")
-        training, swept = _finished_run(), sweep_and_report(out, log_spaced(steps))
+        training = _finished_run()
+        swept, sweep_run = sweep_and_report(out, log_spaced(steps))
     finally:
         enable_progress_bar()
-    show("")
+    show(f"\n{summary(swept)}\n")
     show(f"open the report:      {out / REPORT}")
     show(f"draw the training:    geomprobe report {out}")
     show(f"inspect a text:       geomprobe inspect {out / f'checkpoint-{steps}'} 'def f(x):'")
     if os.environ["WANDB_MODE"] == "offline":
         show(f"view the training:    {viewer()} {training}")
-        show(f"view the sweep:       {viewer()} {swept}")
-        show(f"upload both to W&B:   wandb login && wandb sync {training} {swept}")
+        show(f"view the sweep:       {viewer()} {sweep_run}")
+        show(f"upload both to W&B:   wandb login && wandb sync {training} {sweep_run}")
 
 
-def sweep_and_report(out: Path, steps: Sequence[int]) -> Path:
-    """Sweep over the checkpoints of ``steps`` on the held-out text, write the report, and return the folder of the W&B run.
+def sweep_and_report(out: Path, steps: Sequence[int]) -> tuple[Run, Path]:
+    """Sweep over the checkpoints of ``steps`` on the held-out text, and write the report. Return the sweep, and the folder of
+    its W&B run.
 
-    The sample is all of the text, so that the report has the same numbers as the terminal.
+    Metrics that cost more than a forward are measured on a quarter of the text, so that the demo takes at most three minutes.
     """
     folder = out / SWEEP
     with SweepTracker(folder, os.environ["WANDB_PROJECT"], {}) as tracker:
@@ -109,7 +113,7 @@ def sweep_and_report(out: Path, steps: Sequence[int]) -> Path:
             out=folder,
             tokens=64 * BLOCK,
             length=BLOCK,
-            sample=64 * BLOCK,
+            sample=16 * BLOCK,
             device="cpu",
             progress=True,
             on_record=tracker.record,
@@ -117,7 +121,7 @@ def sweep_and_report(out: Path, steps: Sequence[int]) -> Path:
         tracker.finish(lambda: closing_figures(run), lambda: closing_page(run, device="cpu"))
         place = _run_folder()
     write_whole(out / REPORT, report_page([run]))
-    return place
+    return run, place
 
 
 def _clear(out: Path) -> None:
@@ -152,31 +156,30 @@ def _finished_run() -> Path:
     return place
 
 
-def summary(demo: Demo) -> str:
-    """Return tables of entropy, effective rank and gain of the held-out text by layer and step, and a sentence about them."""
-    last = max(demo.readings)
-    sites = demo.readings[last].sites
-    tokens = demo.readings[last][f"tokens/{sites[0]}"]
-    parts = [
-        f"The representations of {tokens:,.0f} held-out bytes, by training step",
-        _table(demo, "entropy", "representation entropy, as a share of its maximum (Def. 3.1)", "{:.3f}"),
-        _table(demo, "effective_rank", "effective rank, at most 128", "{:.1f}"),
-        _table(demo, "gain_per_token", "information gain, nats per token (section 4.1)", "{:.2f}"),
-        _finding(demo),
-    ]
-    return "\n\n".join(parts)
+def summary(run: Run) -> str:
+    """Return a table of the effective rank of the held-out text by layer and step, and the finding with which the report
+    begins."""
+    finding = leading_text([run])
+    return f"{_table(run)}\n\n{textwrap.fill(str(finding), 80)}"
 
 
-def _table(demo: Demo, metric: str, title: str, form: str) -> str:
-    """A table with one row per step and one column per site, with the loss; the last row shows each column as a sparkline."""
-    steps = sorted(demo.readings)
-    sites = demo.readings[steps[0]].sites
-    lines = [title, f"{'step':>5} {'loss':>6}" + "".join(f"{site:>11}" for site in sites)]
-    for step in steps:
-        values = "".join(f"{form.format(demo.readings[step][f'{metric}/{site}']):>11}" for site in sites)
-        lines.append(f"{step:>5} {demo.held_out[step]:>6.2f}{values}")
-    courses = [_trajectory([demo.readings[step][f"{metric}/{site}"] for step in steps]) for site in sites]
-    return "\n".join([*lines, " " * 12 + "".join(f"{course[-10:]:>11}" for course in courses)])
+def _table(run: Run, metric: str = "effective_rank") -> str:
+    """A table with one row per checkpoint and one column per site, with the loss. The first row is the untrained model, and the
+    last one shows each column as a sparkline."""
+    records = run.checkpoints
+    reading = records[0].reading
+    assert reading is not None
+    sites = reading.sites
+    known = [("untrained", run.baseline(records[0], "untrained")), *((f"{record.step}", record) for record in records)]
+    rows = [(name, record.loss, record.reading) for name, record in known if record is not None and record.reading is not None]
+    tokens = reading[f"tokens/{sites[0]}"]
+    lines = [f"effective rank of {tokens:,.0f} held-out bytes, at most {records[0].width}", ""]
+    lines.append(f"{'step':>9} {'loss':>5}" + "".join(f"{site:>11}" for site in sites))
+    for name, loss, numbers in rows:
+        values = "".join(f"{numbers[f'{metric}/{site}']:>11.1f}" for site in sites)
+        lines.append(f"{name:>9} {math.nan if loss is None else loss:>5.2f}{values}")
+    courses = [_trajectory([numbers[f"{metric}/{site}"] for _, _, numbers in rows[-len(records) :]]) for site in sites]
+    return "\n".join([*lines, " " * 15 + "".join(f"{course[-10:]:>11}" for course in courses)])
 
 
 def _trajectory(values: list[float]) -> str:
@@ -187,21 +190,6 @@ def _trajectory(values: list[float]) -> str:
     """
     least, span = min(values), max(values) - min(values)
     return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * (value - least) / span)) if span else 0] for value in values)
-
-
-def _finding(demo: Demo) -> str:
-    """One sentence about the last column, with the numbers of this run."""
-    first, *_, last = sorted(demo.readings)
-    rank = {step: reading["effective_rank/final_norm"] for step, reading in demo.readings.items()}
-    gain = {step: reading["gain_per_token/final_norm"] for step, reading in demo.readings.items()}
-    lowest = min(rank, key=lambda step: rank[step])
-    dip = f" with a minimum of {rank[lowest]:.1f} at step {lowest}" if lowest not in (first, last) else ""
-    return textwrap.fill(
-        f"Note the last column: while the held-out loss went from {demo.held_out[first]:.2f} to "
-        f"{demo.held_out[last]:.2f}, the effective rank of final_norm went from {rank[first]:.1f} to {rank[last]:.1f}{dip}, "
-        f"and the information gain per token went from {gain[first]:.2f} to {gain[last]:.2f} nats.",
-        80,
-    )
 
 
 class _Record(TrainerCallback):  # type: ignore[misc]

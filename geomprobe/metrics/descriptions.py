@@ -3,7 +3,7 @@
 from html import escape
 from typing import NamedTuple
 
-__all__ = ["COMPACT", "Description", "describe"]
+__all__ = ["VIEWS", "Description", "describe"]
 
 
 class Description(NamedTuple):
@@ -15,6 +15,7 @@ class Description(NamedTuple):
         read: one sentence on how to read the metric.
         caveat: one sentence on what it does not mean.
         log: whether to draw it on a logarithmic axis.
+        floor: the lower end of its axis, below which values are not drawn; ``None`` to draw all of them.
     """
 
     title: str
@@ -22,6 +23,7 @@ class Description(NamedTuple):
     read: str = ""
     caveat: str = ""
     log: bool = False
+    floor: float | None = None
 
 
 _WORDS = {
@@ -65,6 +67,7 @@ _WORDS = {
         "How well the coefficients that Eq. 5 derives from attention reproduce a row, without the equation’s first term (the "
         "token’s own value vector): 1 is exactly.",
         "A value below 0 is not an error: tokens that hardly attend to themselves imply very large coefficients.",
+        floor=-1.0,
     ),
     "attention_entropy": Description(
         "Attention entropy",
@@ -187,8 +190,22 @@ _WORDS = {
         "It is not the number of dimensions in use.",
     ),
 }
-COMPACT = tuple(name for name, about in _WORDS.items() if about.read)
-"""The metrics that have a small figure in the last section of the report."""
+VIEWS: dict[str, tuple[str, ...]] = {
+    "Lasso and attention weights": (
+        "lasso_picks",
+        "lasso_r2",
+        "lasso_attention_rank",
+        "eq5_r2",
+        "attention_entropy",
+        "attention_sink",
+    ),
+    "Single texts": ("text_entropy", "text_matrix_entropy", "centered_text_matrix_entropy"),
+    "Compared with other checkpoints": ("diff_erank", "cka_first", "cka_previous"),
+    "Shape of the spectrum": ("rankme", "alpha_req", "anisotropy"),
+    "Paths and activations": ("curvature", "residual_growth", "activation_ratio", "massive_activations"),
+    "Mixtures of experts": ("router_load_entropy", "router_entropy", "router_dead_experts", "router_largest_share"),
+}
+"""The metrics that have a small figure at the end of the report, by the title of their group."""
 
 
 _PREFIXES = {

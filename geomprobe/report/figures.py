@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from geomprobe.errors import GeomprobeError
 from geomprobe.metrics.base import Curve
 from geomprobe.metrics.descriptions import describe
+from geomprobe.report.marks import fitted, name_ends, name_points
 from geomprobe.report.theme import BASELINES, Ink, categorical, escape_label, sequence, si_format, template
 from geomprobe.sweeps.records import Record, Run
 
@@ -45,13 +46,16 @@ def heatmap(run: Run, metric: str) -> "Figure | None":
     if len(records) < 2 or len(sites) < 2:
         return None
     labels, rows = _labels(run), [escape_label(site) for site in sites]
+    z = [[_value(record, metric, site) for record in records] for site in sites]
+    floor, known = describe(metric).floor, [value for row in z for value in row if value is not None]
+    clipped = floor is not None and min(known) < floor < max(known)
     body = {
         "type": "heatmap",
         "x": labels,
         "y": rows,
-        "z": [[_value(record, metric, site) for record in records] for site in sites],
+        "z": z,
         "hovertemplate": "%{y}<br>%{x}<br>%{z:.4g}<extra></extra>",
-    }
+    } | ({"zmin": floor, "zmax": max(known)} if clipped else {})
     columns, layers = _some(range(len(records)), 7), _by_layer(sites)
     layout = {
         "xaxis": _ticked(
@@ -61,7 +65,8 @@ def heatmap(run: Run, metric: str) -> "Figure | None":
         ),
         "yaxis": {"showgrid": False} | _ticked("layer", [rows[i] for i in layers["tickvals"]], layers["ticktext"]),
     }
-    return _figure([body], f"{describe(metric).title}, {describe(metric).axis}", **layout)
+    about = [describe(metric).title, describe(metric).axis, *([f"clipped at {floor:g}".replace("-", "−")] if clipped else [])]
+    return _figure([body], ", ".join(about), **layout)
 
 
 def across_depth(run: Run, metric: str) -> "Figure | None":
@@ -85,10 +90,11 @@ def across_depth(run: Run, metric: str) -> "Figure | None":
         line(record, name=label, colour=colour, legend=named)
         for record, label, colour, named in zip(records, _labels(run), colours, legend, strict=True)
     ]
+    room = name_ends(lines) if run.axis == "step" else {}
     nulls = _nulls((run, *of) for of in zip(records, _labels(run), colours, strict=True))
     lines += [line(null, **style) for null, style in nulls]
     axis = _by_layer(sites) if alike else _titled("depth, as a share of the layers")
-    return _plot(lines, metric, axis)
+    return _plot(lines, metric, axis | room)
 
 
 def _by_layer(sites: Sequence[str]) -> dict[str, Any]:
@@ -113,13 +119,16 @@ def _by_layer(sites: Sequence[str]) -> dict[str, Any]:
 # -- checkpoints ------------------------------------------------------------------------------------------------------------
 
 
-def over_checkpoints(runs: Sequence[Run], metric: str, *, most: int = _SITES, log_steps: bool = True) -> "Figure | None":
+def over_checkpoints(
+    runs: Sequence[Run], metric: str, *, most: int = _SITES, log_steps: bool = True, site: str | None = None
+) -> "Figure | None":
     """Return a figure over training steps or model sizes: for one run with lines for up to ``most`` layers, for several runs
     with one line each at the last site.
 
     For models of different depth, layers at the same share of the depth are compared. Baselines are those of the last site.
-    ``metric`` can be ``"loss"``. Without ``log_steps`` the axis of steps is linear. Return ``None`` for fewer than two
-    checkpoints.
+    ``metric`` can be ``"loss"``. Without ``log_steps`` the axis of steps is linear. ``site`` selects another site than the
+    last one, if one line is drawn. A single line has its first, lowest and last number beside it. Return ``None`` for fewer
+    than two checkpoints.
     """
     axis = _Axis.of(runs, log_steps=log_steps)
     single = len(runs) == 1
@@ -128,6 +137,8 @@ def over_checkpoints(runs: Sequence[Run], metric: str, *, most: int = _SITES, lo
         sites = _sites(run, metric)
         records = [record for record in run.checkpoints if axis.knows(record)]
         owns = [_own(record, sites) or ["final_norm"] for record in records]
+        if site is not None:
+            owns = [[site]] * len(records)
         deep = max(owns, key=len, default=[])
         by_layer = single and most > 1
         depths = [i / (len(deep) - 1) for i in _some(range(len(deep)), most)] if by_layer and len(deep) > 1 else [1.0]
@@ -151,6 +162,8 @@ def over_checkpoints(runs: Sequence[Run], metric: str, *, most: int = _SITES, lo
             )
     if not any(sum(y is not None for y in line["y"]) > 1 for line in lines):
         return None
+    if len(lines) == 1:  # then ``records`` and ``owns`` are those of the only run
+        name_points(lines[0], [_exact(record, metric, own[-1]) for record, own in zip(records, owns, strict=True)])
     return _plot([*lines, *nulls], metric, axis.layout)
 
 
@@ -163,8 +176,8 @@ def _trajectory(axis: "_Axis", records: Sequence[Record], y: list[float | None],
 class _Axis:
     """The positions of checkpoints on the x axis.
 
-    Steps that span two decades have a logarithmic axis. Step 0, which has no position on it, is drawn one interval before the
-    first step.
+    Steps that span two decades have a logarithmic axis, and so have those that double over a smaller range. Step 0, which has
+    no position on it, is drawn one interval before the first step.
     """
 
     place: Callable[[Record], float]
@@ -188,12 +201,14 @@ class _Axis:
     @classmethod
     def _of_steps(cls, steps: list[int], *, log: bool) -> "_Axis":
         after = [step for step in steps if step > 0]
-        if not log or len(after) < 2 or after[-1] < 100 * after[0]:
+        early = sum(step**2 < after[0] * after[-1] for step in after)  # in the first half of a logarithmic axis
+        wide = 100 if 4 * early < len(after) else 30
+        if not log or len(after) < 2 or after[-1] < wide * after[0]:
             return cls(lambda record: float(record.step or 0), lambda record: True, _titled("training step"))
         gaps = [math.log10(b / a) for a, b in itertools.pairwise(after)]
         zero = after[0] / 10 ** max(0.15, min(1.0, statistics.median(gaps)))
         decades = [10.0**i for i in range(math.ceil(math.log10(after[0])), math.floor(math.log10(after[-1])) + 1)]
-        ticks = [zero] * (steps[0] == 0) + decades
+        ticks = [zero] * (steps[0] == 0) + (decades if len(decades) > 2 else [float(step) for step in _some(after, 7)])
         layout = _ticked("training step, log", ticks, ["0" if tick == zero else si_format(tick) for tick in ticks])
         return cls(lambda record: float(record.step or zero), lambda record: True, layout | {"type": "log"})
 
@@ -232,12 +247,12 @@ def gain_curves(runs: Sequence[Run], *, increments: bool = False, per_dimension:
         return None
     nulls = _nulls((*one, name, colour) for one, name, colour in zip(picked, names, colours, strict=True))
     lines += [line(null, **style) for null, style in nulls]
-    layout = {
-        "xaxis": _titled("position in the text, tokens"),
-        "yaxis": _titled("nats per dimension" if per_dimension else "nats"),
-    }
+    found = [line for line in lines if line]
+    layout = {"xaxis": _titled("position in the text, tokens")} | fitted(
+        found, _titled("nats per dimension" if per_dimension else "nats")
+    )
     title = "Information gain of each token" if increments else "Information gain of the text so far"
-    return _figure([line for line in lines if line], title, **layout)
+    return _figure(found, title, **layout)
 
 
 def _curve(record: Record, metric: str) -> Curve | None:
@@ -387,11 +402,16 @@ def _verdict(weights: dict[str, float]) -> str:
 
 def _value(record: Record | None, metric: str, site: str) -> float | None:
     """A number with four digits, or ``None`` if it is missing or not finite. For Gaussian rows, ``site`` is ignored."""
+    return _four(_exact(record, metric, site))
+
+
+def _exact(record: Record | None, metric: str, site: str) -> float:
     if record is None or record.reading is None:
-        return None
+        return math.nan
     if metric == "loss":
-        return _four(math.nan if record.loss is None else record.loss)
-    return _four(record.reading.get(f"{metric}/{'gaussian' if record.kind == 'gaussian' else site}", math.nan))
+        return math.nan if record.loss is None else record.loss
+    value: float = record.reading.get(f"{metric}/{'gaussian' if record.kind == 'gaussian' else site}", math.nan)
+    return value
 
 
 def _four(value: float) -> float | None:
@@ -502,8 +522,9 @@ def _ticked(title: str, places: Sequence[float], labels: Sequence[str]) -> dict[
 
 
 def _plot(lines: Iterable[dict[str, Any]], metric: str, xaxis: dict[str, Any]) -> "Figure":
-    about = describe(metric)
-    return _figure(_drawn(lines), about.title, xaxis=xaxis, yaxis=_titled(about.axis) | ({"type": "log"} if about.log else {}))
+    about, drawn = describe(metric), _drawn(lines)
+    yaxis = _titled(about.axis) | ({"type": "log"} if about.log else {})
+    return _figure(drawn, about.title, xaxis=xaxis, **fitted(drawn, yaxis, about.floor))
 
 
 def _figure(traces: list[dict[str, Any]], title: str, **layout: Any) -> "Figure":

@@ -12,6 +12,7 @@ import wandb
 from geomprobe import GeomprobeError
 from geomprobe.cli.demo import REPORT, SWEEP, TEXT, log_spaced, run, train
 from geomprobe.integrations.wandb_sink import viewer
+from geomprobe.report.lead import leading_text
 from geomprobe.sweeps.records import Run
 from tests.conftest import DemoRun
 from tests.integrations.wandb_file import read_run, run_files
@@ -19,22 +20,29 @@ from tests.integrations.wandb_file import read_run, run_files
 SITES = ["embed", "layer_00", "layer_01", "layer_02", "layer_03", "final_norm"]
 
 
-def test_it_says_what_happened(demo_run: DemoRun) -> None:
+def test_it_prints_one_table_and_the_finding_of_its_report(demo_run: DemoRun) -> None:
     lines = demo_run.printed.splitlines()
-    assert (
-        max(map(len, lines[: lines.index(f"open the report:      {demo_run.out / REPORT}")])) <= 80
-    )  # what follows holds paths
-    tables = [i for i, line in enumerate(lines) if line.split()[:2] == ["step", "loss"]]
-    assert len(tables) == 3
-    steps = [0, *log_spaced(demo_run.steps)]
-    for start in tables:
-        rows = [line.split() for line in lines[start + 1 : start + 1 + len(steps)]]
-        assert [int(row[0]) for row in rows] == steps
-        losses = [float(row[1]) for row in rows]
-        assert losses[0] == pytest.approx(math.log(256), abs=0.1)
-        assert losses[-1] < losses[0] - 1  # it learns
-        assert all(len(row) == 2 + len(SITES) for row in rows)
-    assert "Note the last column" in demo_run.printed
+    said = lines[: lines.index(f"open the report:      {demo_run.out / REPORT}")]  # what follows holds paths
+    assert max(map(len, said)) <= 80
+    (start,) = [i for i, line in enumerate(lines) if line.split()[:2] == ["step", "loss"]]
+    assert lines[start].split()[2:] == SITES
+    steps = log_spaced(demo_run.steps)
+    rows = [line.split() for line in lines[start + 1 : start + 2 + len(steps)]]
+    assert [row[0] for row in rows] == ["untrained", *map(str, steps)]
+    losses = [float(row[1]) for row in rows]
+    assert losses[0] == pytest.approx(math.log(256), abs=0.1)
+    assert losses[-1] < losses[0] - 1  # it learns
+    swept = Run.open(demo_run.out / SWEEP)
+    for row, record in zip(rows[1:], swept.checkpoints, strict=True):
+        assert record.reading is not None
+        expected = [record.reading[f"effective_rank/{site}"] for site in SITES]
+        assert [float(cell) for cell in row[2:]] == pytest.approx(expected, abs=0.051)
+    finding = leading_text([swept])
+    assert finding is not None
+    assert finding.lead.startswith("Collapse")
+    assert str(finding) in " ".join(" ".join(said).split())
+    document = (demo_run.out / REPORT).read_text("utf-8")
+    assert f"<b>{finding.lead}:</b> {finding.text}</p>" in document
     for path in run_files(demo_run.out):
         assert f"{viewer()} {os.path.relpath(path.parent)}\n" in demo_run.printed
     assert "wandb sync" in demo_run.printed
@@ -62,7 +70,7 @@ def test_its_offline_run_holds_every_metric_beside_the_loss(demo_run: DemoRun) -
 
 
 def test_its_sweep_has_the_numbers_of_its_training(demo_run: DemoRun) -> None:
-    """Of every checkpoint, on the same text in the same pieces; and the page is written."""
+    """Of every checkpoint, on the same text in the same pieces: a quarter of it for what costs more than a forward."""
     swept = Run.open(demo_run.out / SWEEP)
     assert swept.failed == []
     assert [(r.kind, r.step) for r in swept.records[:2]] == [("untrained", None), ("gaussian", None)]
@@ -72,16 +80,14 @@ def test_its_sweep_has_the_numbers_of_its_training(demo_run: DemoRun) -> None:
     for record in swept.checkpoints:
         assert record.reading is not None
         assert record.loss == pytest.approx(losses[record.step or 0], abs=1e-4)
-        for metric in ("entropy", "effective_rank", "gain_per_token", "text_entropy", "tokens"):
+        assert record.reading["sample_tokens/final_norm"] == 16 * 128
+        for metric in ("entropy", "effective_rank", "anisotropy", "tokens"):
             for site in SITES:
                 expected = watched.series(f"geomprobe/eval/{metric}/{site}")[record.step or 0]
                 assert record.reading[f"{metric}/{site}"] == pytest.approx(expected, rel=1e-4), (record.name, metric, site)
     for metric in ("entropy", "gain_per_token"):  # they move, and not by rounding
         values = [r.reading[f"{metric}/final_norm"] for r in swept.checkpoints if r.reading]
         assert max(values) > 1.3 * min(values)
-    page = (demo_run.out / REPORT).read_text("utf-8")
-    assert page.startswith("<!DOCTYPE html>")
-    assert "From step 1 to step 40" in page
 
 
 def test_the_sweeps_offline_run_holds_one_series_per_metric_and_site(demo_run: DemoRun) -> None:

@@ -17,6 +17,7 @@ from playwright.sync_api import Page
 from geomprobe import GeomprobeError
 from geomprobe.cli import main as cli
 from geomprobe.metrics.base import Curve
+from geomprobe.metrics.descriptions import VIEWS, describe
 from geomprobe.reading import Reading
 from geomprobe.report import figures
 from geomprobe.report.page import report_page
@@ -113,8 +114,9 @@ def document(runs: Callable[[str], list[Run]], documents: dict[str, str]) -> Cal
 
 
 def draw_all(page: Page) -> None:
-    """Draw what is on show, as for print."""
-    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    """Open the folded groups, and draw what is on show."""
+    page.evaluate("folded.forEach(group => { group.open = true; })")
+    page.evaluate("plots.filter(plot => plot.offsetParent && !drawn.has(plot)).forEach(draw)")
     page.wait_for_function("plots.every(plot => !plot.offsetParent || plot.querySelector('.xtick, .ytick'))")
 
 
@@ -164,6 +166,9 @@ def test_figures_are_drawn_as_they_come_near(viewer: Viewer, document: Callable[
     page = viewer.open(document("one"), height=400)
     page.wait_for_function("drawn.size > 0")
     assert page.evaluate("drawn.size") < 10
+    for group in page.locator("details.small").all():
+        assert group.locator(".plate").first.is_hidden()
+        group.locator("summary").first.click()
     for plot in page.locator(".plot:visible").all():
         plot.scroll_into_view_if_needed()
     page.wait_for_function("plots.every(plot => !plot.offsetParent || plot.querySelector('.xtick, .ytick'))")
@@ -214,6 +219,8 @@ def test_without_a_script_the_numbers_are_tables(
     page = viewer.open(document("one"), script=False)
     assert page.locator("noscript p").is_visible()
     assert page.locator(".plot:visible, .switch:visible").count() == 0
+    for group in page.locator("details.small > summary").all():
+        group.click()
     views = page.locator(".view")
     assert views.count() == page.locator(".view:visible").count() > 20
     for summary in page.locator(".view summary").all():
@@ -254,7 +261,7 @@ def test_hostile_names_are_text(viewer: Viewer, tmp_path: Path) -> None:
     page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true })")
     for hostile in HOSTILE[:4]:
         assert page.get_by_text(hostile).count() >= 1
-    assert page.locator("main a, main img, main script, main b[onclick]").count() == 0
+    assert page.locator("main a:not(nav a), main img, main script, main b[onclick]").count() == 0
     page.locator(".plot .point").first.hover(force=True)
     page.wait_for_selector(".hoverlayer text")
 
@@ -272,6 +279,50 @@ def test_hostile_runs_are_text_in_switches(viewer: Viewer, tmp_path: Path) -> No
     assert undrawn(page) == []
 
 
+def test_the_finding_and_a_whole_figure_are_seen_at_once(viewer: Viewer, document: Callable[[str], str]) -> None:
+    page = viewer.open(document("one"), width=1280, height=800)
+    first = page.locator(".plate").first
+    box = first.bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] <= 800
+    assert page.locator(".summary").first.inner_text().startswith("Collapse: the effective rank at the last layer (final_norm)")
+    page.wait_for_function("plots[0].querySelector('.textpoint')")
+    texts = [text for text in first.locator(".plot").first.locator(".textpoint").all_text_contents() if text]
+    assert len(texts) == 2  # the last one is the lowest
+    assert page.locator("header dl").is_hidden()
+
+
+def test_the_contents_lead_to_every_section_and_open_it(viewer: Viewer, document: Callable[[str], str]) -> None:
+    page = viewer.open(document("one"), width=1280, height=800)
+    links = page.locator(".contents a")
+    heads = page.locator("h2").all_inner_texts()
+    assert links.all_inner_texts() == heads
+    assert heads[-1] == "Other views"
+    links.last.click()
+    page.wait_for_function("document.getElementById('others').getBoundingClientRect().top < 800")
+    group = page.locator("details.small").last
+    assert not group.evaluate("group => group.open")
+    page.evaluate("id => { location.hash = id; }", group.get_attribute("id"))
+    page.wait_for_function("group => group.open", arg=group.element_handle())
+
+
+def test_before_printing_everything_is_opened_and_drawn_at_the_width_of_a_sheet(
+    viewer: Viewer, document: Callable[[str], str]
+) -> None:
+    page = viewer.open(document("single"), width=1280, height=400)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("folded.length && folded.every(group => group.open)")
+    shown = "plots.filter(plot => plot.offsetParent)"
+    assert page.evaluate(f"{shown}.every(plot => plot.querySelector('.xtick, .ytick'))")
+    assert page.evaluate(
+        f"{shown}.every(plot => plot.querySelector('svg').getBoundingClientRect().width <= plot.clientWidth + 1)"
+    )
+    assert page.evaluate("document.querySelector('main').clientWidth") <= 704
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate("folded.every(group => !group.open)")
+    assert page.evaluate("document.querySelector('main').clientWidth") > 1000
+
+
 # -- what the page says -----------------------------------------------------------------------------------------------------
 
 
@@ -286,7 +337,7 @@ def test_what_was_measured_and_what_failed(document: Callable[[str], str]) -> No
         "20 measured, 2 failed",
         "OutOfMemoryError: tried to allocate 2 GiB <now>",
         "transformers\u00a05.23.0",
-        "From step 0 to step 143,000, the loss went from  10.8  to  2.6  nats per token",
+        ", while the loss went from 10.8 to 2.6.",
     ):
         assert part in said, part
     for figure in re.findall(r"<figcaption>.*?</figcaption>", body):
@@ -313,7 +364,13 @@ def test_metrics_that_are_missing_have_no_figure(tmp_path: Path) -> None:
             kept = Reading("eval", record.reading.sites, values)
         records.append(replace(record, reading=kept, loss=None))
     document = report_page([Run.open(write_run(tmp_path / "run", records))])
-    assert re.findall("<h[23]>(.*?)</h", document) == ["Anisotropy"]
+    assert re.findall("<h[23][^>]*>(.*?)</h", document) == [
+        "What changed over training",
+        "Other views",
+        "Shape of the spectrum",
+        "Anisotropy",
+    ]
+    assert "the anisotropy at the last layer (final_norm)" in document
 
 
 @pytest.mark.parametrize(
@@ -476,7 +533,8 @@ def test_runs_of_one_checkpoint_are_one_run_over_sizes(tmp_path: Path, fitted: l
     runs = [Run.open(write_run(tmp_path / f"m{i}", records[3 * i : 3 * i + 3])) for i in range(4)]
     document = report_page(runs)
     assert len(fitted[0][0]) == 4
-    assert "Overview at the last site, by model" in document
+    assert "What changed by model" in document
+    assert "<b>The smallest and the largest of 4 models:</b> the effective rank at the last layer (final_norm) is" in document
     assert "m0 · m1 · m2 · m3" in document
 
 
@@ -501,6 +559,95 @@ def test_a_sweep_over_steps_and_sizes_is_a_run_for_each_size(tmp_path: Path) -> 
     ]
     document = report_page([Run.open(write_run(tmp_path / "grid", records))])
     assert re.findall(r'name="p\d+-0" value="\d"[^>]*><span>(.*?)<', document)[:2] == ["m-1000000", "m-10000000"]
+
+
+def test_gaussian_rows_that_would_squash_the_lines_are_named_at_the_edge(runs: Callable[[str], list[Run]]) -> None:
+    (run,) = runs("one")
+    for record in run.records:
+        if record.reading is not None and record.kind != "gaussian":
+            for key, value in record.reading.items():
+                if key.startswith("effective_rank/"):
+                    record.reading._values[key] = value / 20
+    figure = figures.across_depth(run, "effective_rank")
+    assert figure is not None
+    gaussian = lines(figure)["Gaussian rows"].y[0]
+    known = [y for trace in figure.data if trace.name != "Gaussian rows" for y in trace.y]
+    low, high = figure.layout.yaxis.range
+    assert low < min(known) <= max(known) < high < gaussian
+    (edge,) = figure.layout.annotations
+    assert edge.text == f"↑ Gaussian rows: {gaussian:.4g}"
+    assert (edge.y, edge.yanchor) == (1, "top")
+    near = figures.across_depth(runs("one")[0], "effective_rank")
+    assert near is not None
+    assert near.layout.annotations == ()
+    assert near.layout.yaxis.range[1] > lines(near)["Gaussian rows"].y[0]
+
+
+def change(run: Run, metric: str, value: Callable[[int], float]) -> None:
+    """Give a metric other numbers, by their place."""
+    for record in run.records:
+        if record.reading is not None:
+            for i, site in enumerate(record.reading.sites):
+                if f"{metric}/{site}" in record.reading:
+                    record.reading._values[f"{metric}/{site}"] = value(i)
+
+
+def test_the_axis_of_eq5_ends_at_minus_one_and_says_so(runs: Callable[[str], list[Run]]) -> None:
+    (run,) = runs("one")
+    change(run, "eq5_r2", lambda i: -373.5 if i == 7 else 0.25 + i / 100)
+    figure = figures.across_depth(run, "eq5_r2")
+    assert figure is not None
+    assert -1.2 < figure.layout.yaxis.range[0] < -1
+    assert figure.layout.annotations[0].text == "The axis is clipped at −1. The lowest value is −373.5."
+    assert -373.5 in lines(figure)["step 143,000"].y  # the tables have the number as it is
+    body = report_page([run]).partition("<script")[0]
+    assert '<p class="law">The axis is clipped at −1. The lowest value is −373.5.</p>' in body
+    assert ">−373.5" in body
+    area = figures.heatmap(run, "eq5_r2")
+    assert area is not None
+    assert area.data[0].zmin == -1
+    assert "clipped at −1" in area.layout.title.text
+
+
+def test_where_there_is_nothing_to_see_a_line_of_text_stands(runs: Callable[[str], list[Run]]) -> None:
+    (run,) = runs("one")
+    change(run, "eq5_r2", lambda i: -2000.0 - i)
+    change(run, "massive_activations", lambda i: 0.0)
+    body = report_page([run]).partition("<script")[0]
+    assert '<p class="words">All values are below −1: from −2,0' in body
+    assert '<p class="words">0 everywhere.</p>' in body
+    assert 'aria-label="Massive activations. ' not in body
+    assert "Massive activations, numbers" in body
+
+
+def test_a_line_over_checkpoints_names_its_first_lowest_and_last_point(runs: Callable[[str], list[Run]]) -> None:
+    (run,) = runs("one")
+    for record, rank in zip(run.checkpoints, [*range(30, 20, -1), *range(21, 31)], strict=True):
+        assert record.reading is not None
+        record.reading._values["effective_rank/final_norm"] = float(rank)
+    figure = figures.over_checkpoints([run], "effective_rank", most=1)
+    assert figure is not None
+    texts = [(label, text) for label, text in zip(figure.data[0].customdata, figure.data[0].text, strict=True) if text]
+    assert texts == [("step 0", "30"), ("step 256", "21, step 256"), ("step 143,000", "30")]
+    across = figures.across_depth(run, "effective_rank")
+    assert across is not None
+    named = {trace.name for trace in across.data if "text" in trace.mode}
+    assert named <= {"step 0", "step 256", "step 143,000"}
+    assert {"step 256", "step 143,000"} <= named
+
+
+def test_steps_that_double_have_a_logarithmic_axis_over_less_than_two_decades(tmp_path: Path) -> None:
+    run = Run.open(write_run(tmp_path / "run", training(layers=2, steps=[1, 2, 4, 8, 16, 32, 60], length=8)))
+    figure = figures.over_checkpoints([run], "loss", most=1)
+    assert figure is not None
+    assert figure.layout.xaxis.type == "log"
+    assert list(figure.layout.xaxis.ticktext) == ["1", "2", "4", "8", "16", "32", "60"]
+
+
+def test_every_described_metric_stands_in_one_group() -> None:
+    grouped = [name for names in VIEWS.values() for name in names]
+    assert len(grouped) == len({*grouped})
+    assert all(describe(name).read and describe(name).caveat for name in grouped)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------------
