@@ -219,7 +219,7 @@ class Probe:
         """
         if "fixed" not in self.modes:
             raise GeomprobeError(
-                f"this probe measures the modes {', '.join(self.modes)}: make it with 'fixed' among modes=[…], or without modes="
+                f"this probe measures the modes {', '.join(self.modes)}: make it with 'fixed' among its modes=[…]"
             )
         device = next((parameter.device for parameter in self._decoder.base.parameters()), None)
         before = self._capture.fixed, self._recorder.fixed

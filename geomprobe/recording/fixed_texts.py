@@ -25,7 +25,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     The flags are set without calling ``eval()``, which some modules override, for example to merge their adapters.
     """
     modules = [module for module in model.modules() if module.training]
-    # Inside autocast, a copy of a weight that is made without gradients would serve the next forward with gradients, too.
+    # Inside autocast, a copy of a weight that is made without gradients may otherwise serve the next forward with gradients.
     cached = torch.is_autocast_cache_enabled()
     with _random_numbers(model), torch.no_grad():
         try:
