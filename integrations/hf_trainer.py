@@ -53,7 +53,6 @@ __all__ = ["ProbeCallback"]
 _logger = logging.getLogger(__name__)
 
 _FILE = "geomprobe.jsonl"
-_WINDOW = 10
 
 _FORWARDS = {
     "train": "in training mode with gradients (no_grad=True measures those without)",
@@ -117,11 +116,11 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
 
     With ``alarms=True`` readings are also held against rules (:class:`~geomprobe.Monitor`), which tell when a number has moved
     away from its own recent past. An alarm is a warning of the logger ``geomprobe.integrations.alarms``, an alert of W&B or
-    Trackio, a series ``geomprobe/alarm/<rule>`` in every tracker (1 while it is on), a line of the file, a mark in the report
-    and in the picture, and an entry of ``alarms``. Give ``texts``: they are read at steps of their own and whenever an alarm
-    rings, in evaluation mode without a trace in the training, and tell a change of the model from one of the training texts. The rules get the ``loss`` of the
-    step, the ``gradient_norm`` before clipping, the ``token_entropy`` of the batch, and whether the batch was read before
-    (``repeated_batch``), where Trainer knows them. What the alarms remember is saved in each checkpoint
+    Trackio, a series ``geomprobe/alarm/<rule>`` in every tracker (1 while it is on), a line of the file, a mark in the report,
+    and an entry of ``alarms``. Give ``texts``: they are read at steps of their own and whenever an alarm rings, in evaluation
+    mode and without a trace in the training, and tell a change of the model from one of the training texts. The rules get the
+    ``loss`` of the step, the ``gradient_norm`` before clipping, the ``token_entropy`` of the batch, and whether the same batch
+    was read before (``repeated_batch``), where Trainer knows them. What the alarms remember is saved in each checkpoint
     (``geomprobe-alarms.json``), so a training that resumes rings as one that never stopped.
 
     Evaluation outside training (use a ``Probe``), ``predict``, and forwards that other callbacks run are not measured.
@@ -443,13 +442,15 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Hold what was read in this step against the rules, read the fixed texts if it is time, and tell the alarms. All
         processes do so together."""
+        if not self._takes_part():
+            return
         rings: list[Alarm] = []
         step, due = state.global_step, alarms.due
         if due and self._goes_on(state):
             with self._guarded(state), self._timed():
                 *batch, alarms.numbers.gradient_norm = micro_batch()
                 alarms.numbers.add(*batch)
-                rings = alarms.judge(step, readings[0])
+                rings = alarms.judge(step, readings[0] if readings else None)
         if (reads := alarms.wants_texts(step, rings)) and self._goes_on(state):
             loss = None
             with self._guarded(state):
@@ -484,7 +485,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             if self.on_error == "raise":
                 self.close()
                 raise
-            self._say(f"the alarms begin anew, and need {_WINDOW} readings before they can ring: {error}")
+            self._say(f"the alarms begin anew, and are silent until they have seen enough readings: {error}")
 
     def _await_evaluation(self, control: TrainerControl) -> None:
         if self._takes_part() and self.evaluate:

@@ -158,7 +158,8 @@ class Monitor:
             mode = "train" if reading is None else reading.mode
         if not isinstance(mode, str):
             raise GeomprobeError(f"Monitor.update(mode={mode!r}): expected a name, such as 'train' or 'fixed'")
-        given = dict(numbers or {}) | {"loss": loss, "gradient_norm": gradient_norm}
+        named = {"loss": loss, "gradient_norm": gradient_norm}
+        given = dict(numbers or {}) | {name: value for name, value in named.items() if value is not None}
         signals = self._signals(reading)
         for key, value in given.items():
             if value is not None:
