@@ -165,7 +165,10 @@ class Alarms:
     @property
     def silent(self) -> str | None:
         """What a training tells of rules that never had a number, else ``None``."""
-        if not (names := self.monitor.without_data):
+        signals = {rule.name: rule.signal for rule in self.monitor.rules}
+        # Most models have no router, and need not be told so.
+        names = [name for name in self.monitor.without_data if not signals[name].startswith("router_")]
+        if not names:
             return None
         return (
             f"these rules of the alarms never had a number, and could not ring: {', '.join(names)}. Their metric is not "
