@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "probe": {"accumulators", "capture", "core", "metrics", "reading", "recording"},
     "inspection": {"capture", "core", "metrics", "models", "probe", "reading", "report"},
     "sweeps": {"accumulators", "capture", "core", "metrics", "models", "probe", "protocols", "reading", "recording"},
-    "report": {"integrations", "metrics", "protocols", "reading", "sweeps", "theory"},
+    "report": {"integrations", "metrics", "monitoring", "protocols", "reading", "sweeps", "theory"},
     "integrations": {"", "core"},  # public names only, formulas, files and schedules
     "tracking": {"inspection", "integrations", "metrics", "models", "probe", "reading", "report", "sweeps"},
     "paper": {"capture", "core", "inspection", "models", "report", "sweeps", "theory"},
