@@ -1,5 +1,6 @@
 """The alarms of a training: which steps are read for them, what is held against the rules, and what is done when one rings."""
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -181,21 +182,34 @@ class Alarms:
         on = {name for name, _ in self.monitor.active}
         return {f"geomprobe/alarm/{safe_name(name)}": float(name in on) for name in dict.fromkeys(a.name for a in self.rung)}
 
-    def save(self, folder: Path) -> None:
-        """Write to a checkpoint what a resumed training needs.
-
-        Raises:
-            GeomprobeError: if the file cannot be written.
-        """
-        import json
-
-        state = {
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs, as a dict that can be written as JSON."""
+        return {
             "format": _FORMAT,
             "monitor": self.monitor.state_dict(),
             "alarms": [alarm.to_dict() for alarm in self.rung],
             "batches": self.numbers.seen,
         }
-        write_whole(folder / FILE, json.dumps(state, allow_nan=False))
+
+    def load_state_dict(self, state: dict[str, Any], *, what: str) -> None:
+        """Go on from what :meth:`state_dict` returned.
+
+        Raises:
+            GeomprobeError: if it is no such state, or that of other rules. The message begins with ``what``, and the alarms
+                begin anew.
+        """
+        check_shape(state, _SHAPE, what)
+        rung = [Alarm.from_dict(one, what=f"{what}: this is not an alarm") for one in state["alarms"]]
+        self.monitor.load_state_dict(state["monitor"])
+        self.rung, self.numbers.seen = rung, state["batches"]
+
+    def save(self, folder: Path) -> None:
+        """Write the state to a checkpoint.
+
+        Raises:
+            GeomprobeError: if the file cannot be written.
+        """
+        write_whole(folder / FILE, json.dumps(self.state_dict(), allow_nan=False))
 
     def restore(self, folder: Path) -> None:
         """Go on from the file that :meth:`save` wrote. This is a collective operation: the main process reads it.
@@ -211,9 +225,7 @@ class Alarms:
         found = gathered(found)[0]
         if isinstance(found, GeomprobeError):
             raise found
-        self.monitor.load_state_dict(found["monitor"])
-        self.rung = [Alarm.from_dict(one, what=f"{folder / FILE}: this is not an alarm") for one in found["alarms"]]
-        self.numbers.seen = found["batches"]
+        self.load_state_dict(found, what=str(folder / FILE))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -221,7 +233,6 @@ def _read(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise GeomprobeError(f"{path} does not exist: this checkpoint was saved without alarms") from error
-    check_shape(state, _SHAPE, str(path))
     return state
 
 

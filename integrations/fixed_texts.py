@@ -54,7 +54,8 @@ class FixedTexts:
         limit = getattr(getattr(model, "config", None), "max_position_embeddings", None) or math.inf
         if length > limit:
             raise GeomprobeError(f"a text of texts= has {length} tokens, and this model reads {limit}: give shorter texts")
-        taken = inspect.signature(type(getattr(model, "module", model)).forward).parameters  # FSDP wraps a model
+        inner: Any = type(getattr(model, "module", model))  # FSDP wraps a model
+        taken = inspect.signature(inner.forward).parameters
         self._batches = []
         for one in tensors:
             extra = {"use_cache": False} if "use_cache" in taken else {}

@@ -413,7 +413,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         modes += ["eval"] if self.evaluate else []
         modes += ["no_grad"] if self.no_grad else []
         modes += ["fixed"] if self._alarms is not None else []
-        make = partial(
+        make: Callable[[Sequence[Metric]], Probe] = partial(
             Probe,
             model,
             sites=self.sites,

@@ -22,6 +22,7 @@ class StepNumbers:
     Attributes:
         seen: hashes of the latest batches.
         gradient_norm: the norm of the gradient of this step before clipping, if it is known.
+        scale: what the sum of the losses is multiplied by.
     """
 
     def __init__(self) -> None:
@@ -33,6 +34,7 @@ class StepNumbers:
         self._losses: list[Tensor | None] = []
         self._texts: list[tuple[Tensor, Tensor | None]] = []
         self.gradient_norm: Any = None
+        self.scale = 1.0
 
     def add(self, loss: Any, inputs: Any) -> None:
         """Add a micro-batch: its share of the loss of the step, and what the model was called with. The device is not waited
@@ -60,11 +62,11 @@ class StepNumbers:
 
     def _own(self) -> dict[str, Any]:
         """The numbers of this process that are known. ``texts`` is a hash of them."""
-        losses, texts, norm = self._losses, self._texts, self.gradient_norm
+        losses, texts, norm, scale = self._losses, self._texts, self.gradient_norm, self.scale
         self.begin()
         own: dict[str, Any] = {}
         if losses and None not in losses:
-            own["loss"] = float(torch.stack([loss for loss in losses if loss is not None]).sum())
+            own["loss"] = float(torch.stack([loss for loss in losses if loss is not None]).sum()) * scale
         if norm is not None:
             own["gradient_norm"] = float(norm)
         if texts and len(texts) == len(losses):
