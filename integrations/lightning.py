@@ -70,8 +70,8 @@ class LightningCallback(Callback):  # type: ignore[misc]
         alarms: the alarms that rang, in order.
 
     Raises:
-        GeomprobeError: if ``lightning`` is not installed, ``when`` or ``log`` is unknown, or an argument of the alarms is not as
-            above; and when training starts, as for ``Probe``, or if ``texts`` do not fit the model.
+        GeomprobeError: if ``lightning`` is not installed, ``when`` or ``log`` is unknown, or an argument of the alarms is not
+            as above; and when training starts, as for ``Probe``, or if ``texts`` do not fit the model.
     """
 
     def __init__(

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from geomprobe.files import StepFile
 from geomprobe.integrations import ProbeCallback
 from tests.integrations.training import LENGTH, losses, trainer
 from tests.integrations.wandb_file import read_run
+from tests.recording.test_all_reduce import RANKS, torchrun
 from tests.tiny_models import hooks, token_batch
 
 pytestmark = pytest.mark.slow  # it trains
@@ -191,3 +194,26 @@ def test_the_default_metrics_are_those_of_the_default_rules(tmp_path: Path) -> N
     train(tmp_path, callback, max_steps=4)
     assert callback.monitor is not None
     assert callback.monitor.without_data == ("router_largest_share_up",)  # which this model does not have
+
+
+def on_two_ranks(folder: str) -> None:
+    rank = os.environ["RANK"]
+    callback = watching()
+    train(Path(folder), Fault(), callback, seed=3)
+    fixed = [reading["tokens/final_norm"] for _, reading in callback.history if reading.mode == "fixed"]
+    found = {"alarms": [alarm.to_dict() for alarm in callback.alarms], "tokens": fixed}
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+
+
+def test_two_ranks_ring_together(tmp_path: Path) -> None:
+    torchrun("tests.integrations.test_alarms", str(tmp_path))
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(RANKS))
+    assert first == second
+    assert "residual_growth_up" in {alarm["name"] for alarm in first["alarms"]}
+    assert set(first["tokens"]) == {TEXTS["input_ids"].numel()}  # counted once
+    lines = [line["alarm"] for line in StepFile(tmp_path / "trained" / "geomprobe.jsonl").records() if "alarm" in line]
+    assert lines == first["alarms"]
+
+
+if __name__ == "__main__":
+    on_two_ranks(*sys.argv[1:])
