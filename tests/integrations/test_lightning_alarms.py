@@ -90,7 +90,9 @@ def test_a_resumed_training_rings_as_one_that_never_stopped(tmp_path: Path) -> N
     fit(tmp_path / "parts", first, steps=16).save_checkpoint(tmp_path / "at-16.ckpt")
     fit(tmp_path / "parts", resumed, resume=tmp_path / "at-16.ckpt")
     assert whole.alarms
-    assert rings(resumed) == rings(whole)
+    repeated = [ring for ring in rings(resumed) if ring[1] == "repeated_batch_up"]
+    assert [ring for ring in rings(resumed) if ring not in repeated] == rings(whole)
+    assert repeated  # as Lightning warns, a plain loader begins anew after a resume, which an alarm tells
 
 
 def test_save_and_stop(tmp_path: Path) -> None:
