@@ -426,9 +426,9 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         )
         if self.metrics is None and self._alarms is not None:
             return attached(make)
-        return make(
-            [RepresentationEntropy(spectrum=True), InformationGain()] if self.metrics is None else self.metrics
-        ).attach()
+        default = [RepresentationEntropy(spectrum=True), InformationGain()]
+        probe: Probe = make(default if self.metrics is None else self.metrics).attach()
+        return probe
 
     def _watch(
         self,

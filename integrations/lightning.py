@@ -207,13 +207,16 @@ class LightningCallback(Callback):  # type: ignore[misc]
 
     def _attached(self, pl_module: Any) -> Probe:
         decoder = None if self._decoder is None else self._decoder(pl_module)
-        modes = ["train", "eval", *(["fixed"] if self._alarms is not None else [])]
+        modes: list[Literal["train", "eval", "fixed"]] = (
+            ["train", "eval"] if self._alarms is None else ["train", "eval", "fixed"]
+        )
         make: Callable[[Sequence[Metric] | None], Probe] = partial(
             Probe, pl_module, decoder=decoder, when=lambda forward: self._measured, modes=modes, **self._options
         )
         if self._metrics is None and self._alarms is not None:
             return attached(make)
-        return make(self._metrics).attach()
+        probe: Probe = make(self._metrics).attach()
+        return probe
 
     def _begin_alarms(self, alarms: Alarms, pl_module: Any) -> None:
         try:
@@ -256,7 +259,8 @@ class LightningCallback(Callback):  # type: ignore[misc]
             if trainer.is_global_zero:
                 line = {"alarm": alarm.to_dict()}
                 self._outlets.write(self._file, f"the file {self._file.path}", partial(self._file.append, step, line))
-                for run in (getattr(logger, "experiment", None) for logger in trainer.loggers):
+                runs: list[Any] = [getattr(logger, "experiment", None) for logger in trainer.loggers]
+                for run in runs:
                     if hasattr(run, "define_metric") and hasattr(run, "alert"):  # a run of W&B
                         alert = partial(run.alert, title=f"geomprobe: {alarm.name}", text=str(alarm), level="WARN")
                         self._outlets.write(run, "W&B", alert)

@@ -7,12 +7,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+pytest.importorskip("lightning")
+
+import lightning
+
 from geomprobe import GeomprobeError, ResidualGrowth, Rule
 from geomprobe.files import StepFile
 from geomprobe.integrations import LightningCallback
 from tests.tiny_models import hooks, tiny, token_batch
 
-lightning = pytest.importorskip("lightning.pytorch")
 pytestmark = pytest.mark.slow  # it trains
 
 LENGTH = 12
