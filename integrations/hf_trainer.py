@@ -425,9 +425,10 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             modes=modes,
         )
         if self.metrics is None and self._alarms is not None:
-            return attached(make)
-        default = [RepresentationEntropy(spectrum=True), InformationGain()]
-        probe: Probe = make(default if self.metrics is None else self.metrics).attach()
+            probe: Probe = attached(make)
+        else:
+            default = [RepresentationEntropy(spectrum=True), InformationGain()]
+            probe = make(default if self.metrics is None else self.metrics).attach()
         return probe
 
     def _watch(

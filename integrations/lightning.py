@@ -214,8 +214,9 @@ class LightningCallback(Callback):  # type: ignore[misc]
             Probe, pl_module, decoder=decoder, when=lambda forward: self._measured, modes=modes, **self._options
         )
         if self._metrics is None and self._alarms is not None:
-            return attached(make)
-        probe: Probe = make(self._metrics).attach()
+            probe: Probe = attached(make)
+        else:
+            probe = make(self._metrics).attach()
         return probe
 
     def _begin_alarms(self, alarms: Alarms, pl_module: Any) -> None:

@@ -21,7 +21,7 @@ def alarms_of(after: float) -> tuple[list[Alarm], list[float]]:
     optimizer, draw = torch.optim.AdamW(model.parameters(), lr=1e-2), torch.Generator().manual_seed(0)
     text = torch.tensor([min(ord(character), 127) for character in prose(200_000)])
     monitor, rings, shares = Monitor([rule]), [], []
-    with Probe(model, [RouterProfile()], when=lambda step: step % READ == 0, on_error="raise") as probe:
+    with Probe(model, [RouterProfile()], sites=[0, 1], when=lambda step: step % READ == 0, on_error="raise") as probe:
         for step in range(STEPS):
             model.router_aux_loss_coef = 0.02 if step < CHANGE else after
             starts = torch.randint(0, len(text) - 32, (8, 1), generator=draw)
