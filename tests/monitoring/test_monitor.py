@@ -32,7 +32,7 @@ def rings(monitor: Monitor, series: Iterable[float], first: int = 0) -> list[int
 
 def two_modes(fixed: Mapping[int, float]) -> tuple[Monitor, Alarm]:
     """A monitor whose training texts rise at step 40 and ring at 50, with other numbers of fixed texts at some steps before."""
-    monitor = Monitor([Rule(signal="x", direction="up", difference=0.5, window=3)])
+    monitor = Monitor([Rule(signal="x", direction="up", difference=0.5, window=4)])
     for step in range(0, 60, 10):
         if step in fixed:
             monitor.update(step, mode="fixed", numbers={"x": fixed[step]})
