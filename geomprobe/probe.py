@@ -1,8 +1,8 @@
 """The probe: it attaches hooks to a model, accumulates sums during forward passes, and returns a reading."""
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Literal, Self
 
@@ -21,6 +21,7 @@ from geomprobe.metrics.entropy import RepresentationEntropy
 from geomprobe.metrics.information_gain import InformationGain
 from geomprobe.reading import Cost, Reading, compute_reading
 from geomprobe.recording.all_reduce import on_all_ranks, replicas
+from geomprobe.recording.fixed_texts import counts_here, undisturbed
 from geomprobe.recording.live_gain import GainUpdate
 from geomprobe.recording.recorder import Consumer, Recorder
 from geomprobe.recording.state_store import Bank, Mode
@@ -35,8 +36,9 @@ class Probe:
     """Measure the geometry of a model's representations while the model runs.
 
     Hidden states are reduced to sums inside the forward pass. No activations are stored, except for texts that are still being
-    generated, and the results of the model do not change. Training, evaluation, and forwards in training mode without gradients
-    (``no_grad``, such as those of a reference model) are measured separately. A forward is counted at every site or at none.
+    generated, and the results of the model do not change. Training, evaluation, forwards in training mode without gradients
+    (``no_grad``, such as those of a reference model), and texts that run inside :meth:`fixed` are measured separately. A
+    forward is counted at every site or at none.
 
         with Probe(model) as probe:
             model(**batch)
@@ -195,6 +197,39 @@ class Probe:
         inside = set(model.modules())
         return next((probe for probe in _attached if probe._decoder.base in inside), None)
 
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """Return a context in which a training runs the same texts again and again, to tell a change of the model from one of
+        the texts.
+
+            with probe.fixed():
+                model(**texts)
+            reading = probe.read("fixed", reset=True)
+
+        The forwards are measured in the mode ``fixed``, all of them: ``when`` is not asked and does not count them, and
+        ``paused`` is not heeded. The model is in evaluation mode without gradients, and the training continues as if they had
+        not run: the ``training`` flag of each module and the random numbers of torch are restored. Autocast is as where the
+        context begins. All that runs inside is part of the cost.
+
+        With several processes, all of them run the same texts, through the model inside ``DistributedDataParallel`` or the one
+        that FSDP wraps, and the texts are counted once.
+
+        Raises:
+            GeomprobeError: if ``fixed`` is not among the modes of this probe.
+        """
+        if "fixed" not in self.modes:
+            raise GeomprobeError(
+                f"this probe measures the modes {', '.join(self.modes)}: make it with 'fixed' among its modes=[…]"
+            )
+        device = next((parameter.device for parameter in self._decoder.base.parameters()), None)
+        before = self._capture.fixed, self._recorder.fixed
+        with self._clock.span(device), undisturbed(self._model):
+            self._capture.fixed, self._recorder.fixed = True, counts_here(self._model)
+            try:
+                yield
+            finally:
+                self._capture.fixed, self._recorder.fixed = before
+
     def __enter__(self) -> Self:
         return self.attach()
 
@@ -217,8 +252,9 @@ class Probe:
         collective operation: call it on every rank, including ranks that measured nothing. All ranks get the same reading.
 
         Args:
-            mode: the mode in which the numbers were measured: ``"train"`` (training mode with gradients), ``"eval"``, or
-                ``"no_grad"`` (training mode without gradients). Can be omitted if the model ran in one mode only.
+            mode: the mode in which the numbers were measured: ``"train"`` (training mode with gradients), ``"eval"``,
+                ``"no_grad"`` (training mode without gradients), or ``"fixed"`` (inside :meth:`fixed`). Can be omitted if the
+                model ran in one mode only.
             reset: whether to discard the sums of this mode afterwards, so that the next reading starts from zero.
 
         Raises:
@@ -259,7 +295,7 @@ class Probe:
             raise GeomprobeError(f"this probe measured the model in the modes {', '.join(seen)}: call {calls}")
         mode = mode or (seen[0] if seen else "eval")
         if mode not in banks:
-            raise GeomprobeError(f"read({mode!r}): expected 'train', 'eval' or 'no_grad'")
+            raise GeomprobeError(f"read({mode!r}): expected {', '.join(map(repr, MODES))}")
         if not banks[mode]:
             raise EmptyReadingError(f"nothing to read: {self._why_empty(seen)}")
         return mode, banks[mode], [*self._recorder.notes, *self._capture.notes(mode)]

@@ -8,7 +8,8 @@ import shlex
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,16 +18,21 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from geomprobe import (
+    Alarm,
     Decoder,
     EmptyReadingError,
     GeomprobeError,
     InformationGain,
     Metric,
+    Monitor,
     Probe,
     Reading,
     RepresentationEntropy,
+    Rule,
 )
 from geomprobe.files import StepFile
+from geomprobe.integrations.alarms import Alarms, OnAlarm, attached
+from geomprobe.integrations.fixed_texts import Texts
 from geomprobe.integrations.histograms import keep_overview, spectra
 from geomprobe.integrations.names import Log, check_log, flat
 from geomprobe.integrations.outlets import Outlets
@@ -34,6 +40,7 @@ from geomprobe.integrations.picture import PICTURE, draw_layers
 from geomprobe.integrations.ranks import on_any_rank
 from geomprobe.integrations.records import reading_of, record_of
 from geomprobe.integrations.steps import Steps
+from geomprobe.integrations.trainer_loop import micro_batch
 from geomprobe.integrations.trainer_trackers import TrainerTrackers
 from geomprobe.integrations.training_plot import plot_training
 from geomprobe.schedule import Schedule, as_schedule, budget
@@ -52,6 +59,7 @@ _FILE = "geomprobe.jsonl"
 _FORWARDS = {
     "train": "in training mode with gradients (no_grad=True measures those without)",
     "eval": "in evaluation mode",
+    "fixed": "of the fixed texts",
 }
 """Forwards that a reading needs, by its mode. Those of ``no_grad`` are missing in many steps."""
 
@@ -108,17 +116,27 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     training. With several processes a reading covers the texts of all processes, and the main process writes it. This callback
     starts no run and asks for no login.
 
+    With ``alarms=True`` readings are also held against rules (:class:`~geomprobe.Monitor`), which tell when a number has moved
+    away from its own recent past. An alarm is a warning of the logger ``geomprobe.integrations.alarms``, an alert of W&B or
+    Trackio, a series ``geomprobe/alarm/<rule>`` in every tracker (1 while it is on), a line of the file, a mark in the report,
+    and an entry of ``alarms``. Give ``texts``: they are read at steps of their own and whenever an alarm rings, in evaluation
+    mode and without a trace in the training, and tell a change of the model from one of the training texts. The rules get the
+    ``loss`` of the step, the ``gradient_norm`` before clipping, the ``token_entropy`` of the batch, and whether the same batch
+    was read before (``repeated_batch``), where Trainer knows them. What the alarms remember is saved in each checkpoint
+    (``geomprobe-alarms.json``), so a training that resumes rings as one that never stopped.
+
     Evaluation outside training (use a ``Probe``), ``predict``, and forwards that other callbacks run are not measured.
 
     Args:
         metrics: the metrics to compute. Default: ``RepresentationEntropy(spectrum=True)``, whose spectra are kept at the sites
-            of the histograms, and ``InformationGain()``.
+            of the histograms, and ``InformationGain()``. With alarms, what the default rules need: instead of the latter
+            ``ResidualGrowth()`` and, if the model has these, ``AttentionProfile()`` and ``RouterProfile()``.
         sites: the sites to measure, as for ``Probe``. Default: all.
         decoder: a function that returns the ``Decoder`` of the model, for a model in which it is not found, such as
             ``lambda model: Decoder(base=model, layers=model.transformer.h, final_norm=model.transformer.ln_f)``.
         when: which optimizer steps to measure, counted from 1: a schedule, or ``50`` for ``every(50)``. Default:
-            ``budget(0.01)``, as many as can be measured, read and logged in 1% of the time of the training steps. All processes
-            measure the same steps.
+            ``budget(0.01)``, as many as can be measured, read and logged in 1% of the time of the training steps; with alarms,
+            their steps alone. All processes measure the same steps.
         evaluate: whether to measure evaluations. They are measured whole, whatever their cost.
         no_grad: whether to log the forwards of a step that run in training mode without gradients. Steps without such forwards
             have no such reading.
@@ -132,17 +150,29 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         on_error: ``"warn"``: an error in measuring issues one warning, removes the probe, logs ``geomprobe/stopped`` = 1 and
             discards the unfinished reading. An error of a tracker or of the file issues one warning, and no more is written
             there. Training continues. ``"raise"``: the error is raised.
+        alarms: ``True`` for alarms by the default rules; a list of rules; or a ``Monitor``.
+        texts: fixed texts for the alarms: a list of texts, for the ``processing_class`` of the Trainer, or tensors, such as
+            ``{"input_ids": …, "attention_mask": …}``. They run in batches of at most ``per_device_eval_batch_size``, all of
+            them on every process, and are counted once.
+        alarms_when: which optimizer steps are read for alarms: a schedule without a clock, or ``20`` for ``every(20)``, the
+            default. They are measured whatever ``when`` selects.
+        texts_when: after which optimizer steps the fixed texts are read, too: as ``alarms_when``. Default: ``every(100)``.
+        on_alarm: what is done when an alarm rings, beside telling it: ``"log"`` for nothing, ``"save"`` for a checkpoint at
+            that step, ``"stop"`` to end the training after it, a function that is called with the :class:`~geomprobe.Alarm` on
+            every process, or a list of these.
 
     Attributes:
         history: the readings as ``(step, reading)`` in order. Only the latest reading of each mode keeps its curves, which are
             large.
         probe: the probe while training runs, else ``None``.
         fault: the exception that ended the measurement, or ``None``.
+        alarms: the alarms that rang, in order.
+        monitor: the :class:`~geomprobe.Monitor`, or ``None`` without alarms. ``notify`` tells it of a change that is known.
 
     Raises:
-        GeomprobeError: if ``when`` is no schedule, ``to`` is no place where numbers are logged or ``log`` is unknown; and when
-            training starts, if no decoder is found, a site is unknown, another probe is on the model, or the file of readings
-            was written by something else.
+        GeomprobeError: if ``when`` is no schedule, ``to`` is no place where numbers are logged, ``log`` is unknown, or an
+            argument of the alarms is not as above; and when training starts, if no decoder is found, a site is unknown, another
+            probe is on the model, the file of readings was written by something else, or ``texts`` do not fit the model.
     """
 
     def __init__(
@@ -160,6 +190,11 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         log: Log = "overview",
         jsonl: str | os.PathLike[str] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
+        alarms: bool | Sequence[Rule] | Monitor = False,
+        texts: Texts | None = None,
+        alarms_when: Schedule | int | None = None,
+        texts_when: Schedule | int | None = None,
+        on_alarm: OnAlarm | Sequence[OnAlarm] = "log",
     ) -> None:
         if on_error not in ("warn", "raise"):
             raise GeomprobeError(f"ProbeCallback(on_error={on_error!r}): expected 'warn' or 'raise'")
@@ -167,7 +202,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self.metrics = metrics
         self.sites = sites
         self.decoder = decoder
-        self.when: Schedule = as_schedule(when) or budget()
+        self._alarms = Alarms.of(alarms, texts, alarms_when, texts_when, on_alarm)
+        self.when: Schedule = as_schedule(when) or (budget() if self._alarms is None else self._alarms.when)
         self.evaluate = evaluate
         self.no_grad = no_grad
         self.pad_token_id = pad_token_id
@@ -187,6 +223,16 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self._trackers = TrainerTrackers(to)
         self._drawn = 0  # readings in the latest picture
         self._finalizer: Callable[[], object] = _nothing
+
+    @property
+    def alarms(self) -> list[Alarm]:
+        """The alarms that rang, in order."""
+        return [] if self._alarms is None else list(self._alarms.rung)
+
+    @property
+    def monitor(self) -> Monitor | None:
+        """The monitor of the alarms."""
+        return None if self._alarms is None else self._alarms.monitor
 
     def close(self) -> None:
         """Remove the probe from the model. ``history`` is kept. Calling this twice is safe.
@@ -223,6 +269,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         state: TrainerState,
         control: TrainerControl,
         model: nn.Module | None = None,
+        processing_class: Any = None,
         **_: Any,
     ) -> None:
         """:meta private:"""
@@ -235,20 +282,9 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             left.close()
         self._gate = _Gate()
         self._gate.evaluating = self.evaluate and bool(args.eval_on_start)
-        modes: list[Literal["train", "eval", "no_grad"]] = ["train"]
-        modes += ["eval"] if self.evaluate else []
-        modes += ["no_grad"] if self.no_grad else []
-        probe = Probe(
-            model,
-            [RepresentationEntropy(spectrum=True), InformationGain()] if self.metrics is None else self.metrics,
-            sites=self.sites,
-            decoder=None if self.decoder is None else self.decoder(model),
-            when=self._gate,
-            on_error=self.on_error,
-            pad_token_id=self.pad_token_id,
-            precision=self.precision,
-            modes=modes,
-        ).attach()
+        if self._alarms is not None:
+            self._alarms.begin(model, processing_class, most=int(args.per_device_eval_batch_size))
+        probe = self._attached(model)
         _probes.add(probe)
         # Close the probe once: in close(), or when this callback is garbage collected.
         self._finalizer = weakref.finalize(self, probe.close)
@@ -269,6 +305,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             raise
         if state.global_step and not self.history:  # the earlier steps were measured by another process
             self.history = self._earlier(_saved(args, state))
+        if state.global_step and self._alarms is not None:
+            self._restore(self._alarms, _saved(args, state).path.parent)
         costs = [reading.cost for _, reading in self.history if reading.mode == "train" and reading.cost is not None]
         self._steps = Steps(self.when, probe, costs[-1].interval if costs else None)
 
@@ -278,20 +316,33 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             return
         with self._guarded(state):
             self._gate.control, self._gate.evaluating = None, False
-            self._gate.in_step = self._steps.begin(state.global_step + 1)
+            due = self._alarms is not None and self._alarms.begin_step(state.global_step + 1)
+            self._gate.in_step = self._steps.begin(state.global_step + 1, also=due)
             if self.probe is not None:
                 self.probe.reset()  # measure only this step
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """:meta private:"""
+        if (alarms := self._alarms) is not None and alarms.due:
+            alarms.numbers.add(*micro_batch()[:2])
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **_: Any,
+    ) -> None:
         """:meta private:"""
         measured, self._gate.in_step = self._gate.in_step, False
-        if measured:
-            # If Trainer logs the loss next, both can be in one W&B row.
-            commit = not (control.should_log and "wandb" in (args.report_to or ()))
-            for mode in self._modes:
-                self._report(mode, mode, state, commit=commit)
-            if self._takes_part():
-                self._steps.update()
+        # If Trainer logs the loss next, both can be in one W&B row.
+        commit = not (control.should_log and "wandb" in (args.report_to or ()))
+        readings = [self._report(mode, mode, state, commit=commit) for mode in self._modes if measured]
+        if self._alarms is not None and model is not None:
+            self._watch(self._alarms, model, readings, args, state, control, commit)
+        if measured and self._takes_part():
+            self._steps.update()
         self._await_evaluation(control)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -349,6 +400,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             if saved.path.parent.is_dir():  # a hyperparameter search saves its checkpoints elsewhere
                 lines = [{"step": step, **record_of(reading)} for step, reading in self.history]
                 self._outlets.write(self, f"{_FILE} in checkpoints", lambda: saved.replace(lines))
+                if (alarms := self._alarms) is not None:
+                    self._outlets.write(alarms, "the alarms in checkpoints", lambda: alarms.save(saved.path.parent))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
@@ -359,6 +412,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             )
         elif self.probe is not None and (few := self._steps.few("ProbeCallback")):
             self._say(few)
+        if self.probe is not None and self._alarms is not None and (silent := self._alarms.silent):
+            self._say(silent)
         self.close()
         self._trackers.end()
 
@@ -373,6 +428,86 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         """The modes of the readings of a step."""
         return ("train", "no_grad") if self.no_grad else ("train",)
 
+    def _attached(self, model: nn.Module) -> Probe:
+        modes: list[Literal["train", "eval", "no_grad", "fixed"]] = ["train"]
+        modes += ["eval"] if self.evaluate else []
+        modes += ["no_grad"] if self.no_grad else []
+        modes += ["fixed"] if self._alarms is not None else []
+        make: Callable[[Sequence[Metric]], Probe] = partial(
+            Probe,
+            model,
+            sites=self.sites,
+            decoder=None if self.decoder is None else self.decoder(model),
+            when=self._gate,
+            on_error=self.on_error,
+            pad_token_id=self.pad_token_id,
+            precision=self.precision,
+            modes=modes,
+        )
+        if self.metrics is None and self._alarms is not None:
+            probe: Probe = attached(make)
+        else:
+            default = [RepresentationEntropy(spectrum=True), InformationGain()]
+            probe = make(default if self.metrics is None else self.metrics).attach()
+        return probe
+
+    def _watch(
+        self,
+        alarms: Alarms,
+        model: nn.Module,
+        readings: Sequence[Reading | None],
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        commit: bool,
+    ) -> None:
+        """Hold what was read in this step against the rules, read the fixed texts if it is time, and tell the alarms. All
+        processes do so together."""
+        if not self._takes_part():
+            return
+        rings: list[Alarm] = []
+        step, due = state.global_step, alarms.due
+        if due and self._goes_on(state):
+            with self._guarded(state), self._timed():
+                *batch, alarms.numbers.gradient_norm = micro_batch()
+                alarms.numbers.add(*batch)
+                rings = alarms.judge(step, readings[0] if readings else None)
+        if (reads := alarms.wants_texts(step, rings)) and self._goes_on(state):
+            loss = None
+            with self._guarded(state):
+                if self.probe is not None and alarms.texts is not None:
+                    loss = alarms.texts.run(model, self.probe, args.device)
+            fixed = self._report("fixed", "fixed", state, commit=commit, more={} if loss is None else {"loss": loss})
+            if self._goes_on(state):
+                with self._guarded(state):
+                    rings = alarms.judge_texts(step, fixed, loss, rings)
+        if due or reads:
+            with self._guarded(state), self._timed():
+                self._tell(alarms, rings, state, control, commit)
+
+    def _timed(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.probe is None else self.probe.timed()
+
+    def _tell(self, alarms: Alarms, rings: Sequence[Alarm], state: TrainerState, control: TrainerControl, commit: bool) -> None:
+        for alarm in rings:
+            alarms.tell(alarm, self._outlets, main=self._writes)
+            if self._writes:
+                self._append(state.global_step, {"alarm": alarm.to_dict()})
+                self._trackers.alert(f"geomprobe: {alarm.name}", str(alarm))
+            control.should_save = control.should_save or "save" in alarms.actions
+            control.should_training_stop = control.should_training_stop or "stop" in alarms.actions
+        if self._writes and (series := alarms.series):
+            self._trackers.log(series, state.global_step, commit=commit)
+
+    def _restore(self, alarms: Alarms, checkpoint: Path) -> None:
+        try:
+            alarms.restore(checkpoint)
+        except GeomprobeError as error:
+            if self.on_error == "raise":
+                self.close()
+                raise
+            self._say(f"the alarms begin anew, and are silent until they have seen enough readings: {error}")
+
     def _await_evaluation(self, control: TrainerControl) -> None:
         if self._takes_part() and self.evaluate:
             self._gate.control = control
@@ -382,38 +517,43 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
 
     def _report(
         self,
-        mode: Literal["train", "eval", "no_grad"],
+        mode: Literal["train", "eval", "no_grad", "fixed"],
         name: str,
         state: TrainerState,
         *,
         commit: bool = True,
         more: Mapping[str, float] | None = None,
-    ) -> None:
+    ) -> Reading | None:
         """Read the numbers on every process, keep them, and write them on the main process, in the file with ``more``.
 
-        Reading is a collective operation. If measuring has stopped on one rank, it stops on all, so that none of them waits.
+        Reading is a collective operation.
         """
+        if self._goes_on(state) and self.probe is not None:
+            with self._guarded(state), self.probe.timed():
+                return self._read_and_log(self.probe, mode, name, state, commit, more or {})
+        return None
+
+    def _goes_on(self, state: TrainerState) -> bool:
+        """Whether measuring goes on. This is a collective operation: if measuring has stopped on one rank, it stops on all, so
+        that none of them waits."""
         if not self._takes_part():
-            return
+            return False
         with self._guarded(state):
             fault = self.fault if self.probe is None else self.probe.fault
             self._stopped = on_any_rank(fault is not None)
-            if self.probe is None:
-                return
-            if self._stopped:
+            if self.probe is not None and self._stopped:
                 raise fault or GeomprobeError("measuring stopped on another rank, see the warning there for the cause")
-            with self.probe.timed():
-                self._read_and_log(self.probe, mode, name, state, commit, more or {})
+        return self.probe is not None
 
     def _read_and_log(
         self,
         probe: Probe,
-        mode: Literal["train", "eval", "no_grad"],
+        mode: Literal["train", "eval", "no_grad", "fixed"],
         name: str,
         state: TrainerState,
         commit: bool,
         more: Mapping[str, float],
-    ) -> None:
+    ) -> Reading | None:
         where = f" ({name} reading of step {state.global_step})"
         try:
             reading = probe.read(mode, reset=True)
@@ -424,7 +564,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         except EmptyReadingError:
             if mode in _FORWARDS:
                 self._say(f"nothing was measured, because no forward {_FORWARDS[mode]} ran that could be counted", where)
-            return
+            return None
         if mode == "eval" and self._gate.most_forwards > 1:
             reading.notes.append(
                 f"up to {self._gate.most_forwards} forwards ran for one batch of the evaluation, and this reading contains "
@@ -442,6 +582,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
                 histograms=spectra(reading),
                 commit=commit,
             )
+        return reading
 
     def _append(self, step: int, record: dict[str, Any]) -> None:
         if (file := self._file) is not None:

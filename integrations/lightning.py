@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from geomprobe import Decoder, EmptyReadingError, GeomprobeError, Metric, Probe, Reading
+from geomprobe import Alarm, Decoder, EmptyReadingError, GeomprobeError, Metric, Monitor, Probe, Reading, Rule
 from geomprobe.files import StepFile
+from geomprobe.integrations.alarms import Alarms, OnAlarm, attached
 from geomprobe.integrations.names import Log, check_log, flat
 from geomprobe.integrations.outlets import Outlets
 from geomprobe.integrations.ranks import on_any_rank
@@ -43,6 +44,10 @@ class LightningCallback(Callback):  # type: ignore[misc]
     logger, with the ``loss`` of the step on the main process if optimization is automatic. ``geomprobe report FILE`` draws
     them. The results of training do not change.
 
+    Alarms are those of ``ProbeCallback``. What they remember is part of each checkpoint of Lightning. The loss is known if
+    optimization is automatic, the texts of a step if its batch is a dict with ``input_ids``, and the norm of the gradient if
+    each process has the whole gradient.
+
     Lightning leaves a model in the mode in which it was given: call ``model.train()`` after ``from_pretrained``.
 
     Args:
@@ -57,13 +62,20 @@ class LightningCallback(Callback):  # type: ignore[misc]
         jsonl: the file of readings. Default: ``geomprobe.jsonl`` in ``trainer.log_dir``, or else in ``default_root_dir``.
         on_error: ``"warn"``: an error in measuring issues one warning and ends the measurement. An error of a logger or of the
             file issues one warning, and no more is written there. Training continues. ``"raise"``: the error is raised.
+        alarms: ``True``, a list of rules, or a ``Monitor``, as for ``ProbeCallback``.
+        texts: fixed texts for the alarms: tensors, such as ``{"input_ids": …, "attention_mask": …}``. They run through the
+            outermost model in the ``LightningModule``, such as its ``self.model``, in batches of at most 8.
+        alarms_when: which optimizer steps are read for alarms. Default: ``every(20)``.
+        texts_when: after which optimizer steps the fixed texts are read, too. Default: ``every(100)``.
+        on_alarm: as for ``ProbeCallback``. ``"save"`` writes ``geomprobe-alarm-step<step>.ckpt`` beside the file of readings.
 
     Attributes:
         probe: the probe while training runs, else ``None``.
+        alarms: the alarms that rang, in order.
 
     Raises:
-        GeomprobeError: if ``lightning`` is not installed, or ``when`` or ``log`` is unknown; and when training starts, as for
-            ``Probe``.
+        GeomprobeError: if ``lightning`` is not installed, ``when`` or ``log`` is unknown, or an argument of the alarms is not
+            as above; and when training starts, as for ``Probe``, or if ``texts`` do not fit the model.
     """
 
     def __init__(
@@ -77,14 +89,22 @@ class LightningCallback(Callback):  # type: ignore[misc]
         log: Log = "overview",
         jsonl: str | os.PathLike[str] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
+        alarms: bool | Sequence[Rule] | Monitor = False,
+        texts: Mapping[str, Tensor] | None = None,
+        alarms_when: Schedule | int | None = None,
+        texts_when: Schedule | int | None = None,
+        on_alarm: OnAlarm | Sequence[OnAlarm] = "log",
     ) -> None:
         if Callback is object:
             raise GeomprobeError("LightningCallback needs the package lightning: pip install 'geomprobe[lightning]'")
         check_log(log)
         self.probe: Probe | None = None
-        self._options: dict[str, Any] = {"metrics": metrics, "sites": sites, "on_error": on_error, "precision": precision}
+        self._metrics = metrics
+        self._options: dict[str, Any] = {"sites": sites, "on_error": on_error, "precision": precision}
         self._decoder = decoder
-        self._when: Schedule = as_schedule(when) or budget()
+        self._alarms = Alarms.of(alarms, texts, alarms_when, texts_when, on_alarm)
+        self._restored: dict[str, Any] | None = None  # the state of the alarms in the checkpoint that training resumes from
+        self._when: Schedule = as_schedule(when) or (budget() if self._alarms is None else self._alarms.when)
         self._steps: Steps
         self._log: Log = log
         self._jsonl = jsonl
@@ -97,8 +117,8 @@ class LightningCallback(Callback):  # type: ignore[misc]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """:meta private:"""
-        decoder = None if self._decoder is None else self._decoder(pl_module)
-        probe = Probe(pl_module, decoder=decoder, when=lambda forward: self._measured, modes=["train", "eval"], **self._options)
+        self._step, self._measured, self._warned = 0, False, False
+        self.probe = probe = self._attached(pl_module)
         folder = trainer.log_dir or trainer.default_root_dir  # on every rank: the first one tells the others
         self._file = StepFile(self._jsonl or Path(folder) / "geomprobe.jsonl")
         if trainer.is_global_zero:
@@ -106,8 +126,8 @@ class LightningCallback(Callback):  # type: ignore[misc]
         resumes = isinstance(self._when, Budget) and trainer.is_global_zero
         self._steps = Steps(self._when, probe, interval_of(self._file.records()) if resumes else None)
         self._outlets = Outlets(raises=self._raise)
-        self._step, self._measured, self._warned = 0, False, False
-        self.probe = probe.attach()
+        if self._alarms is not None:
+            self._begin_alarms(self._alarms, pl_module)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """:meta private:"""
@@ -117,7 +137,8 @@ class LightningCallback(Callback):  # type: ignore[misc]
         self.probe.reset("train")
         self._losses = []
         try:
-            self._measured = self._steps.begin(self._step)
+            due = self._alarms is not None and self._alarms.begin_step(self._step)
+            self._measured = self._steps.begin(self._step, also=due)
         except Exception as error:
             if self._raise:
                 raise
@@ -128,12 +149,32 @@ class LightningCallback(Callback):  # type: ignore[misc]
         """:meta private:"""
         if self._measured and pl_module.automatic_optimization and isinstance(outputs, Mapping) and "loss" in outputs:
             self._losses.append(outputs["loss"].detach())
-        if self._measured and trainer.global_step >= self._step:
-            self._report(trainer, "train", self._step)
-            if self.probe is not None:
-                self._steps.update()
+        if (alarms := self._alarms) is not None and alarms.due:
+            known = pl_module.automatic_optimization and isinstance(outputs, Mapping)
+            alarms.numbers.add(outputs.get("loss") if known else None, batch)
+            # Lightning has divided each loss by the batches of a whole step. The last step of an epoch may have fewer.
+            alarms.numbers.scale = trainer.accumulate_grad_batches / max(1, len(self._losses))
         if trainer.global_step >= self._step:
+            reading = self._report(trainer, "train", self._step) if self._measured else None
+            if self._measured and self.probe is not None:
+                self._steps.update()
             self._measured = False
+            self._watch(trainer, pl_module, reading)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """:meta private:"""
+        if (alarms := self._alarms) is not None and alarms.due:
+            gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
+            if gradients and not any(hasattr(gradient, "placements") for gradient in gradients) and not _is_sharded(trainer):
+                alarms.numbers.gradient_norm = torch.nn.utils.get_total_norm(gradients)
+
+    def state_dict(self) -> dict[str, Any]:
+        """:meta private:"""
+        return {} if self._alarms is None else self._alarms.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """:meta private:"""
+        self._restored = state_dict
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """:meta private:"""
@@ -181,19 +222,92 @@ class LightningCallback(Callback):  # type: ignore[misc]
         axes: Axes = plot_training(self._file, metric, mode=mode, ax=ax)
         return axes
 
-    def _report(self, trainer: Any, mode: Literal["train", "eval"], step: int) -> None:
+    @property
+    def alarms(self) -> list[Alarm]:
+        """The alarms that rang, in order."""
+        return [] if self._alarms is None else list(self._alarms.rung)
+
+    def _attached(self, pl_module: Any) -> Probe:
+        decoder = None if self._decoder is None else self._decoder(pl_module)
+        modes: list[Literal["train", "eval", "fixed"]] = (
+            ["train", "eval"] if self._alarms is None else ["train", "eval", "fixed"]
+        )
+        make: Callable[[Sequence[Metric] | None], Probe] = partial(
+            Probe, pl_module, decoder=decoder, when=lambda forward: self._measured, modes=modes, **self._options
+        )
+        if self._metrics is None and self._alarms is not None:
+            probe: Probe = attached(make)
+        else:
+            probe = make(self._metrics).attach()
+        return probe
+
+    def _begin_alarms(self, alarms: Alarms, pl_module: Any) -> None:
+        try:
+            alarms.begin(_outermost(pl_module), None, most=8)
+        except GeomprobeError:  # the texts do not fit: training does not begin
+            self.close()
+            raise
+        restored, self._restored = self._restored, None
+        if restored:
+            try:
+                alarms.load_state_dict(restored, what="the state of the alarms in this checkpoint")
+            except GeomprobeError as error:
+                if self._raise:
+                    raise
+                self._warn(f"the alarms begin anew, and are silent until they have seen enough readings: {error}")
+
+    def _watch(self, trainer: Any, pl_module: Any, reading: Reading | None) -> None:
+        """Hold what was read in this step against the rules, read the fixed texts if it is time, and tell the alarms. All
+        processes do so together."""
+        if (alarms := self._alarms) is None or (probe := self.probe) is None:
+            return
+        step, due = self._step, alarms.due
+        try:
+            rings = alarms.judge(step, reading) if due else []
+            if (reads := alarms.wants_texts(step, rings)) and alarms.texts is not None:
+                with trainer.precision_plugin.forward_context():
+                    loss = alarms.texts.run(_outermost(pl_module), probe, pl_module.device)
+                fixed = self._report(trainer, "fixed", step, loss)
+                rings = alarms.judge_texts(step, fixed, loss, rings)
+            if due or reads:
+                self._tell(trainer, alarms, rings, step)
+        except Exception as error:
+            if self._raise:
+                raise
+            self._warn(f"the alarms of step {step} were not judged, and training continues: {type(error).__name__}: {error}")
+
+    def _tell(self, trainer: Any, alarms: Alarms, rings: Sequence[Alarm], step: int) -> None:
+        for alarm in rings:
+            alarms.tell(alarm, self._outlets, main=trainer.is_global_zero)
+            if trainer.is_global_zero:
+                self._append(step, {"alarm": alarm.to_dict()})
+                runs: list[Any] = [getattr(logger, "experiment", None) for logger in trainer.loggers]
+                for run in runs:
+                    if hasattr(run, "define_metric") and hasattr(run, "alert"):  # a run of W&B
+                        alert = partial(run.alert, title=f"geomprobe: {alarm.name}", text=str(alarm), level="WARN")
+                        self._outlets.write(run, "W&B", alert)
+        if alarms.series and trainer.is_global_zero:
+            self._log_numbers(trainer, alarms.series, step)
+        if rings and "save" in alarms.actions and self._file is not None:
+            trainer.save_checkpoint(self._file.path.parent / f"geomprobe-alarm-step{step}.ckpt")
+        trainer.should_stop = trainer.should_stop or (bool(rings) and "stop" in alarms.actions)
+
+    def _report(
+        self, trainer: Any, mode: Literal["train", "eval", "fixed"], step: int, loss: float | None = None
+    ) -> Reading | None:
         """Read the numbers, which is a collective operation, and write them on the main process."""
         if self.probe is None:
-            return
+            return None
         try:
             if on_any_rank(self.probe.fault is not None):  # a rank without a probe would be waited for
                 self.close()
-                return
+                return None
             with self.probe.timed():
                 reading = self.probe.read(mode, reset=True)
                 reading.cost = self._steps.cost
                 if trainer.is_global_zero:
-                    self._write(trainer, reading, step)
+                    self._write(trainer, reading, step, loss)
+                return reading
         except EmptyReadingError:
             if mode == "train":
                 self._warn(
@@ -204,21 +318,39 @@ class LightningCallback(Callback):  # type: ignore[misc]
             if self._raise:
                 raise
             self._warn(f"the reading of step {step} was not logged, and training continues: {type(error).__name__}: {error}")
+        return None
 
-    def _write(self, trainer: Any, reading: Reading, step: int) -> None:
-        line = record_of(reading)
+    def _write(self, trainer: Any, reading: Reading, step: int, fixed: float | None) -> None:
+        line = record_of(reading) | ({} if fixed is None else {"loss": fixed})
         if reading.mode == "train" and self._losses:
             # Lightning has divided each loss by the batches of a whole step. The last step of an epoch may have fewer.
             loss = float(torch.stack(self._losses).mean()) * trainer.accumulate_grad_batches
             line |= {"loss": loss} if math.isfinite(loss) else {}
+        self._append(step, line)
+        self._log_numbers(trainer, flat(reading, self._log), step)
+
+    def _append(self, step: int, line: dict[str, Any]) -> None:
         if (file := self._file) is not None:
             self._outlets.write(file, f"the file {file.path}", lambda: file.append(step, line))
-        log = {"metrics": flat(reading, self._log), "step": max(step - 1, 0)}
+
+    def _log_numbers(self, trainer: Any, numbers: dict[str, float], step: int) -> None:
         for logger in trainer.loggers:
-            self._outlets.write(logger, type(logger).__name__, partial(logger.log_metrics, **log))
+            log = partial(logger.log_metrics, metrics=numbers, step=max(step - 1, 0))
+            self._outlets.write(logger, type(logger).__name__, log)
 
     def _warn(self, text: str) -> None:
         """Issue a warning, once in a training."""
         if not self._warned:
             self._warned = True
             warnings.warn(f"geomprobe: {text}", RuntimeWarning, stacklevel=2)
+
+
+def _outermost(pl_module: Any) -> Any:
+    """The outermost model in a module of Lightning, which is called with texts."""
+    probe = Probe.on(pl_module)
+    return next((one for one in pl_module.modules() if one is not pl_module and Probe.on(one) is probe), pl_module)
+
+
+def _is_sharded(trainer: Any) -> bool:
+    """Whether each process has a part of the gradient only."""
+    return any(name in type(trainer.strategy).__name__ for name in ("FSDP", "DeepSpeed", "ModelParallel"))

@@ -37,9 +37,9 @@ class Steps:
             self.schedule = when.bound(lambda: probe.cost.seconds, waits=True)
             self.schedule.interval = int(largest(interval or when.interval))
 
-    def begin(self, step: int) -> bool:
-        """Return whether to measure the step that begins."""
-        measured = bool(self.schedule(step))
+    def begin(self, step: int, *, also: bool = False) -> bool:
+        """Return whether to measure the step that begins, because the schedule selects it, or for ``also``."""
+        measured = bool(self.schedule(step)) or also
         self.ran, self.measured = self.ran + 1, self.measured + measured
         return measured
 

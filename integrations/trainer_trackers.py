@@ -110,6 +110,14 @@ class TrainerTrackers:
         for place, name, log in self._places():
             self._outlets.write(place, name, partial(log, place, entry))
 
+    def alert(self, title: str, text: str) -> None:
+        """Send an alert where a client has such: the active W&B run and Trackio, or the run ``to``."""
+        for place, name, _ in self._places():
+            if _is_wandb_run(place):
+                self._outlets.write(place, name, partial(place.alert, title=title, text=text, level="WARN"))
+            elif isinstance(place, TrackioCallback) and hasattr(trackio := sys.modules["trackio"], "alert"):
+                self._outlets.write(place, name, partial(trackio.alert, title, text))
+
     def _places(self) -> list[tuple[Any, str, Callable[[Any, _Entry], None]]]:
         """Each tracker, its name, and the function that logs to it."""
         if self._to is not None:

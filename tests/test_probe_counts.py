@@ -81,7 +81,7 @@ def test_training_and_evaluation_are_kept_apart() -> None:
     assert (probe.read("train").mode, probe.read("eval").mode) == ("train", "eval")
     with pytest.raises(GeomprobeError, match=r"in the modes train, eval: call read\('train'\) or read\('eval'\)"):
         probe.read()
-    with pytest.raises(GeomprobeError, match=r"read\('test'\): expected 'train', 'eval' or 'no_grad'"):
+    with pytest.raises(GeomprobeError, match=r"read\('test'\): expected 'train', 'eval', 'no_grad', 'fixed'"):
         probe.read("test")  # type: ignore[arg-type]
     probe.reset("train")
     assert tokens(probe) == [36] * 5

@@ -142,6 +142,7 @@ class Capture:
         self._pad_token_id = pad_token_id
         self.padding = PaddingCheck(stop_tokens, pad_token_id)
         self.called_directly = False
+        self.fixed = False  # whether forwards that begin now are those of fixed texts
         self._lock = threading.Lock()
         self._thread: int | None = None  # the thread in which a forward is running
         self._interrupted = False  # whether the present or latest forward began before another one ended
@@ -357,7 +358,9 @@ class Capture:
         if _in_backward():  # a decoder that is checkpointed as a whole runs again
             return
         mark = self._clock.mark()
-        if mode == "no_grad" and _is_checkpointed():
+        if self.fixed:
+            mode = "fixed"
+        elif mode == "no_grad" and _is_checkpointed():
             mode = "train"
         if not self._claim():
             self._listener.left_out(

@@ -1,8 +1,11 @@
 """An alarm, and the sentences in which it is told."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+from geomprobe.files import check_shape
 
 __all__ = ["Alarm"]
 
@@ -11,6 +14,21 @@ _TEXTS = {
     "fixed": "fixed texts",
     "eval": "evaluation texts",
     "no_grad": "forwards without gradients",
+}
+
+_NOT_FINITE = {str(value): value for value in (math.nan, math.inf, -math.inf)}
+"""Numbers that JSON does not have, by the text that stands for them."""
+
+_SHAPE = {
+    **dict.fromkeys(("name", "mode", "signal", "meaning", "look_at"), str),
+    "step": int,
+    "direction": {"up", "down"},
+    "site": str | None,
+    **dict.fromkeys(("value", "baseline", "change"), (float, set(_NOT_FINITE))),
+    "is_ratio": bool,
+    "moved": [str],
+    "unmoved": [str],
+    "event": str | None,
 }
 
 
@@ -34,7 +52,8 @@ class Alarm:
         change: how far the value has moved in this direction: a ratio or a difference, as ``Rule.change`` returns it.
         is_ratio: whether ``change`` is a ratio.
         moved: the modes whose latest reading is beyond the limit, this one first.
-        unmoved: the modes whose latest reading is within the limit. A mode that has too few readings is in neither.
+        unmoved: the modes whose latest reading is within the limit. A mode that has too few readings, or whose latest reading
+            is older than the hits that rang, is in neither.
         event: the latest event given to ``Monitor.notify``, or ``None``.
         meaning: what it may mean.
         look_at: what to look at next.
@@ -66,6 +85,24 @@ class Alarm:
         if self.look_at:
             said.append(f"What to look at next: {self.look_at}")
         return " ".join(said)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict that can be written as JSON. Numbers that are not finite are texts in it."""
+        return {
+            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in (asdict(self) | {"moved": list(self.moved), "unmoved": list(self.unmoved)}).items()
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, what: str = "this is not an alarm") -> Self:
+        """Return the alarm that :meth:`to_dict` was called on.
+
+        Raises:
+            GeomprobeError: if ``data`` is no such dict. The message begins with ``what``.
+        """
+        check_shape(data, _SHAPE, what, advice="give what Alarm.to_dict() returned")
+        numbers = {name: _NOT_FINITE.get(data[name], data[name]) for name in ("value", "baseline", "change")}
+        return cls(**{**data, **numbers, "moved": tuple(data["moved"]), "unmoved": tuple(data["unmoved"])})
 
     def _what(self) -> str:
         head, site = f"{self.signal} on {_named(self.mode)}", f", most at {self.site}" if self.site else ""

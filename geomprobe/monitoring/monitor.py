@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
@@ -158,7 +158,8 @@ class Monitor:
             mode = "train" if reading is None else reading.mode
         if not isinstance(mode, str):
             raise GeomprobeError(f"Monitor.update(mode={mode!r}): expected a name, such as 'train' or 'fixed'")
-        given = dict(numbers or {}) | {"loss": loss, "gradient_norm": gradient_norm}
+        named = {"loss": loss, "gradient_norm": gradient_norm}
+        given = dict(numbers or {}) | {name: value for name, value in named.items() if value is not None}
         signals = self._signals(reading)
         for key, value in given.items():
             if value is not None:
@@ -167,6 +168,13 @@ class Monitor:
         self.changes = {}
         alarms = (self._judge(rule, step, mode, signals.get(rule.signal, {})) for rule in self.rules)
         return [alarm for alarm in alarms if alarm is not None]
+
+    def compared(self, alarm: Alarm) -> Alarm:
+        """Return an alarm that rang in the latest update of its mode, with ``moved`` and ``unmoved`` as they are now, after
+        another mode was read at the same step."""
+        rule = next(rule for rule in self.rules if rule.name == alarm.name)
+        moved, unmoved = self._others(rule, alarm.mode)
+        return replace(alarm, moved=(alarm.mode, *moved), unmoved=unmoved)
 
     def notify(self, event: str) -> None:
         """Tell that a known event changes the numbers from now on, such as ``"the learning rate is divided by 10"``.
@@ -270,7 +278,7 @@ class Monitor:
         self.changes[rule.name] = moved.change
         if not track.count(moved.change >= rule.limit, rule.hits):
             return None
-        others = [(name, other) for name, other in self._tracks[rule.name].items() if name != mode]
+        moved_too, unmoved = self._others(rule, mode)
         return Alarm(
             name=rule.name,
             step=step,
@@ -282,12 +290,20 @@ class Monitor:
             baseline=moved.baseline,
             change=moved.change,
             is_ratio=rule.ratio is not None,
-            moved=(mode, *(name for name, other in others if other.streak > 0 or other.began is not None)),
-            unmoved=tuple(name for name, other in others if other.streak < 0 and other.began is None),
+            moved=(mode, *moved_too),
+            unmoved=unmoved,
             event=self._event,
             meaning=rule.meaning,
             look_at=rule.look_at,
         )
+
+    def _others(self, rule: Rule, mode: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The other modes that have moved, and those that have not. Their latest reading must be as new as the hits."""
+        track = self._tracks[rule.name][mode]
+        since = min([track.step, *(step for step, _ in track.readings[-rule.hits :])])
+        others = [(name, one) for name, one in self._tracks[rule.name].items() if name != mode and one.step >= since]
+        moved = tuple(name for name, one in others if one.streak > 0 or one.began is not None)
+        return moved, tuple(name for name, one in others if one.streak < 0 and one.began is None)
 
 
 @dataclass(frozen=True)

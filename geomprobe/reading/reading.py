@@ -23,7 +23,8 @@ class Reading(ReadingData):
     cost is; a reading and a dict are equal if the numbers are. ``print(reading)`` prints a table, and notebooks show one.
 
     Args:
-        mode: ``"train"``, ``"eval"`` or ``"no_grad"``; for one of several evaluation sets of Trainer ``"eval_<name>"``.
+        mode: ``"train"``, ``"eval"``, ``"no_grad"`` or ``"fixed"``; for one of several evaluation sets of Trainer
+            ``"eval_<name>"``.
         sites: the measured sites, in order from ``embed`` to ``final_norm``.
         values: the numbers by ``"metric/site"``. ``tokens/<site>`` and ``texts/<site>`` are the numbers of rows and texts that
             the other numbers were computed from.

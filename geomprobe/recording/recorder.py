@@ -64,6 +64,8 @@ class Recorder:
     Attributes:
         store: the states.
         paused: whether forwards are not measured.
+        fixed: whether forwards are those of fixed texts, to which ``paused`` and ``when`` do not apply; ``None`` if not, and
+            ``False`` if another rank counts them.
         fault: the exception that ended the measurement, or ``None``.
         consumers: what else reads the rows.
         forwards: number of forwards for which ``when`` was called.
@@ -85,6 +87,7 @@ class Recorder:
         self.when = when
         self.on_error = on_error
         self.paused = False
+        self.fixed: bool | None = None
         self.fault: Exception | None = None
         self.forwards = 0
         self._precision = precision
@@ -100,7 +103,11 @@ class Recorder:
     def wants(self, continues: bool) -> bool:
         """Return whether to capture the forward that is about to run. ``continues`` tells that it continues texts that are
         being captured."""
-        if self.paused or self.fault is not None:
+        if self.fault is not None:
+            return False
+        if self.fixed is not None:
+            return self.fixed
+        if self.paused:
             return False
         if continues:  # texts are measured to their end
             return True

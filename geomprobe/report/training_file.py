@@ -7,6 +7,7 @@ from typing import Self
 
 from geomprobe.errors import GeomprobeError
 from geomprobe.files import StepFile, check_shape
+from geomprobe.monitoring.alarm import Alarm
 from geomprobe.reading import Reading
 from geomprobe.report.theme import shorten
 from geomprobe.sweeps.records import MANIFEST, Record, Run
@@ -39,6 +40,9 @@ def find_training(path: Path) -> Path | None:
     )
 
 
+_LINE = {"loss?": float | None, "stopped?": str, "alarm?": {str: object}, "mode?": str, str: object}
+
+
 @dataclass(frozen=True)
 class Training:
     """The readings of a training.
@@ -48,12 +52,14 @@ class Training:
         runs: for each mode the readings in the order of their steps, as the records of a run. ``"train"`` is the first.
         losses: for each mode the loss by step, in order.
         stopped: the step at which an error ended the measurement and the error, for each time that this happened.
+        alarms: the alarms that rang, in order.
     """
 
     path: Path
     runs: dict[str, Run]
     losses: dict[str, dict[int, float]]
     stopped: list[tuple[int, str]]
+    alarms: list[Alarm]
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -65,13 +71,16 @@ class Training:
         records: dict[str, list[Record]] = {}
         losses: dict[str, dict[int, float]] = {}
         stopped: list[tuple[int, str]] = []
+        alarms: list[Alarm] = []
         for number, line in enumerate(StepFile(path).records(), 1):
             what = f"{path}, line {number}"
-            check_shape(line, {"loss?": float | None, "stopped?": str, "mode?": str, str: object}, what, advice=_ADVICE)
+            check_shape(line, _LINE, what, advice=_ADVICE)
             if (loss := line.get("loss")) is not None:
                 losses.setdefault(line.get("mode", "train"), {})[line["step"]] = float(loss)
             if "stopped" in line:
                 stopped.append((line["step"], line["stopped"]))
+            elif "alarm" in line:
+                alarms.append(Alarm.from_dict(line["alarm"], what=f"{what}: this is not an alarm"))
             elif "sites" in line or "loss" not in line:
                 reading = Reading.from_dict(line, what=what, advice=_ADVICE)
                 one = Record(name=f"line {number}", step=line["step"], reading=reading)
@@ -80,7 +89,7 @@ class Training:
             why = "; ".join(f"measuring stopped at step {step}: {error}" for step, error in stopped)
             raise GeomprobeError(f"{path} has no readings, so there is nothing to draw: {why or 'no step was measured yet'}")
         modes = sorted(records, key=lambda mode: mode != "train")
-        return cls(path, {mode: as_run(mode, records[mode]) for mode in modes}, losses, stopped)
+        return cls(path, {mode: as_run(mode, records[mode]) for mode in modes}, losses, stopped, alarms)
 
     @property
     def name(self) -> str:

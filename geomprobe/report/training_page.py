@@ -24,6 +24,10 @@ _MOST = 300
 """Largest number of readings of a mode that are drawn."""
 _MARKED = 60
 _NOTES = 8
+_ALARMS = 20
+"""Largest number of alarms that are told and marked."""
+_MARK = "#d9642b"
+"""The colour of marks, which stands out from light and from dark paper."""
 _MAPS = ("effective_rank", "entropy", "anisotropy", "gain_per_token", "alpha_req")
 """The metrics that have a map, in the order of the switch."""
 _Points = list[tuple[int, float]]
@@ -33,7 +37,7 @@ _TURN = 1.25
 _ABOUT = (
     "Lines go from faint to strong, from shallow to deep layers. Every reading is one step of the training, or one evaluation."
 )
-_WHERE = {"train": "", "eval": "In evaluation, ", "no_grad": "Without gradients, "}
+_WHERE = {"train": "", "eval": "In evaluation, ", "no_grad": "Without gradients, ", "fixed": "On fixed texts, "}
 
 
 def training_page(training: Training) -> str:
@@ -46,7 +50,13 @@ def training_page(training: Training) -> str:
         "The loss that the trainer logged, and a metric at every layer in colours, with one column for each reading: note "
         "where columns change together, and whether the loss does so too.",
         "A change that comes with one of the loss need not be its cause. Ranks and entropies grow with the number of tokens.",
-        _views(drawn, lambda run: {name: [_loss(training, log), figures.heatmap(run, name)] for name in _mapped(run)}),
+        _views(
+            drawn,
+            lambda run: {
+                name: [_marked(_loss(training, log), training), _marked(figures.heatmap(run, name), training, run)]
+                for name in _mapped(run)
+            },
+        ),
         1,
     )
     curves = FigureGroup(
@@ -55,7 +65,7 @@ def training_page(training: Training) -> str:
         "Readings of single steps vary with the texts of the step.",
         _views(
             overviews,
-            lambda run: {"": [_lines([run], name, log) for name in _measured(run)]},
+            lambda run: {"": [_marked(_lines([run], name, log), training) for name in _measured(run)]},
         ),
     )
     return figure_page(
@@ -63,7 +73,7 @@ def training_page(training: Training) -> str:
         [(group.title, [group]) for group in (maps, curves) if group.views],
         finding=[_finding(mode, run, training.losses.get(mode, {})) for mode, run in training.runs.items()],
         facts=_facts(training),
-        notes=_notes(training),
+        notes=[*_alarms(training), *_notes(training)],
         about=_ABOUT,
     )
 
@@ -104,6 +114,48 @@ def _lines(runs: Sequence[Run], metric: str, log: bool, *, most: int = 4) -> "Fi
     if figure is not None and max(len(run.checkpoints) for run in runs) > _MARKED:
         figure.update_traces(mode="lines")
     return figure
+
+
+def _marked(figure: "Figure | None", training: Training, run: Run | None = None) -> "Figure | None":
+    """A figure with a dotted line, and its number, at the step of each alarm. In a map of ``run`` it stands at the reading that
+    rang, or at the one before."""
+    if figure is None:
+        return None
+    for step, numbers in _alarm_steps(training).items():
+        x: int | str = step
+        if run is not None:
+            before = [
+                label for label, record in zip(figure.data[0].x, run.checkpoints, strict=True) if (record.step or 0) <= step
+            ]
+            if not before:
+                continue
+            x = before[-1]
+        figure.add_shape(
+            type="line",
+            x0=x,
+            x1=x,
+            yref="paper",
+            y0=0,
+            y1=1,
+            line={"dash": "dot", "width": 1.5, "color": _MARK},
+            label={"text": numbers, "textposition": "end", "textangle": 0, "font": {"color": _MARK, "size": 11}},
+        )
+    return figure
+
+
+def _alarm_steps(training: Training) -> dict[int, str]:
+    """The numbers of the alarms by the step at which they rang."""
+    steps: dict[int, list[str]] = {}
+    for number, alarm in enumerate(training.alarms[:_ALARMS], 1):
+        steps.setdefault(alarm.step, []).append(str(number))
+    return {step: ", ".join(numbers) for step, numbers in steps.items()}
+
+
+def _alarms(training: Training) -> list[str]:
+    """What the alarms told, by the numbers at their marks."""
+    told = [f"Alarm {number}. {shorten(str(alarm), most=700)}" for number, alarm in enumerate(training.alarms[:_ALARMS], 1)]
+    more = len(training.alarms) - _ALARMS
+    return [*told, *([f"{more} more alarms are in the file."] if more > 0 else [])]
 
 
 def _mapped(run: Run) -> list[str]:

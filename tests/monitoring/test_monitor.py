@@ -30,6 +30,38 @@ def rings(monitor: Monitor, series: Iterable[float], first: int = 0) -> list[int
     return [at for at, value in enumerate(series, first) if monitor.update(at, numbers={"x": value})]
 
 
+def two_modes(fixed: Mapping[int, float]) -> tuple[Monitor, Alarm]:
+    """A monitor whose training texts rise at step 40 and ring at 50, with other numbers of fixed texts at some steps before."""
+    monitor = Monitor([Rule(signal="x", direction="up", difference=0.5, window=4)])
+    for step in range(0, 60, 10):
+        if step in fixed:
+            monitor.update(step, mode="fixed", numbers={"x": fixed[step]})
+        alarms = monitor.update(step, numbers={"x": 1.0 + (step >= 40)})
+    (alarm,) = alarms
+    return monitor, alarm
+
+
+def test_a_mode_that_was_read_before_the_hits_is_not_compared() -> None:
+    monitor, alarm = two_modes({0: 1.0, 10: 1.0, 20: 1.0, 30: 1.0})  # step 30 comes before the rise
+    assert (alarm.moved, alarm.unmoved) == (("train",), ())
+    assert str(alarm).endswith("No other texts were compared.")
+    for value, moved, unmoved in ((1.0, ("train",), ("fixed",)), (2.0, ("train", "fixed"), ())):
+        monitor, alarm = two_modes({0: 1.0, 10: 1.0, 20: 1.0, 30: 1.0})
+        monitor.update(50, mode="fixed", numbers={"x": value})
+        again = monitor.compared(alarm)
+        assert (again.moved, again.unmoved) == (moved, unmoved)
+        assert dataclasses.replace(again, moved=alarm.moved, unmoved=alarm.unmoved) == alarm
+
+
+def test_numbers_and_named_arguments_are_the_same() -> None:
+    """None is no number, and hides none that is given by its name."""
+    monitor = Monitor(
+        [Rule(signal="loss", direction="up", difference=0.5), Rule(signal="gradient_norm", direction="up", ratio=2.0)]
+    )
+    monitor.update(0, numbers={"loss": 1.0, "gradient_norm": 1.0})
+    assert monitor.without_data == ()
+
+
 rules = st.builds(
     lambda direction, limit, over, hits, window: Rule(
         signal="x", direction=direction, over=over, hits=min(hits, window // 2), window=window, **limit

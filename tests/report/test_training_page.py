@@ -1,5 +1,6 @@
 """The page of a training: its figures hold the numbers of the file, and a wrong file is one error."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from geomprobe import GeomprobeError, Reading
+from geomprobe import GeomprobeError, Monitor, Reading, Rule
 from geomprobe.cli import main as cli
 from geomprobe.files import StepFile
 from geomprobe.report.training_file import Training, find_training
@@ -144,6 +145,32 @@ def test_one_reading_and_the_end_of_a_measurement_are_told(tmp_path: Path) -> No
     assert "At step 1, the loss is 3, and the effective rank at final_norm is" in text
     assert "Measuring stopped at step 2: MemoryError: full <now>" in text
     assert "train: there is one reading, and a figure needs two." in text
+
+
+def alarms(count: int) -> list[Line]:
+    """Lines of alarms, at steps 210, 220 and so on."""
+    monitor = Monitor([Rule(signal="loss", direction="up", difference=0.5, hits=1, meaning="It rose <b>.")])
+    for step in range(10):
+        monitor.update(step, loss=2.0)
+    (alarm,) = monitor.update(210, loss=4.0)
+    return [(210 + 10 * i, {"alarm": dataclasses.replace(alarm, step=210 + 10 * i).to_dict()}) for i in range(count)]
+
+
+def test_alarms_are_told_and_marked_in_every_figure(tmp_path: Path) -> None:
+    lines = [line(step, loss=3.0) for step in STEPS]
+    path = write(tmp_path / "geomprobe.jsonl", *sorted([*lines, *alarms(25)], key=lambda one: one[0]))
+    document = training_page(Training.open(path))
+    text = said(document)
+    assert "Alarm 1. Step 210: loss on training texts rose by 2, from a median of 2 to 4" in text
+    assert "What it may mean: It rose <b>." in text
+    assert "Alarm 20. Step 400" in text
+    assert "Alarm 21." not in text
+    assert "5 more alarms are in the file." in text
+    for figure in drawn(document):
+        marks = figure["layout"]["shapes"]
+        assert [mark["label"]["text"] for mark in marks] == [str(number) for number in range(1, 21)]
+        is_map = figure["data"][0]["type"] == "heatmap"
+        assert marks[0]["x0"] == marks[0]["x1"] == (figure["data"][0]["x"][3] if is_map else 210)  # the reading of step 200
 
 
 # -- in a browser -----------------------------------------------------------------------------------------------------------

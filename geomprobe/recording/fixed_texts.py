@@ -1,0 +1,53 @@
+"""How fixed texts run through a model that is being trained without a trace in the training."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from geomprobe.recording.all_reduce import is_distributed, replicas
+
+__all__ = ["counts_here", "undisturbed"]
+
+
+def counts_here(model: nn.Module) -> bool:
+    """Return whether this rank counts texts that all ranks run: the first one does, with those that share its layers."""
+    return not is_distributed() or dist.get_rank() < replicas(model)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """A context of evaluation mode without gradients, after which everything is as before: the flag ``training`` of each
+    module, whether gradients are on, and the random numbers of the CPU and of the model's devices.
+
+    The flags are set without calling ``eval()``, which some modules override, for example to merge their adapters.
+    """
+    modules = [module for module in model.modules() if module.training]
+    # Inside autocast, a copy of a weight that is made without gradients may otherwise serve the next forward with gradients.
+    cached = torch.is_autocast_cache_enabled()
+    with _random_numbers(model), torch.no_grad():
+        try:
+            torch.set_autocast_cache_enabled(False)
+            for module in modules:
+                module.training = False
+            yield
+        finally:
+            for module in modules:
+                module.training = True
+            torch.set_autocast_cache_enabled(cached)
+
+
+@contextmanager
+def _random_numbers(model: nn.Module) -> Iterator[None]:
+    """A context after which the generators of the CPU and of the model's devices are in the state in which they were."""
+    devices = {parameter.device for parameter in model.parameters()} - {torch.device("cpu"), torch.device("meta")}
+    generators = [(torch.get_device_module(device), () if device.type == "mps" else (device,)) for device in devices]
+    cpu, states = torch.get_rng_state(), [kind.get_rng_state(*which) for kind, which in generators]
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        for (kind, which), state in zip(generators, states, strict=True):
+            kind.set_rng_state(state, *which)
