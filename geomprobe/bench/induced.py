@@ -302,8 +302,8 @@ def _by_head(reading: Reading) -> Reading:
 
 
 def _kurtosis(hidden_states: Sequence[Tensor]) -> dict[str, float]:
-    """The kurtosis of He et al. (2024) after each layer: the mean over dimensions of s⁴, divided by the squared mean of s², with
-    s the root mean square of a dimension over tokens."""
+    """The kurtosis of He et al. (2024) of each layer: the mean over dimensions of s⁴, divided by the squared mean of s², where
+    s is the root mean square of a dimension over tokens."""
     squares = [hidden.flatten(0, 1).square().mean(0) for hidden in hidden_states[1:]]
     return {f"kurtosis/layer_{i:02}": (s.square().mean() / s.mean() ** 2).item() for i, s in enumerate(squares)}
 
