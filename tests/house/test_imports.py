@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "integrations": {"", "core"},  # public names only, formulas, files and schedules
     "tracking": {"inspection", "integrations", "metrics", "models", "probe", "reading", "report", "sweeps"},
     "paper": {"capture", "core", "inspection", "models", "report", "sweeps", "theory"},
-    "bench": {"capture", "core", "metrics", "models", "probe", "recording", "sweeps"},
+    "bench": {"capture", "core", "metrics", "models", "monitoring", "probe", "reading", "recording", "sweeps"},
     "cli": {"bench", "inspection", "integrations", "models", "paper", "reading", "report", "sweeps", "tracking"},
     "__main__": {"cli"},
 }

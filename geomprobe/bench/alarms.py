@@ -1,0 +1,289 @@
+"""``geomprobe bench alarms``: how often alarms ring in small trainings with and without faults, how early, and how often for
+nothing."""
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from geomprobe.bench.induced import ARCHITECTURES, EVENTS, FAULTS, GRADUAL, TRIED, Plan, Row, train
+from geomprobe.files import write_whole
+from geomprobe.monitoring.alarm import Alarm
+from geomprobe.monitoring.monitor import Monitor
+from geomprobe.monitoring.rules import DEFAULT_RULES, Rule
+from geomprobe.reading import Reading
+
+__all__ = ["CALIBRATION", "bench_alarms", "calibrate", "plans", "rings", "runs_of", "score", "table"]
+
+CALIBRATION = 1000
+"""The first seed of the trainings that limits are set from. Reported ones begin at 0."""
+
+DAMAGE = 0.1
+"""A training is damaged if the loss of the fixed texts ends so many nats above that of its quiet pair."""
+
+_LOSS = {"loss", "gradient_norm"}
+_DATA = {"repeated_batch", "token_entropy"}
+_KURTOSIS = Rule(signal="kurtosis", direction="up", ratio=1.25, over="max")
+_GROUPS: dict[str, tuple[Rule, ...]] = {
+    "all": DEFAULT_RULES,
+    "geometry": tuple(rule for rule in DEFAULT_RULES if rule.signal not in _LOSS | _DATA),
+    "loss and gradient norm": tuple(rule for rule in DEFAULT_RULES if rule.signal in _LOSS),
+    "loss": tuple(rule for rule in DEFAULT_RULES if rule.signal == "loss"),
+    "gradient norm": tuple(rule for rule in DEFAULT_RULES if rule.signal == "gradient_norm"),
+    "kurtosis": (_KURTOSIS,),
+}
+"""The rules that are compared: all, without loss, gradient norm and batches, and the rivals."""
+
+
+def bench_alarms(
+    *, seeds: int = 20, quick: bool = False, keep: Path | None = None, workers: int | None = None
+) -> dict[str, Any]:
+    """Run trainings with and without faults, and count alarms.
+
+    Args:
+        seeds: number of seeds, from 0 on.
+        quick: whether to run a few of them only, to see that it works.
+        keep: as for :func:`runs_of`.
+        workers: as for :func:`runs_of`.
+    """
+    chosen = plans(0, seeds)
+    if quick:
+        few = ("quiet", "queries and keys +6% a step", "learning rate ×30", "learning rate ÷10")
+        chosen = [plan for plan in chosen if plan.seed == 0 and plan.what in few and plan.architecture == "neox"]
+    return score(runs_of(chosen, keep=keep, workers=workers))
+
+
+def plans(first: int, seeds: int) -> list[Plan]:
+    """Return the trainings of so many seeds: quiet ones of all, events of three tenths and faults of a fifth of them."""
+
+    def some(share: float) -> range:
+        return range(first, first + math.ceil(share * seeds))
+
+    return [
+        Plan(architecture, seed, what)
+        for share, kinds in ((1.0, ["quiet"]), (0.3, list(EVENTS)), (0.2, [*FAULTS, *TRIED]))
+        for what in kinds
+        for seed in some(share)
+        for architecture in ARCHITECTURES
+    ]
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """What became of one training with a fault: the step of the damage, and of the first alarm of each group from its onset on,
+    ``None`` where there is none."""
+
+    plan: Plan
+    damage: int | None
+    first: dict[str, int | None]
+
+    def caught(self, group: str) -> bool:
+        return self.first[group] is not None
+
+    def lead(self, group: str, until: str | None = None) -> float | None:
+        """Steps from the first alarm of a group to the damage, or to the first alarm of another group."""
+        end, start = (self.damage if until is None else self.first[until]), self.first[group]
+        return None if end is None or start is None else float(end - start)
+
+
+def rings(rows: Iterable[Row], rules: Sequence[Rule]) -> list[tuple[int, str, str]]:
+    """Return the step, rule and mode of each alarm."""
+    monitor = Monitor(rules)
+    return [(alarm.step, alarm.name, alarm.mode) for row in rows for alarm in update(monitor, row)]
+
+
+def update(monitor: Monitor, row: Row) -> list[Alarm]:
+    """Hold what was read at a step against the rules."""
+    return monitor.update(
+        row.step,
+        row.reading,
+        mode=row.mode,
+        loss=row.numbers.get("loss"),
+        gradient_norm=row.numbers.get("gradient_norm"),
+        numbers={name: value for name, value in row.numbers.items() if name not in _LOSS},
+    )
+
+
+def score(runs: Mapping[Plan, list[Row]], groups: Mapping[str, Sequence[Rule]] = _GROUPS) -> dict[str, Any]:
+    """Return how many faults were caught, how early, and how many alarms were false."""
+    every = [_fault(plan, runs, groups) for plan in runs if plan.what in FAULTS | TRIED]
+    faults = [fault for fault in every if fault.plan.what in FAULTS]
+    damaged = [fault for fault in faults if fault.damage is not None]
+    gradual = [fault for fault in damaged if fault.plan.what in GRADUAL]
+    healthy = {
+        kind: {plan: rings(rows, groups["all"]) for plan, rows in runs.items() if plan.what in whats}
+        for kind, whats in (("quiet", {"quiet"}), ("events", EVENTS))
+    }
+    return {
+        "damaged": len(damaged),
+        "caught": sum(fault.caught("all") for fault in damaged),
+        "caught_by_geometry": sum(fault.caught("geometry") for fault in damaged),
+        "gradual": _early(gradual, "all"),
+        "gradual_by_geometry": _early(gradual, "geometry"),
+        "harmless": {
+            "runs": len(faults) - len(damaged),
+            "alarms": sum(fault.caught("all") for fault in faults if fault.damage is None),
+        },
+        **{kind: {"runs": len(found), "false_alarms": sum(map(bool, found.values()))} for kind, found in healthy.items()},
+        "rivals": {
+            name: {"caught": sum(fault.caught(name) for fault in damaged), "gradual": _early(gradual, name)}
+            for name in groups
+            if name not in ("all", "geometry")
+        },
+        "by_fault": {what: _row([fault for fault in every if fault.plan.what == what]) for what in FAULTS},
+        "tried": {what: _row([fault for fault in every if fault.plan.what == what]) for what in TRIED},
+        "false_alarms": [
+            {**asdict(plan), "step": step, "rule": name, "mode": mode}
+            for found in healthy.values()
+            for plan, alarms in found.items()
+            for step, name, mode in alarms
+        ],
+    }
+
+
+def _fault(plan: Plan, runs: Mapping[Plan, list[Row]], groups: Mapping[str, Sequence[Rule]]) -> _Fault:
+    pair = {row.step: row.numbers["loss"] for row in runs[Plan(plan.architecture, plan.seed)] if row.mode == "fixed"}
+    above = [(row.step, row.numbers["loss"] - pair[row.step]) for row in runs[plan] if row.mode == "fixed"]
+    harmed = [step for step, excess in above if step >= plan.onset and not excess < DAMAGE]  # NaN is damage
+    first = {
+        name: min((step for step, *_ in rings(runs[plan], rules) if step >= plan.onset), default=None)
+        for name, rules in groups.items()
+    }
+    return _Fault(plan, None if above[-1][1] < DAMAGE else harmed[0], first)
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Return the results as a table for the terminal, at most 80 columns wide."""
+    head = f"{'caught by':>56}{'median lead before':>24}"
+    titles = ("fault", "runs", "damaged", "all", "geometry", "damage", "loss*", "kurtosis")
+    form = "{:<29}{:>4}{:>8}{:>6}{:>9}{:>8}{:>7}{:>9}"
+    lines = [head, form.format(*titles)]
+    for what, row in (results["by_fault"] | results["tried"]).items():
+        if what in TRIED and what == next(iter(TRIED)):
+            lines.append("counted apart, because the rules were not made for them:")
+        leads = (row[f"lead_before_{name}"] for name in ("damage", "loss_and_gradient_norm", "kurtosis"))
+        cells = ("–" if lead is None else f"{lead:+.0f}" for lead in leads)
+        lines.append(form.format(what, row["runs"], row["damaged"], row["caught"], row["caught_by_geometry"], *cells))
+    lines.append("* the first of the rules on loss and on gradient norm")
+    lines.append("")
+    damaged = results["damaged"]
+    lines.append(f"{'damaged trainings':<33}{'caught':>8}{'gradual: caught before damage':>32}")
+    groups = {"all": results["gradual"], "geometry": results["gradual_by_geometry"]}
+    caught = {"all": results["caught"], "geometry": results["caught_by_geometry"]}
+    groups |= {name: rival["gradual"] for name, rival in results["rivals"].items()}
+    caught |= {name: rival["caught"] for name, rival in results["rivals"].items()}
+    for name, early in groups.items():
+        lead = "" if early["median_lead"] is None else f", lead {early['median_lead']:+.0f}"
+        before = f"{early['caught_before_damage']} of {early['damaged']}{lead}"
+        lines.append(f"{name + ' rules':<33}{caught[name]:>3} of {damaged}{before:>27}")
+    lines.append("")
+    for kind, title in (("quiet", "quiet trainings"), ("events", "trainings with a healthy event")):
+        lines.append(f"{title:<33}{results[kind]['false_alarms']:>3} of {results[kind]['runs']} rang")
+    harmless = results["harmless"]
+    lines.append(f"{'trainings with a harmless fault':<33}{harmless['alarms']:>3} of {harmless['runs']} rang")
+    return "\n".join(lines)
+
+
+def _early(faults: Sequence[_Fault], group: str) -> dict[str, Any]:
+    """How many were caught before the damage, and the median lead of those that were caught."""
+    leads = [lead for fault in faults if (lead := fault.lead(group)) is not None]
+    return {
+        "damaged": len(faults),
+        "caught": len(leads),
+        "caught_before_damage": sum(lead > 0 for lead in leads),
+        "median_lead": _median(leads),
+    }
+
+
+def _row(faults: Sequence[_Fault]) -> dict[str, Any]:
+    """One fault, in all its trainings."""
+    damaged = [fault for fault in faults if fault.damage is not None]
+    return {
+        "runs": len(faults),
+        "damaged": len(damaged),
+        "caught": sum(fault.caught("all") for fault in damaged),
+        "caught_by_geometry": sum(fault.caught("geometry") for fault in damaged),
+        "harmless_alarms": sum(fault.caught("all") for fault in faults if fault.damage is None),
+        "lead_before_damage": _median(fault.lead("geometry") for fault in damaged),
+        "lead_before_loss_and_gradient_norm": _median(fault.lead("geometry", "loss and gradient norm") for fault in damaged),
+        "lead_before_kurtosis": _median(fault.lead("geometry", "kurtosis") for fault in damaged),
+    }
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return statistics.median(there) if there else None
+
+
+def calibrate(runs: Mapping[Plan, list[Row]], rules: Sequence[Rule] = DEFAULT_RULES) -> dict[str, dict[str, float]]:
+    """Return for each rule and mode the largest limit at which each of these trainings would have rung, by training: the
+    largest change that lasted for as many readings as the rule asks for. A limit above all of healthy trainings is silent."""
+    found: dict[str, dict[str, float]] = {}
+    for plan, rows in runs.items():
+        monitor = Monitor(rules)
+        latest: dict[tuple[str, str], list[float]] = {}
+        for row in rows:
+            update(monitor, row)
+            for rule in rules:
+                changes = latest.setdefault((rule.name, row.mode), [])
+                changes.append(monitor.changes.get(rule.name, -math.inf))
+                if len(changes) >= rule.hits and (lasting := min(changes[-rule.hits :])) > -math.inf:
+                    of_rule = found.setdefault(f"{rule.name} ({row.mode})", {})
+                    name = _name(plan)
+                    of_rule[name] = max(lasting, of_rule.get(name, -math.inf))
+    return found
+
+
+def runs_of(plans: Sequence[Plan], *, keep: Path | None = None, workers: int | None = None) -> dict[Plan, list[Row]]:
+    """Run trainings in parallel processes of one thread each, and return what was read.
+
+    Args:
+        plans: the trainings.
+        keep: a folder for what was read, one file for each training. Those that are there are not run again.
+        workers: number of processes. Default: the number of processors.
+    """
+    from tqdm import tqdm
+
+    found = {plan: _load(file) for plan in plans if keep is not None and (file := keep / _name(plan)).exists()}
+    missing = [plan for plan in plans if plan not in found]
+    pool = ProcessPoolExecutor(
+        min(workers or len(os.sched_getaffinity(0)), max(1, len(missing))), get_context("spawn"), _one_thread
+    )
+    with pool, tqdm(total=len(plans), initial=len(found), unit="training", disable=None) as bar:
+        waits = {pool.submit(train, plan): plan for plan in missing}
+        for done in as_completed(waits):
+            plan = waits[done]
+            found[plan] = done.result()
+            if keep is not None:
+                lines = (json.dumps(_plain(row)) for row in found[plan])
+                write_whole(keep / _name(plan), ("\n".join(lines) + "\n").encode())
+            bar.update()
+    return {plan: found[plan] for plan in plans}
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _name(plan: Plan) -> str:
+    words = "-".join("".join(c if c.isalnum() else " " for c in plan.what).split())
+    return f"{plan.architecture}-{plan.seed}-{words}.jsonl"
+
+
+def _plain(row: Row) -> dict[str, object]:
+    return asdict(row) | {"reading": row.reading.to_dict()}
+
+
+def _load(path: Path) -> list[Row]:
+    return [
+        Row(**(record | {"reading": Reading.from_dict(record["reading"])}))
+        for record in map(json.loads, path.read_text("utf-8").splitlines())
+    ]
