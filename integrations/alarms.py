@@ -91,6 +91,7 @@ class Alarms:
         self.texts = None if texts is None else FixedTexts(texts)
         self.rung: list[Alarm] = []
         self.numbers = StepNumbers()
+        self._after = 0
 
     @classmethod
     def of(
@@ -117,13 +118,19 @@ class Alarms:
             return self._given
         return Monitor() if self._given is True else Monitor(self._given)
 
-    def begin(self, model: nn.Module, tokenizer: Any, *, most: int) -> None:
+    def begin(self, model: nn.Module, tokenizer: Any, *, most: int, after: int = 0) -> None:
         """Begin a training. A monitor that was given keeps what it remembers of earlier steps.
+
+        Args:
+            model: the model.
+            tokenizer: the tokenizer of the fixed texts, or ``None``.
+            most: largest number of fixed texts in a forward.
+            after: the last step that is not read for alarms.
 
         Raises:
             GeomprobeError: if the fixed texts do not fit the model.
         """
-        self.monitor, self.rung, self.numbers = self._monitor(), [], StepNumbers()
+        self.monitor, self.rung, self.numbers, self._after = self._monitor(), [], StepNumbers(), after
         if self.texts is not None:
             self.texts.prepare(model, tokenizer, most=most)
         else:
@@ -135,7 +142,7 @@ class Alarms:
     def begin_step(self, step: int) -> bool:
         """Return whether to read the step that begins."""
         self.numbers.begin()
-        self.due = bool(self.when(step))
+        self.due = step > self._after and bool(self.when(step))
         return self.due
 
     def judge(self, step: int, reading: Reading | None) -> list[Alarm]:
@@ -146,7 +153,7 @@ class Alarms:
 
     def wants_texts(self, step: int, rings: Sequence[Alarm]) -> bool:
         """Return whether to read the fixed texts: at their own steps, and when an alarm rings, to compare them."""
-        return self.texts is not None and (bool(rings) or bool(self.texts_when(step)))
+        return self.texts is not None and step > self._after and (bool(rings) or bool(self.texts_when(step)))
 
     def judge_texts(self, step: int, reading: Reading | None, loss: float | None, rings: Sequence[Alarm]) -> list[Alarm]:
         """Hold the fixed texts and their loss against the rules, and return the alarms that ring, those of the training texts

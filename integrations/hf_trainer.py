@@ -155,7 +155,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             ``{"input_ids": …, "attention_mask": …}``. They run in batches of at most ``per_device_eval_batch_size``, all of
             them on every process, and are counted once.
         alarms_when: which optimizer steps are read for alarms: a schedule without a clock, or ``20`` for ``every(20)``, the
-            default. They are measured whatever ``when`` selects.
+            default. They are measured whatever ``when`` selects. Steps within twice the warm-up of the learning rate are not
+            read for alarms, because these numbers move most at the start of a training, for a good reason.
         texts_when: after which optimizer steps the fixed texts are read, too: as ``alarms_when``. Default: ``every(100)``.
         on_alarm: what is done when an alarm rings, beside telling it: ``"log"`` for nothing, ``"save"`` for a checkpoint at
             that step, ``"stop"`` to end the training after it, a function that is called with the :class:`~geomprobe.Alarm` on
@@ -283,7 +284,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self._gate = _Gate()
         self._gate.evaluating = self.evaluate and bool(args.eval_on_start)
         if self._alarms is not None:
-            self._alarms.begin(model, processing_class, most=int(args.per_device_eval_batch_size))
+            warmup = 2 * int(args.get_warmup_steps(state.max_steps))
+            self._alarms.begin(model, processing_class, most=int(args.per_device_eval_batch_size), after=warmup)
         probe = self._attached(model)
         _probes.add(probe)
         # Close the probe once: in close(), or when this callback is garbage collected.

@@ -19,17 +19,28 @@ from geomprobe.monitoring.monitor import Monitor
 from geomprobe.monitoring.rules import DEFAULT_RULES, Rule
 from geomprobe.reading import Reading
 
-__all__ = ["CALIBRATION", "bench_alarms", "calibrate", "plans", "rings", "runs_of", "score", "table"]
+__all__ = [
+    "REPORTED",
+    "bench_alarms",
+    "bench_calibration",
+    "calibrate",
+    "calibration_table",
+    "plans",
+    "rings",
+    "runs_of",
+    "score",
+    "table",
+]
 
-CALIBRATION = 1000
-"""The first seed of the trainings that limits are set from. Reported ones begin at 0."""
+REPORTED = 2000
+"""The first seed of the trainings that are reported. Limits are set from those with seeds from 0 on."""
 
 DAMAGE = 0.1
 """A training is damaged if the loss of the fixed texts ends so many nats above that of its quiet pair."""
 
 _LOSS = {"loss", "gradient_norm"}
 _DATA = {"repeated_batch", "token_entropy"}
-_KURTOSIS = Rule(signal="kurtosis", direction="up", ratio=1.25, over="max")
+_KURTOSIS = Rule(signal="kurtosis", direction="up", ratio=1.27, over="max")
 _GROUPS: dict[str, tuple[Rule, ...]] = {
     "all": DEFAULT_RULES,
     "geometry": tuple(rule for rule in DEFAULT_RULES if rule.signal not in _LOSS | _DATA),
@@ -47,27 +58,63 @@ def bench_alarms(
     """Run trainings with and without faults, and count alarms.
 
     Args:
-        seeds: number of seeds, from 0 on.
+        seeds: number of seeds.
         quick: whether to run a few of them only, to see that it works.
         keep: as for :func:`runs_of`.
         workers: as for :func:`runs_of`.
     """
-    chosen = plans(0, seeds)
-    if quick:
-        few = ("quiet", "queries and keys +6% a step", "learning rate ×30", "learning rate ÷10")
-        chosen = [plan for plan in chosen if plan.seed == 0 and plan.what in few and plan.architecture == "neox"]
-    return score(runs_of(chosen, keep=keep, workers=workers))
+    return score(runs_of(_some(plans(REPORTED, seeds), quick), keep=keep, workers=workers))
+
+
+def bench_calibration(
+    *, seeds: int = 20, quick: bool = False, keep: Path | None = None, workers: int | None = None
+) -> dict[str, Any]:
+    """Run healthy trainings with other seeds than :func:`bench_alarms`, and return for each rule and mode its limit, and the
+    largest change that lasted, in quiet trainings and in those with an event."""
+    chosen = [plan for plan in plans(0, seeds) if plan.what not in FAULTS | TRIED]
+    found = calibrate(runs_of(_some(chosen, quick), keep=keep, workers=workers), [*DEFAULT_RULES, _KURTOSIS])
+    limits = {rule.name: rule.limit for rule in (*DEFAULT_RULES, _KURTOSIS)}
+    return {
+        name: {
+            "limit": limits[name.split(" ")[0]],
+            "quiet": _largest(change for plan, change in of_rule.items() if plan.what == "quiet"),
+            "events": _largest(change for plan, change in of_rule.items() if plan.what != "quiet"),
+        }
+        for name, of_rule in found.items()
+    }
+
+
+def _largest(values: Iterable[float]) -> float | None:
+    return max(values, default=None)
+
+
+def calibration_table(results: Mapping[str, Any]) -> str:
+    """Return the results of :func:`bench_calibration` as a table for the terminal."""
+    form = "{:<50}{:>8}{:>10}{:>10}"
+    rows = [
+        form.format(name, f"{row['limit']:.3g}", *("–" if row[k] is None else f"{row[k]:.3g}" for k in ("quiet", "events")))
+        for name, row in results.items()
+    ]
+    return "\n".join([form.format("largest change that lasted for two readings", "limit", "quiet", "events"), *rows])
+
+
+def _some(chosen: Sequence[Plan], quick: bool) -> Sequence[Plan]:
+    """All trainings, or four of them."""
+    few = ("quiet", "queries and keys +6% a step", "learning rate ×30", "learning rate ÷10")
+    quickest = [plan for plan in chosen if plan.seed == chosen[0].seed and plan.what in few and plan.architecture == "neox"]
+    return quickest if quick else chosen
 
 
 def plans(first: int, seeds: int) -> list[Plan]:
-    """Return the trainings of so many seeds: quiet ones of all, events of three tenths and faults of a fifth of them."""
+    """Return the trainings of so many seeds: quiet ones of all, events of three tenths and faults of three
+    twentieths of them."""
 
     def some(share: float) -> range:
         return range(first, first + math.ceil(share * seeds))
 
     return [
         Plan(architecture, seed, what)
-        for share, kinds in ((1.0, ["quiet"]), (0.3, list(EVENTS)), (0.2, [*FAULTS, *TRIED]))
+        for share, kinds in ((1.0, ["quiet"]), (0.3, list(EVENTS)), (0.15, [*FAULTS, *TRIED]))
         for what in kinds
         for seed in some(share)
         for architecture in ARCHITECTURES
@@ -76,11 +123,18 @@ def plans(first: int, seeds: int) -> list[Plan]:
 
 @dataclass(frozen=True)
 class _Fault:
-    """What became of one training with a fault: the step of the damage, and of the first alarm of each group from its onset on,
-    ``None`` where there is none."""
+    """What became of one training with a fault.
+
+    Attributes:
+        plan: the training.
+        damage: the step from which on the fixed texts stay damaged to the end; ``None`` if they do not end so.
+        touched: the first step from the onset on at which they are damaged, even if they recover.
+        first: the step of the first alarm of each group from the onset on, or ``None``.
+    """
 
     plan: Plan
     damage: int | None
+    touched: int | None
     first: dict[str, int | None]
 
     def caught(self, group: str) -> bool:
@@ -151,11 +205,13 @@ def _fault(plan: Plan, runs: Mapping[Plan, list[Row]], groups: Mapping[str, Sequ
     pair = {row.step: row.numbers["loss"] for row in runs[Plan(plan.architecture, plan.seed)] if row.mode == "fixed"}
     above = [(row.step, row.numbers["loss"] - pair[row.step]) for row in runs[plan] if row.mode == "fixed"]
     harmed = [step for step, excess in above if step >= plan.onset and not excess < DAMAGE]  # NaN is damage
+    healed = max((step for step, excess in above if excess < DAMAGE), default=0)
+    lasting = [step for step in harmed if step > healed]
     first = {
         name: min((step for step, *_ in rings(runs[plan], rules) if step >= plan.onset), default=None)
         for name, rules in groups.items()
     }
-    return _Fault(plan, None if above[-1][1] < DAMAGE else harmed[0], first)
+    return _Fault(plan, min(lasting, default=None), min(harmed, default=None), first)
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -197,6 +253,10 @@ def _early(faults: Sequence[_Fault], group: str) -> dict[str, Any]:
         "damaged": len(faults),
         "caught": len(leads),
         "caught_before_damage": sum(lead > 0 for lead in leads),
+        "caught_before_first_touch": sum(
+            fault.first[group] is not None and fault.touched is not None and fault.first[group] < fault.touched
+            for fault in faults
+        ),
         "median_lead": _median(leads),
     }
 
@@ -221,10 +281,10 @@ def _median(values: Iterable[float | None]) -> float | None:
     return statistics.median(there) if there else None
 
 
-def calibrate(runs: Mapping[Plan, list[Row]], rules: Sequence[Rule] = DEFAULT_RULES) -> dict[str, dict[str, float]]:
+def calibrate(runs: Mapping[Plan, list[Row]], rules: Sequence[Rule] = DEFAULT_RULES) -> dict[str, dict[Plan, float]]:
     """Return for each rule and mode the largest limit at which each of these trainings would have rung, by training: the
     largest change that lasted for as many readings as the rule asks for. A limit above all of healthy trainings is silent."""
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[Plan, float]] = {}
     for plan, rows in runs.items():
         monitor = Monitor(rules)
         latest: dict[tuple[str, str], list[float]] = {}
@@ -235,8 +295,7 @@ def calibrate(runs: Mapping[Plan, list[Row]], rules: Sequence[Rule] = DEFAULT_RU
                 changes.append(monitor.changes.get(rule.name, -math.inf))
                 if len(changes) >= rule.hits and (lasting := min(changes[-rule.hits :])) > -math.inf:
                     of_rule = found.setdefault(f"{rule.name} ({row.mode})", {})
-                    name = _name(plan)
-                    of_rule[name] = max(lasting, of_rule.get(name, -math.inf))
+                    of_rule[plan] = max(lasting, of_rule.get(plan, -math.inf))
     return found
 
 

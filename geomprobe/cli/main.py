@@ -252,6 +252,7 @@ class Bench(StrEnum):
     attention = "attention"
     sweep = "sweep"
     precision = "precision"
+    alarms = "alarms"
 
 
 @app.command(cls=Command, short_help="Measure the cost of geomprobe.")
@@ -261,7 +262,8 @@ def bench(
         typer.Argument(
             help="overhead: a forward and a training step. decode: generation with on_gain. memory: growth with the number of "
             "tokens. lasso: the Lasso solver. attention: summaries of attention. sweep: a sweep over two checkpoints. "
-            "precision: errors of the ways to compute products."
+            "precision: errors of the ways to compute products. alarms: how often and how early alarms ring in small trainings "
+            "with faults."
         ),
     ],
     model: Annotated[
@@ -285,19 +287,33 @@ def bench(
     shapes: Annotated[
         bool, typer.Option("--shapes", help="For overhead: compare several widths, and numbers and lengths of texts.")
     ] = False,
+    seeds: Annotated[int, typer.Option(help="Number of seeds of the trainings, for alarms.", min=1)] = 20,
+    quick: Annotated[bool, typer.Option("--quick", help="For alarms: a few trainings, to see that it works.")] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="For alarms: from which changes of healthy trainings the limits were set.")
+    ] = False,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="For alarms: a folder for what was read in each training; those that are there are not run again."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Measure the cost of geomprobe relative to the bare model, in interleaved runs. Every ratio is given in wall time and in
     CPU time, with its quartiles."""
-    keeps("Nothing is kept; run the same command to start again")
+    keeps("Nothing is kept; run the same command to start again" if keep is None else "The same command continues")
+    if what is not Bench.alarms and (quick or calibrate or keep is not None):
+        raise GeomprobeError(f"bench {what}: --quick, --calibrate and --keep belong to bench alarms")
     if what is not Bench.overhead and (every is not None or budget is not None or shapes):
         raise GeomprobeError(f"bench {what}: --every, --budget and --shapes belong to bench overhead")
-    from geomprobe.bench import lasso, overhead, precision, schedules, timing
+    from geomprobe.bench import alarms, lasso, overhead, precision, schedules, timing
     from geomprobe.bench import sweep as checkpoints
 
     size = {"batch": batch, "length": length or 256}
 
     def run() -> dict[str, Any]:
+        if what is Bench.alarms:
+            chosen = alarms.bench_calibration if calibrate else alarms.bench_alarms
+            return chosen(seeds=seeds, quick=quick, keep=keep)
         if what is Bench.lasso:
             return lasso.bench_lasso(model, length=length or 512, rounds=rounds, device=device)
         if what is Bench.sweep:
@@ -320,7 +336,9 @@ def bench(
 
     with without_loading_bars():
         results = run()
-    table = {Bench.lasso: lasso.table, Bench.precision: precision.table}.get(what, timing.table)
+    of_alarms = alarms.calibration_table if calibrate else alarms.table
+    tables = {Bench.lasso: lasso.table, Bench.precision: precision.table, Bench.alarms: of_alarms}
+    table = tables.get(what, timing.table)
     show(json.dumps(results) if as_json else table(results))
 
 

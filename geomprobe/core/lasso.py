@@ -245,7 +245,7 @@ def _products(coefficients: Tensor, gram: Tensor, sequence: Tensor) -> Tensor:
     if gram.device.type != "cpu":
         return _products_together(coefficients, gram, sequence)
     counts = torch.bincount(sequence, minlength=len(gram)).tolist()
-    return torch.cat([part @ own for part, own in zip(coefficients.split(counts), gram, strict=True)])
+    return torch.cat([part @ own for part, own in zip(torch.split(coefficients, counts), gram, strict=True)])
 
 
 def _products_together(coefficients: Tensor, gram: Tensor, sequence: Tensor) -> Tensor:

@@ -13,20 +13,10 @@ from geomprobe.report.theme import shorten, template
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["Course", "FigureGroup", "Section", "figure_page"]
+__all__ = ["FigureGroup", "Section", "figure_page"]
 
 _LEAST = {3: 20, 4: 13, 5: 20, 6: 20}
 """Minimum width of a figure in rem, by the number of figures side by side."""
-
-
-class Course(NamedTuple):
-    """What a number does in a sentence: its name, its first value, its last value, and its unit. The first value is empty if
-    there is one checkpoint only."""
-
-    name: str
-    first: str
-    last: str
-    unit: str
 
 
 @dataclass(frozen=True)
@@ -62,7 +52,6 @@ def figure_page(
     sections: Sequence[Section | tuple[str, Sequence[FigureGroup]]],
     *,
     lead: Finding | None = None,
-    finding: Sequence[tuple[str, Sequence[Course]]] = (),
     facts: Sequence[tuple[str, Sequence[str]]],
     notes: Sequence[str],
     about: str,
@@ -74,7 +63,6 @@ def figure_page(
         title: the heading.
         sections: the headings of the sections, and their groups of figures. A section without groups is left out.
         lead: the finding under the heading.
-        finding: more sentences under the heading: the beginning of each, and what metrics do in it.
         facts: what was measured, as names and their values.
         notes: what a reader must know before comparing numbers.
         about: how to read the lines.
@@ -91,7 +79,6 @@ def figure_page(
         title=title,
         sections=[_section(section, f"s{i}", drawn) for i, section in enumerate(known)],
         lead=lead,
-        finding=finding,
         facts=facts,
         failed=failed,
         notes=notes,

@@ -59,7 +59,7 @@ def _of_models(run: Run, metric: str) -> Finding:
 
 def _series(run: Run, metric: str, site: str) -> Series:
     records = run.checkpoints
-    widths = {record.width for record in records}
+    widths = {width for record in records if (width := _width(record, site)) is not None}
     nulls = {id(null): _value(null, metric, site) for record in records if (null := run.baseline(record, "untrained"))}
     untrained = next(iter(nulls.values())) if len(nulls) == 1 else None
     start = _value(records[0], metric, site) if run.axis == "step" and records[0].step == 0 else None
@@ -84,6 +84,10 @@ def _sites(run: Run, metric: str) -> list[str]:
 
 def _value(record: Record, metric: str, site: str) -> float | None:
     return record.reading.get(f"{metric}/{site}") if record.reading else None
+
+
+def _width(record: Record, site: str) -> int | None:
+    return record.width or (record.reading.widths.get(site) if record.reading else None)
 
 
 def _called(record: Record, run: Run) -> str:

@@ -11,7 +11,7 @@ from geomprobe.errors import GeomprobeError
 from geomprobe.metrics.descriptions import VIEWS, describe
 from geomprobe.report import figures
 from geomprobe.report.facts import facts, failures, protocols, remarks
-from geomprobe.report.figure_page import Course, FigureGroup, Section, figure_page
+from geomprobe.report.figure_page import FigureGroup, Section, figure_page
 from geomprobe.report.finding import Finding
 from geomprobe.report.lead import leading_metric, leading_text
 from geomprobe.report.theme import escape_label, shorten, si_format
@@ -20,7 +20,7 @@ from geomprobe.sweeps.records import Record, Run
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["Course", "FigureGroup", "figure_page", "report_page"]
+__all__ = ["FigureGroup", "figure_page", "report_page"]
 
 _NORMALISED = {
     "of its maximum": "entropy",

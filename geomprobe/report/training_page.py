@@ -1,8 +1,7 @@
 """The page of a training: what changed, the loss beside the effective rank of all layers, and the curves that trackers get."""
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,9 @@ from geomprobe.integrations import flat
 from geomprobe.metrics.descriptions import describe
 from geomprobe.reading import Reading
 from geomprobe.report import figures
-from geomprobe.report.page import Course, FigureGroup, figure_page
+from geomprobe.report.figure_page import FigureGroup, figure_page
+from geomprobe.report.finding import Finding
+from geomprobe.report.lead import leading_text
 from geomprobe.report.theme import shorten
 from geomprobe.report.training_file import Training, as_run
 from geomprobe.sweeps.records import Record, Run
@@ -28,16 +29,14 @@ _ALARMS = 20
 """Largest number of alarms that are told and marked."""
 _MARK = "#d9642b"
 """The colour of marks, which stands out from light and from dark paper."""
+_FEW = 3
+_WHERE = {"train": "", "eval": " in evaluation", "no_grad": " without gradients", "fixed": " on fixed texts"}
 _MAPS = ("effective_rank", "entropy", "anisotropy", "gain_per_token", "alpha_req")
 """The metrics that have a map, in the order of the switch."""
-_Points = list[tuple[int, float]]
-_TURN = 1.25
-"""A smallest or largest value is part of the finding if it differs by this factor from both ends."""
 
 _ABOUT = (
     "Lines go from faint to strong, from shallow to deep layers. Every reading is one step of the training, or one evaluation."
 )
-_WHERE = {"train": "", "eval": "In evaluation, ", "no_grad": "Without gradients, ", "fixed": "On fixed texts, "}
 
 
 def training_page(training: Training) -> str:
@@ -71,7 +70,7 @@ def training_page(training: Training) -> str:
     return figure_page(
         shorten(training.name, most=80),
         [(group.title, [group]) for group in (maps, curves) if group.views],
-        finding=[_finding(mode, run, training.losses.get(mode, {})) for mode, run in training.runs.items()],
+        lead=_lead(training),
         facts=_facts(training),
         notes=[*_alarms(training), *_notes(training)],
         about=_ABOUT,
@@ -198,53 +197,13 @@ def _is_log_spaced(steps: Sequence[int]) -> bool:
 # -- what was measured ------------------------------------------------------------------------------------------------------
 
 
-def _finding(mode: str, run: Run, losses: Mapping[int, float]) -> tuple[str, list[Course]]:
-    """What changed: the loss, the effective rank at the last site, and that of the layer where it changed most."""
-    records = run.checkpoints
-    first, last = records[0], records[-1]
-    where = _WHERE.get(mode, f"In {shorten(mode)}, ")
-    begin = f"at step {last.step:,}" if first is last else f"from step {first.step:,} to step {last.step:,}"
-    metric = _mapped(run)[0]
-    title, unit = describe(metric).title, describe(metric).axis
-    title = title[0].lower() + title[1:]
-    logged = [(step, loss) for step, loss in losses.items() if (first.step or 0) <= step <= (last.step or 0)]
-    courses = [_course("the loss", logged, "")] if logged else []
-    found = {site: _finite((r.step, r.reading.get(f"{metric}/{site}")) for r in records if r.reading) for site in _sites(run)}
-    series = {site: points for site, points in found.items() if points}
-    if series:
-        end, most = list(series)[-1], max(reversed(series), key=lambda site: _change(series[site]))
-        courses.append(_course(f"the {title} at {shorten(end)}", series[end], unit))
-        if most != end and first is not last:
-            courses.append(_course(f"that at {shorten(most)}, where it changed most,", series[most], unit))
-    start = where + (begin if where else begin.capitalize())
-    return (start if courses else f"{start}, {len(records)} readings", courses)
-
-
-def _finite(points: Iterable[tuple[int | None, float | None]]) -> _Points:
-    """The values that are known, with their steps."""
-    return [(step or 0, value) for step, value in points if value is not None and math.isfinite(value)]
-
-
-def _change(points: _Points) -> float:
-    """By how much a series changed: the logarithm of the ratio of its ends if they have one sign, or else their difference."""
-    (_, first), (_, last) = points[0], points[-1]
-    return abs(math.log(last / first)) if first * last > 0 else abs(last - first)
-
-
-def _course(name: str, points: _Points, unit: str) -> Course:
-    """What a series does. A minimum or maximum far outside its ends is named with its step."""
-    (_, first), (_, last) = points[0], points[-1]
-    low, high = min(points, key=lambda point: point[1]), max(points, key=lambda point: point[1])
-    turns = [
-        f"a {what} of {value:.3g} at step {step:,}"
-        for what, (step, value), far in (
-            ("minimum", low, 0 < low[1] * _TURN < min(first, last)),
-            ("maximum", high, 0 < max(first, last) * _TURN < high[1]),
-        )
-        if far
-    ]
-    said = " ".join([unit] * bool(unit) + ["with " + " and ".join(turns)] * bool(turns))
-    return Course(name, f"{first:.3g}" if len(points) > 1 else "", f"{last:.3g}", said)
+def _lead(training: Training) -> Finding | None:
+    """The finding of a mode whose texts are always the same, if it has more than a few readings, and else of the first mode."""
+    enough = [mode for mode, run in training.runs.items() if len(run.checkpoints) >= _FEW]
+    mode = next((mode for mode in ("fixed", "eval") if mode in enough), next(iter(training.runs)))
+    found = leading_text([training.runs[mode]], training.losses.get(mode, {}))
+    where = _WHERE.get(mode, f" in {shorten(mode)}")
+    return None if found is None else found._replace(lead=f"{found.lead}{where}")
 
 
 def _sites(run: Run) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from geomprobe.bench import alarms, induced
 from geomprobe.bench.alarms import bench_alarms, calibrate, plans, rings, score, table
 from geomprobe.bench.induced import EVENTS, FAULTS, GRADUAL, TRIED, Plan, Row, train
+from geomprobe.capture.decoder import find_decoder
 from geomprobe.monitoring.rules import DEFAULT_RULES, Rule
 from geomprobe.reading import Reading
 
@@ -37,7 +38,7 @@ def test_the_numbers_of_trainings_are_those_that_the_issue_of_a_claim_needs() ->
     assert sum(plan.what == "quiet" for plan in chosen) == 40
     assert sum(plan.what in EVENTS for plan in chosen) == 60
     assert {Plan(plan.architecture, plan.seed) for plan in chosen} <= set(chosen)  # each has its quiet pair
-    assert not {plan.seed for plan in chosen} & {plan.seed for plan in plans(alarms.CALIBRATION, 8)}
+    assert not {plan.seed for plan in chosen} & {plan.seed for plan in plans(alarms.REPORTED, 20)}
 
 
 def test_damage_and_leads_are_counted_by_hand() -> None:
@@ -51,7 +52,13 @@ def test_damage_and_leads_are_counted_by_hand() -> None:
     }
     found = score(runs)
     assert (found["damaged"], found["caught"], found["caught_by_geometry"]) == (1, 1, 1)
-    assert found["gradual"] == {"damaged": 1, "caught": 1, "caught_before_damage": 1, "median_lead": 28.0}
+    assert found["gradual"] == {
+        "damaged": 1,
+        "caught": 1,
+        "caught_before_damage": 1,
+        "caught_before_first_touch": 1,
+        "median_lead": 28.0,
+    }
     assert found["rivals"]["loss and gradient norm"]["gradual"]["median_lead"] == 8.0
     assert found["rivals"]["kurtosis"]["caught"] == 0
     assert found["by_fault"][gradual.what]["lead_before_loss_and_gradient_norm"] == 20.0
@@ -68,6 +75,15 @@ def test_a_training_is_damaged_by_what_it_ends_with(end: float) -> None:
     held_out = after(100, 2.0, 3.0)
     runs = {QUIET: rows([2.0] * 60), plan: rows([*held_out[:-1], end])}
     assert score(runs)["damaged"] == (end != 2.0999)
+
+
+def test_damage_is_what_stays() -> None:
+    plan = Plan("neox", 0, next(iter(GRADUAL)))
+    held_out = after(140, 2.0, 3.0)
+    held_out[31] = 3.0  # step 104, from which it recovers
+    runs = {QUIET: rows([2.0] * 60), plan: rows(held_out, entropy=after(120, 1.0, 0.5))}
+    found = score(runs)["gradual_by_geometry"]
+    assert found == {"damaged": 1, "caught": 1, "caught_before_damage": 1, "caught_before_first_touch": 0, "median_lead": 18.0}
 
 
 def test_alarms_before_the_onset_do_not_catch_the_fault() -> None:
@@ -100,7 +116,7 @@ def test_queries_and_keys_grow_and_nothing_else(architecture: str) -> None:
     changed = {name for name, weight in training.model.named_parameters() if not torch.equal(weight, before[name])}
     assert len(changed) == (4 if architecture == "neox" else 8)
     ids = torch.arange(64)[None]
-    for layer in induced.find_decoder(training.model).layers:
+    for layer in find_decoder(training.model).layers:
         seen: dict[str, Tensor] = {}
         attention: Any = layer.attention if architecture == "neox" else layer.self_attn
         parts = ["query_key_value"] if architecture == "neox" else ["q_proj", "k_proj", "v_proj"]
