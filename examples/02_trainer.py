@@ -1,8 +1,8 @@
 """Watch a model's geometry while Hugging Face Trainer trains it.
 
 Run it as it is: a small byte-level GPT-NeoX is trained on Python's help pages, on the CPU and in a few seconds. With
-`report_to="wandb"`, `"tensorboard"`, `"mlflow"` or `"trackio"`, the numbers are logged to the same run as the loss. All readings
-are in `trained/geomprobe.jsonl`.
+`report_to="wandb"`, `"tensorboard"`, `"mlflow"` or `"trackio"`, the numbers are logged to the same run as the loss. All
+readings are in `trained/geomprobe.jsonl`.
 """
 
 from pydoc_data.topics import topics

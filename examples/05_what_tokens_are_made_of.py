@@ -2,8 +2,8 @@
 
     python examples/05_what_tokens_are_made_of.py [MODEL]
 
-MODEL is a hub id or a directory. Without it, a small Llama with random weights is used, so that this runs anywhere. For one text,
-``geomprobe inspect MODEL "text" --html page.html`` shows the weights of every token.
+MODEL is a hub id or a directory. Without it, a small Llama with random weights is used, so that this runs anywhere. For one
+text, ``geomprobe inspect MODEL "text" --html page.html`` shows the weights of every token.
 """
 
 import sys
