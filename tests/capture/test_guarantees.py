@@ -125,8 +125,7 @@ def test_a_padding_token_that_is_named() -> None:
 
 @guarantee(
     "padding without a mask",
-    "Approximate: padding is counted, and a note says so, because rows begin or end with padding tokens, or with 32 equal "
-    "ones.",
+    "Approximate: padding is counted. A note says so if rows begin or end with padding tokens, or with 32 equal tokens.",
     Guard(PaddingCheck, "look", lambda self, call: None),
 )
 def test_padding_without_a_mask() -> None:
@@ -181,7 +180,7 @@ def test_positions_that_skip_ahead() -> None:
 
 @guarantee(
     "texts longer than d",
-    "Exact, by the d×d form, in memory that does not grow with the text.",
+    "Exact. They are computed from d×d matrices, in memory that does not grow with the text.",
     Guard(information_gain, "_text_gains", lambda rows, sigma: (gains(scaled_factor(rows.gram(), sigma)[0]), rows.valid)),
 )
 def test_texts_longer_than_d(monkeypatch: pytest.MonkeyPatch) -> None:
