@@ -180,7 +180,7 @@ def test_positions_that_skip_ahead() -> None:
 
 @guarantee(
     "texts longer than d",
-    "Exact. They are computed from d×d matrices, in memory that does not grow with the text.",
+    "Exact. Their numbers are computed from d×d matrices, in memory that does not grow with the text.",
     Guard(information_gain, "_text_gains", lambda rows, sigma: (gains(scaled_factor(rows.gram(), sigma)[0]), rows.valid)),
 )
 def test_texts_longer_than_d(monkeypatch: pytest.MonkeyPatch) -> None:
