@@ -22,7 +22,7 @@ from torch._dynamo.utils import counters
 from transformers import DynamicCache
 
 import geomprobe.probe
-import geomprobe.reading
+import geomprobe.reading.compute
 from geomprobe import (
     AttentionProfile,
     Decoder,
@@ -214,7 +214,8 @@ def test_rows_that_are_not_finite() -> None:
 
 @guarantee(
     "training, evaluation, and forwards in training mode without gradients (reference models, rollouts, old log-probabilities)",
-    "Exact, as the modes `train`, `eval` and `no_grad`, which are never mixed.",
+    "Exact, as the modes `train`, `eval` and `no_grad`, which are never mixed. Texts that run inside `Probe.fixed()` are the "
+    "mode `fixed`.",
     Guard(hooks, "mode_of", lambda training, grad: "train" if training else "eval"),
 )
 def test_modes() -> None:
@@ -616,7 +617,7 @@ def test_a_forward_inside_another() -> None:
 @guarantee(
     "sites of one reading that were measured on different tokens, for whatever reason",
     "Approximate: the sites cannot be compared, and a note names those with fewer tokens.",
-    Guard(geomprobe.reading, "_uneven_sites", lambda counts: []),
+    Guard(geomprobe.reading.compute, "_uneven_sites", lambda counts: []),
 )
 def test_uneven_sites() -> None:
     model = tiny()
