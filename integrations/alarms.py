@@ -1,4 +1,5 @@
-"""The alarms of a training: which steps are read for them, what is held against the rules, and what is done when one rings."""
+"""The alarms of a training: which steps are read for them, what is checked against the rules, and what is done when one
+rings."""
 
 import json
 import logging
@@ -35,10 +36,10 @@ from geomprobe.schedule import Budget, Schedule, as_schedule
 __all__ = ["Alarms", "OnAlarm", "attached"]
 
 OnAlarm = Literal["log", "save", "stop"] | Callable[[Alarm], object]
-"""What is done when an alarm rings, beside telling it."""
+"""What is done when an alarm rings, besides reporting it."""
 
 FILE = "geomprobe-alarms.json"
-"""Name of the file in a checkpoint from which the alarms of a resumed training go on."""
+"""Name of the file in a checkpoint from which the alarms of a resumed training continue."""
 
 _FORMAT = 1
 _SHAPE = {"format": Format(_FORMAT), "monitor": {str: object}, "alarms": [{str: object}], "batches": [int]}
@@ -53,7 +54,7 @@ class Alarms:
         alarms: ``True`` for the default rules, a list of rules, or a monitor.
         texts: fixed texts, which are read as well.
         when: which optimizer steps are read for alarms, counted from 1. Default: ``every(20)``.
-        texts_when: after which of them the fixed texts are read. Default: ``every(100)``.
+        texts_when: after which optimizer steps the fixed texts are measured. Default: ``every(100)``.
         on_alarm: what is done when an alarm rings.
 
     Attributes:
