@@ -80,8 +80,8 @@ class Alarms:
         for name, schedule in {"alarms_when": when, "texts_when": texts_when}.items():
             if isinstance(schedule, Budget):
                 raise GeomprobeError(
-                    f"{name}={schedule!r}: expected fixed steps, such as every(20): a budget depends on timing, and a training "
-                    "that resumes would not ring as one that never stopped"
+                    f"{name}={schedule!r}: expected fixed steps, such as every(20): a budget depends on timing, and a "
+                    "resumed training would not have the alarms of one that never stopped"
                 )
         self.when: Schedule = as_schedule(when) or every(20)
         self.texts_when: Schedule = as_schedule(texts_when) or every(100)

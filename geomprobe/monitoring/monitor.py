@@ -337,7 +337,7 @@ def _plain(name: str, value: object) -> float:
     """The number that a caller gave."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise GeomprobeError(
-            f"Monitor.update() was given {name} = {type(value).__name__}: expected a plain number; of a tensor give .item(), "
-            "at the steps at which you can wait for it"
+            f"Monitor.update() was given {name} = {type(value).__name__}: expected a plain number; for a tensor give .item(), "
+            "at steps at which you can wait for it"
         )
     return float(value)
