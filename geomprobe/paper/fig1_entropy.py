@@ -225,10 +225,12 @@ def _judge_entropy(numbers: Figure1) -> list[Verdict]:
     return [
         _judge_law("Entropy by Eq. 1 of published data follows a power law of size", published),
         _judge_logarithm("A logarithm of size fits the published data as well", published),
-        _judge_width("Width alone, with one rank for all sizes, lets the entropy of published data fall as much", published),
-        _judge_law("Entropy by Eq. 1 of the models at hand follows a power law of size", own),
-        _judge_law("With random weights, too, it follows a power law of size", [numbers.own.untrained], "ours"),
-        _judge_width("Width alone lets the entropy of the models at hand fall as much", own),
+        _judge_width(
+            "The width alone, with one rank for all sizes, makes the entropy of published data fall as much", published
+        ),
+        _judge_law("Entropy by Eq. 1 of the models measured here follows a power law of size", own),
+        _judge_law("With random weights it also follows a power law of size", [numbers.own.untrained], "ours"),
+        _judge_width("The width alone makes the entropy of the models measured here fall as much", own),
     ]
 
 
@@ -243,7 +245,8 @@ def _judge_law(claim: str, trends: Sequence[Trend], kind: Kind = "paper") -> Ver
         claim,
         {0: False, len(laws): True}.get(fitted) if enough else None,
         f"L₀ + λN^γ explains {span([law.r2 for law in laws], '.1%')} of the variance, with γ = "
-        f"{span([law.exponent for law in laws], '.2f')}" + ("" if enough else f"; fewer than {_ENOUGH} sizes flatter it"),
+        f"{span([law.exponent for law in laws], '.2f')}"
+        + ("" if enough else f"; with fewer than {_ENOUGH} sizes such a fit says little"),
         kind,
     )
 
@@ -276,8 +279,8 @@ def _judge_width(claim: str, trends: Sequence[Trend]) -> Verdict:
     return Verdict(
         claim,
         True if min(shares) >= 0.9 else False if max(shares) <= 0.5 else None,
-        f"with one rank for all sizes the fall is {span(shares, '.0%')} of what it is; the rank itself goes by a factor of "
-        f"{ranks} while d goes by {widths}",
+        f"with one rank for all sizes, the fall is {span(shares, '.0%')} of the fall with the real ranks. From the smallest to "
+        f"the largest model the rank changes by a factor of {ranks}, and d by a factor of {widths}",
         "ours",
     )
 
@@ -287,12 +290,12 @@ FIG1 = Experiment(
     title="Entropy against model size",
     place="Figure 1",
     read=(
-        "Eq. 1 turns the effective rank e^H of a model's rows into a normalised entropy, with r/d in it; dotted is the same "
-        "with one rank for all sizes, so that only the width d differs."
+        "Eq. 1 turns the effective rank r = e^H of a model's rows into a normalised entropy, which depends on r/d. The dotted "
+        "line is the same with one rank for all sizes, so that only the width d differs."
     ),
     caveat=(
-        "Where the dotted line is as steep, the width of the models explains the fall: the ranks behind it, in the middle, "
-        "change far less than d."
+        "Where the dotted line is as steep as the other one, the width of the models explains the fall. The ranks, which the "
+        "middle panel shows, change far less than d."
     ),
     of="sizes",
     numbers=Figure1,

@@ -142,10 +142,10 @@ FIG2 = Experiment(
     place="Figure 2",
     read=(
         "On the left is a small graph: every text draws two skills from p_skill, and a larger circle has a higher degree. On "
-        "the right are the degrees of three larger graphs: each skill as a speck, means over ranks as dots, and the law as a "
-        "line. The paper's figure is a schematic view, and its degree law has no number."
+        "the right are the degrees of three larger graphs: a small dot for each skill, large dots for means over ranks, and a "
+        "line for the law. The paper's figure is a schematic view, and its degree law has no number."
     ),
-    caveat="The graphs are sampled from the law, so they show what it says, not that real texts follow it.",
+    caveat="The graphs are sampled from the law, so they show what the law says, and not that real texts follow it.",
     of="nothing",
     numbers=Figure2,
     measure=_measure_graphs,

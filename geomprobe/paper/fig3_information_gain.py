@@ -161,7 +161,7 @@ def _judge_gain(numbers: Figure3) -> list[Verdict]:
         Verdict(
             "The normalised gain rises with the length of the input",
             least > 0,
-            f"the least increment is {least:.2g} nats; ½ log(1 + σ⁻²σ_T²) cannot be negative, so it rises for any rows",
+            f"the smallest increment is {least:.2g} nats; ½ log(1 + σ⁻²σ_T²) is never negative, so the gain rises for any rows",
         ),
         *_judge_sizes("The gain rises more moderately in larger models", models, _rise),
         Verdict(
@@ -224,12 +224,12 @@ FIG3 = Experiment(
     title="Information gain against length",
     place="Figure 3",
     read=(
-        "Left, ½ logdet(I + σ⁻²K) of the first T tokens over d, σ = 0.01; right, what each further token adds, which falls as "
-        "new rows repeat old directions."
+        "The left panel shows ½ logdet(I + σ⁻²K) of the first T tokens, divided by d, with σ = 0.01. The right panel shows "
+        "what each further token adds. This falls as new rows repeat earlier directions."
     ),
     caveat=(
-        "It is not a surprisal: random weights (dashed) and Gaussian rows (dotted) gain too, and divided by d a wider model "
-        "gains less whatever it knows, as T rows fill at most T directions."
+        "The gain is not a surprisal: random weights (dashed) and Gaussian rows (dotted) have a gain as well. Divided by d, it "
+        "is lower for a wider model whatever this model has learned, because T rows fill at most T directions."
     ),
     of="sizes",
     numbers=Figure3,

@@ -250,7 +250,8 @@ def _judge_distances(numbers: Figures5And6, claim: str) -> list[Verdict]:
 
 
 def _judge_controls(separation: Mapping[str, Mapping[str, Separation]], of: str) -> list[Verdict]:
-    """Whether contexts lie as far apart without training, or without the order of tokens: where they do, it is not learned."""
+    """Whether contexts lie as far apart without training, or without the order of tokens. If they do, the model has not learned
+    it."""
     by_source = {source: {called: found[source] for called, found in separation.items()} for source in SOURCES}
     return [
         Verdict(f"{called}{of}", *as_well(by_source[source], by_source["model"]), kind="ours")
@@ -263,20 +264,20 @@ def _of(model: Texts, models: Sequence[Texts]) -> str:
     return f" ({model.name})" if len(models) > 1 else ""
 
 
-_READ = "Each country of Appendix B ends three texts: of a king, of a queen, and its name alone."
+_READ = "Each country of Appendix B is the end of three texts: one about a king, one about a queen, and its name alone."
 _MAPS = (
-    "Left the distance of each two texts, right the plane of classical MDS on these distances. The paper does not say how it "
-    "draws them: both are our choice."
+    "On the left is the distance of every pair of texts, and on the right the plane of classical MDS of these distances. The "
+    "paper does not say how it draws them, so both are our choice."
 )
-_CAVEAT = "Silhouettes are of all dimensions, not of the plane. A name alone has fewer tokens than the other texts."
-_WITH_DELTA = f"Covariances of short texts are singular: {_DELTA} is added to their diagonal."
+_CAVEAT = "Silhouettes are computed in all dimensions, not in the plane. A name alone has fewer tokens than the other texts."
+_WITH_DELTA = f"Covariances of short texts are singular, so {_DELTA} is added to their diagonal."
 
 FIG4 = Experiment(
     name="fig4",
     title="Contexts in embeddings",
     place="Figure 4",
-    read=f"{_READ} Left their mean embeddings, right their last tokens, the full stop, under the l2 norm.",
-    caveat=f"{_CAVEAT} UMAP keeps neighbours, not distances.",
+    read=f"{_READ} On the left are their mean embeddings, and on the right those of their last token, the full stop (l2 norm).",
+    caveat=f"{_CAVEAT} UMAP preserves neighbours, not distances.",
     of="texts",
     numbers=Figure4,
     measure=_measure_embeddings,

@@ -243,12 +243,12 @@ THEORY = Experiment(
     title="Skills, scaling laws, prompts and contexts",
     place="Section 3",
     read=(
-        "The first three panels show the entropy above the constant C against what is spent. Dots are exact sums, and lines "
-        f"are the powers that they tend to. B is {_B:g} nats and C is {_C:g}. There are 10¹² skills, and infinitely many in "
-        "Section 3.1. The last panel shows the entropy itself, which levels out at C. The tables hold every statement of the "
-        "section, tried on random finite distributions, and its errata."
+        "The first three panels show the entropy minus the constant C against the resources spent. Dots are exact sums, and "
+        f"lines are the power laws that the sums approach. B is {_B:g} nats and C is {_C:g}. There are 10¹² skills, and "
+        "infinitely many in Section 3.1. The last panel shows the entropy itself, which levels out at C. The tables contain "
+        "every statement of the section, tested on random finite distributions, and its errata."
     ),
-    caveat="It shows what follows from the paper's assumptions, not that language models meet them.",
+    caveat="This shows what follows from the assumptions of the paper, not that language models satisfy them.",
     of="nothing",
     numbers=Theory,
     measure=_measure_theory,

@@ -155,7 +155,7 @@ def _against_attention(model: Model) -> list[Verdict]:
     printed = [(row.printed["lasso"], row.printed["attention"]) for row in model.rows.values()]
     pairs = [(one["lasso"], other["lasso"]) for one, other in printed if one is not None and other is not None]
     if len(pairs) < len(printed) or any(math.isnan(found.share) for pair in pairs for found in pair):
-        why = "this model shows no attention, or there is a token for which one of the two picks nothing"
+        why = "the attention of this model cannot be read, or one of the two picks nothing for a token"
         return [Verdict(claim, None, why) for claim in named]
     more = sum(lasso.share > max(attention.share, lasso.chance) for lasso, attention in pairs)
     told = "; ".join(
@@ -165,7 +165,7 @@ def _against_attention(model: Model) -> list[Verdict]:
     counted = f"for {more} of {len(pairs)} tokens"
     evidence = (
         f"{counted} if the tokens that the table lists for the Lasso are the meaningful ones: the paper does not measure "
-        f"meaning, and the table is its evidence. They carry of the Lasso's weight and of attention's: {told}"
+        f"meaning, and the table is its evidence. Their shares of the Lasso's weight and of attention's are: {told}"
     )
     (usually, two), (sometimes, one) = named.items()
     return [Verdict(usually, more >= two, evidence), Verdict(sometimes, more >= one, f"{counted}, counted in the same way")]
@@ -176,13 +176,13 @@ def _telling_words(model: Model) -> Verdict:
     shares = [row.telling for row in model.rows.values()]
     claim = f"For all three tokens more of the Lasso's weight than of attention's is on telling words ({model.name})"
     if any(math.isnan(share.attention) or math.isnan(share.lasso) for share in shares):
-        return Verdict(claim, None, "this model shows no attention, or its Lasso picks nothing", "ours")
+        return Verdict(claim, None, "the attention of this model cannot be read, or its Lasso picks nothing", "ours")
     more = sum(share.lasso > share.attention for share in shares)
     told = "; ".join(
         f"[{name}] {share.lasso:.0%} and {share.attention:.0%} (they are {share.chance:.0%} of earlier tokens)"
         for name, share in zip(model.rows, shares, strict=True)
     )
-    evidence = f"on cities, countries and “capital” there lies of the Lasso's weight and of attention's: {told}"
+    evidence = f"the shares of the Lasso's weight and of attention's on cities, countries and “capital” are: {told}"
     return Verdict(claim, {0: False, len(shares): True}.get(more), evidence, "ours")
 
 
@@ -191,11 +191,12 @@ TOKENS = Experiment(
     title="What the Lasso and attention pick for three tokens",
     place="Section 4.2",
     read=(
-        "Rows of final_norm. The Lasso writes a token's row by the rows of earlier tokens (1/(2d)‖z − Zβ‖² + α‖β‖₁, α = 1e-4); "
-        "attention is the last layer's, the mean over heads. Weights above 0.01 are picks. The paper's are those of Pythia "
-        "1.4B. A row of its table holds here if more of what it lists is picked than by chance, with over half of the weight."
+        "The rows are those of final_norm. The Lasso reproduces the row of a token from the rows of earlier tokens "
+        "(1/(2d)‖z − Zβ‖² + α‖β‖₁, α = 1e-4). Attention is that of the last layer, as a mean over heads. Weights above 0.01 "
+        "are picks. The paper lists the picks of Pythia 1.4B. A row of its table holds here if more of the listed tokens are "
+        "picked than by chance, and these have more than half of the weight."
     ),
-    caveat="A weight is not a cause: what a row can be written by is not what the model computed it from.",
+    caveat="A weight is not a cause: the rows from which a row can be reproduced need not be those from which it was computed.",
     of="texts",
     numbers=TokenPicks,
     measure=measure,

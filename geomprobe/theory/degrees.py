@@ -49,8 +49,8 @@ def fit_degrees(degrees: ArrayLike, *, confidence: float = 0.95) -> DegreeLaw:
     counts = np.asarray(degrees, np.float64)
     if counts.ndim != 1 or not np.isfinite(counts).all() or (counts < 0).any() or not (counts[1:].any() and counts[:-1].any()):
         raise GeomprobeError(
-            "fit_degrees takes the number of uses of each skill, in the order of the law: finite numbers of at least 0, not all "
-            "of which belong to the first or all to the last skill"
+            "fit_degrees takes the number of uses of each skill, in the order of the law: finite numbers of at least 0, not "
+            "all of which belong to the first or all to the last skill"
         )
     if not 0 < confidence < 1:
         raise GeomprobeError(f"confidence lies between 0 and 1, got {confidence}")
