@@ -1,4 +1,4 @@
-"""Figure 1: entropy of models of several sizes, published and at hand, and what width alone does to it.
+"""Figure 1: the entropy of models of several sizes, from published data and measured here, and the effect of the width alone.
 
 The paper simulates Eq. 1 from the matrix entropies that Wei et al. (2024) published, and says that the result follows a power
 law of the model's size. That is judged by how well a power law ``L₀ + λN^γ`` fits. Our controls have verdicts of their own:
@@ -33,23 +33,23 @@ __all__ = ["FIG1"]
 Floats = NDArray[np.float64]
 
 _FITTED = 0.95
-"""Share of the variance that a power law has to explain to be followed."""
+"""Share of the variance that a power law must explain, so that the entropy counts as following it."""
 _CONVINCING = 0.9
 """Akaike weight of a power law at which a logarithm is ruled out."""
 _ENOUGH = 6
-"""Sizes it takes: three numbers fit four or five points whatever they are."""
+"""Least number of sizes for a verdict: three parameters fit any four or five points well."""
 _FITS = {"power": "power", "log-linear": "log", "constant": "constant"}
-"""What the table calls fits."""
+"""The names of fits in the table."""
 _MATRIX_ENTROPY = "centered_text_matrix_entropy/final_norm"
-"""Wei et al.'s: of each text's rows less their mean, mean over texts."""
+"""The matrix entropy of Wei et al.: that of each text's rows after their mean was subtracted, as a mean over texts."""
 
 
 @dataclass(frozen=True)
 class Trend:
-    """Eq. 1 of ``r/d`` along sizes, beside what it would be had every size the same rank, and the power law that fits best.
+    """Eq. 1 of ``r/d`` by size, the same with one rank for all sizes, and the power law that fits best.
 
-    ``share`` is how much of the fall of log entropy, first to last, is there with the same rank too: what is left for the
-    models themselves is ``1 − share``. ``law`` is ``None`` where fewer than four sizes are known.
+    ``share`` is the share of the fall of log entropy, from the first to the last size, that remains with one rank for all
+    sizes; ``1 − share`` is due to the ranks. ``law`` is ``None`` if fewer than four sizes are known.
     """
 
     parameters: list[float]
@@ -63,7 +63,7 @@ class Trend:
 
 @dataclass(frozen=True)
 class OwnTrend(Trend):
-    """That of the models at hand, and of their untrained selves."""
+    """The trends of the models measured here, and of the same models without training."""
 
     names: list[str]
     text_entropy: list[float]
@@ -172,7 +172,7 @@ def _draw_entropy(numbers: Figure1) -> "Figure":
 
 
 def _size_axis(axes: "Axes", own_sizes: Sequence[float] | None) -> None:
-    """A log axis of parameters; few sizes are its ticks."""
+    """Set a logarithmic axis of parameters. If there are few sizes, they are its ticks."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axes.set_xscale("log")

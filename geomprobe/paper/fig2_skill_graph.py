@@ -26,12 +26,12 @@ _MANY, _MANY_TEXTS = 1000, 200_000
 """Skills and texts of the graphs whose degrees are fitted. Each text uses one skill."""
 
 _CONFIDENCE = 0.999
-"""Of the intervals of α: high, so that all three of them hold for nearly every seed."""
+"""Confidence level of the intervals of α. It is high, so that all three intervals contain α for nearly every seed."""
 
 
 @dataclass(frozen=True)
 class Degrees:
-    """The degrees of a graph's skills, those that its α makes expect, and the α that fits them."""
+    """The degrees of the skills of a graph, those expected for its α, and the α that fits them."""
 
     alpha: float
     degrees: list[int]
@@ -79,8 +79,8 @@ def _draw_graphs(numbers: Figure2) -> "Figure":
 
 
 def _binned(degrees: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """Geometric means of ranks and means of degrees over eighths of a decade. Skills that are not used count in the means: on a
-    logarithmic axis they cannot be shown one by one."""
+    """Geometric means of ranks and means of degrees over eighths of a decade. Skills that are not used are part of the means,
+    because a logarithmic axis cannot show them one by one."""
     bins = np.floor(8 * np.log10(np.arange(1, len(degrees) + 1)) - 1e-9).astype(int) + 1  # a bin ends with its decade
     there = np.bincount(bins) > 0
     ranks, uses = (

@@ -1,4 +1,4 @@
-"""Section 4.2's table: which earlier tokens the Lasso and attention pick for three tokens of one sentence."""
+"""The table of section 4.2: the earlier tokens that the Lasso and attention pick for three tokens of one sentence."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _WORDINGS = {
     "The Lasso may usually pick more meaningful tokens than raw attention": 2,
     "Abstract: the Lasso sometimes outperforms attention weights in selecting meaningful tokens": 1,
 }
-"""The paper's claim as it makes it, and for how many of the three tokens that takes it to be so."""
+"""The claim of the paper in both wordings, and for how many of the three tokens it must be true to hold."""
 
 
 def _draw(numbers: TokenPicks) -> "Figure":
@@ -59,7 +59,7 @@ def _tables(numbers: TokenPicks) -> list[Table]:
 
 
 def _pick_tables(model: Model) -> list[Table]:
-    """Of each token what the paper prints, and below it what the model picks."""
+    """Tables that show for each token the printed picks, and below them those of the model."""
     tables = []
     for name, row in model.rows.items():
         part = "" if row.whole else f" (this vocabulary's end of {name!r})"
@@ -77,7 +77,7 @@ def _pick_tables(model: Model) -> list[Table]:
 
 
 def _listed(picks: Sequence[Sequence[float]], tokens: Sequence[str], also: Sequence[int], width: int = 56) -> list[str]:
-    """The picks in lines, the heaviest first; a star where the paper has them too."""
+    """The picks as lines, the largest weight first, with a star at those that the paper prints, too."""
     lines = [""]
     for j, weight in picks:
         star = "*" if int(j) in also else ""
@@ -89,7 +89,7 @@ def _listed(picks: Sequence[Sequence[float]], tokens: Sequence[str], also: Seque
 
 
 def _agreement_table(model: Model) -> Table:
-    """How picks agree with the printed ones, as multisets."""
+    """A table of how many printed picks the model has, where both are multisets."""
     rows = []
     for name, row in model.rows.items():
         for kind, label in KINDS.items():
@@ -149,8 +149,9 @@ def _as_printed(model: Model, kind: str) -> Verdict:
 
 
 def _against_attention(model: Model) -> list[Verdict]:
-    """The claim in both wordings. The paper's evidence is its table, so what that lists for the Lasso counts as meaningful: for
-    how many tokens is more of the Lasso's weight than of attention's on it, and more than by chance?"""
+    """Verdicts on the claim in both wordings. The evidence of the paper is its table, so the tokens that it lists for the Lasso
+    count as meaningful. It is counted for how many tokens more of the Lasso's weight than of attention's is on them, and more
+    than by chance."""
     named = {f"{wording} ({model.name})": least for wording, least in _WORDINGS.items()}
     printed = [(row.printed["lasso"], row.printed["attention"]) for row in model.rows.values()]
     pairs = [(one["lasso"], other["lasso"]) for one, other in printed if one is not None and other is not None]
@@ -172,7 +173,8 @@ def _against_attention(model: Model) -> list[Verdict]:
 
 
 def _telling_words(model: Model) -> Verdict:
-    """Holds if for each of the three tokens more of the Lasso's weight than of attention's is on telling words."""
+    """A verdict that holds if, for each of the three tokens, more of the Lasso's weight than of attention's is on telling
+    words."""
     shares = [row.telling for row in model.rows.values()]
     claim = f"For all three tokens more of the Lasso's weight than of attention's is on telling words ({model.name})"
     if any(math.isnan(share.attention) or math.isnan(share.lasso) for share in shares):
