@@ -471,7 +471,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         commit: bool,
     ) -> None:
-        """Hold what was read in this step against the rules, read the fixed texts if it is time, and tell the alarms. All
+        """Check what was read in this step against the rules, measure the fixed texts if it is time, and report the alarms. All
         processes do so together."""
         if not self._takes_part():
             return
@@ -632,7 +632,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             return []
 
     def _say(self, text: str, where: str = "") -> None:
-        """Issue a warning, once in a training for all texts that differ in numbers only."""
+        """Issue a warning, once in a training for all texts that differ only in their numbers."""
         kind = re.sub(r"\d+", "", text)
         if self._writes and kind not in self._said:
             self._said.add(kind)
@@ -674,7 +674,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def _nothing() -> None:
-    """Stands for a finalizer until there is one, and no lambda, because processes that are spawned get callbacks pickled."""
+    """Stands for a finalizer until there is one. It is not a lambda, because callbacks are pickled for processes that are
+    spawned."""
 
 
 def _saved(args: TrainingArguments, state: TrainerState) -> StepFile:

@@ -38,7 +38,7 @@ def sender(to: Any) -> Callable[[dict[str, float], int | None], object]:
     """Return the function that logs numbers by name, at a step, to an object of a tracker's client (see :func:`log_reading`).
 
     Raises:
-        GeomprobeError: if it is no such object.
+        GeomprobeError: if it is not such an object.
     """
     if hasattr(to, "add_scalar"):  # SummaryWriter
 

@@ -2,8 +2,8 @@
 
 For covariances A and B and ``γ < 1/max(‖A‖, ‖B‖)`` the theorem says ``d_JS = √(γ²/8 ‖A − B‖²) + O(γ³)``. Its proof expands the
 *square* of the distance, ``d²_JS = γ²/8 ‖A − B‖² − γ³/8 tr((A + B)(A − B)²) + O(γ⁴)``: there the remainder is O(γ³). The root
-of this is ``√(γ²/8 ‖A − B‖²) − γ² tr((A + B)(A − B)²) / (4√2 ‖A − B‖) + O(γ³)``. The trace is positive for all covariances ``A
-≠ B``, as ``A − B`` vanishes on every vector on which ``A + B`` does. So the remainder of the distance is O(γ²), and never
+of this is ``√(γ²/8 ‖A − B‖²) − γ² tr((A + B)(A − B)²) / (4√2 ‖A − B‖) + O(γ³)``. The trace is positive for all covariances
+``A ≠ B``, as ``A − B`` vanishes on every vector on which ``A + B`` does. So the remainder of the distance is O(γ²), and never
 O(γ³).
 """
 

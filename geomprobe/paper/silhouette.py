@@ -53,8 +53,8 @@ def silhouettes(distances: Array, groups: npt.NDArray[np.int64]) -> Array:
 
 
 def permutation_p(distances: Array, contexts: int, *, seed: int, permutations: int = _PERMUTATIONS) -> float:
-    """Return how often contexts separate at least as well after they were permuted within each country: ``(1 + #) / (1 +
-    permutations)``.
+    """Return how often contexts separate at least as well after they were permuted within each country:
+    ``(1 + #) / (1 + permutations)``.
 
     Args:
         distances: the distances between texts, which are sorted by context and then by country.

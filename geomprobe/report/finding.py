@@ -24,7 +24,7 @@ LEAST = 0.2
 PART = 0.25
 """Smallest change that counts, as a share of the range of a series."""
 _MOST = 3
-"""Largest number of turns that are told one by one."""
+"""Largest number of turns that a sentence names one by one."""
 
 
 class Finding(NamedTuple):
@@ -156,8 +156,8 @@ def describe_models(models: Sequence[Series], losses: Sequence[float | None], *,
     Args:
         models: the number at the last site of each model, as a series of one value, with its own width.
         losses: their losses, if they are known.
-        by_size: whether they are sorted by size: then the smallest and the largest are told, or else those with the lowest and
-            the highest number.
+        by_size: whether they are sorted by size. If they are, the smallest and the largest model are named, and otherwise those
+            with the lowest and the highest number.
     """
     order = range(len(models)) if by_size else sorted(range(len(models)), key=lambda i: models[i].values[0])
     ends = (order[0], order[-1])
@@ -284,7 +284,7 @@ def _flat(series: Series) -> str:
 
 
 def _course(path: _Path, extreme: int) -> tuple[str, str]:
-    """The same for a series with a few turns or none, from its start over its turns to its end."""
+    """The same for a series with few turns or none, from its start through its turns to its end."""
     series, values = path.series, path.series.values
     last = len(values) - 1
     stays = _relative(values[extreme], values[last]) < LEAST  # then it ends where it went

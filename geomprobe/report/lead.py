@@ -1,4 +1,4 @@
-"""What a page and the demo begin with: the finding of one or several runs, from their records."""
+"""The finding with which a page and the demo begin, computed from the records of one or several runs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from geomprobe.sweeps.records import Record, Run
 __all__ = ["leading_metric", "leading_text"]
 
 _NAMES = {"effective_rank": "effective rank", "entropy": "entropy", "gain_per_token": "information gain per token"}
-"""The metrics that lead, in this order, and their names in a sentence."""
+"""The metrics that a finding can be about, in order of preference, and their names in a sentence."""
 _COUNTS = ("tokens", "texts", "sample_tokens")
 
 

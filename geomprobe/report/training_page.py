@@ -1,4 +1,4 @@
-"""The page of a training: what changed, the loss beside the effective rank of all layers, and the curves that trackers get."""
+"""The page of a training: what changed, the loss above a map of all layers, and the curves that trackers get."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ _MOST = 300
 _MARKED = 60
 _NOTES = 8
 _ALARMS = 20
-"""Largest number of alarms that are told and marked."""
+"""Largest number of alarms that are listed and marked."""
 _MARK = "#d9642b"
 """The colour of marks, which stands out from light and from dark paper."""
 _FEW = 3
@@ -153,7 +153,7 @@ def _alarm_steps(training: Training) -> dict[int, str]:
 
 
 def _alarms(training: Training) -> list[str]:
-    """What the alarms told, by the numbers at their marks."""
+    """The messages of the alarms, by the numbers at their marks."""
     told = [f"Alarm {number}. {shorten(str(alarm), most=700)}" for number, alarm in enumerate(training.alarms[:_ALARMS], 1)]
     more = len(training.alarms) - _ALARMS
     return [*told, *([f"{more} more alarms are in the file."] if more > 0 else [])]
