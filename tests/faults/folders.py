@@ -205,8 +205,8 @@ HOSTILE = {
     ),
     "code for the tokenizer": Fault(
         code_for_tokenizer,
-        "cannot load the tokenizer of '…': it needs Python code that comes with it, which is not run without "
-        "your word: trust_remote_code=True, or --trust-remote-code where the command has it",
+        "cannot load the tokenizer of '…': it needs Python code that comes with it, which is run only if "
+        "you allow it: trust_remote_code=True, or --trust-remote-code where the command has it",
     ),
     "code for attention": Fault(
         code_for_attention, "…: config.json asks for code of evil/attention on the hub, which is not run"

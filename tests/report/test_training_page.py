@@ -144,7 +144,7 @@ def test_one_reading_and_the_end_of_a_measurement_are_told(tmp_path: Path) -> No
     text = said(training_page(Training.open(path)))
     assert "At step 1, the loss is 3, and the effective rank at final_norm is" in text
     assert "Measuring stopped at step 2: MemoryError: full <now>" in text
-    assert "train: there is one reading, and a figure needs two." in text
+    assert "train: there is only one reading, and a figure needs two." in text
 
 
 def alarms(count: int) -> list[Line]:
