@@ -97,7 +97,7 @@ _ALL = (
         metrics=(AttentionProfile(sink_tokens=2),),
         shown=("attention_sink_share_1", "attention_sink_share_2"),
         texts="texts cut to 64 tokens (`--truncate --length 64`)",
-        differs="They also average over the layers: to compare, take the mean of a reading over the sites `layer_00` …",
+        differs="They also average over the layers: to compare, take the mean over the sites `layer_00` … of a reading.",
     ),
 )
 

@@ -47,8 +47,8 @@ def equation_5(weights: Tensor, values: Tensor, rows: Tensor) -> Tensor:
     """Return the right side of Eq. 5 for every token, with both of its terms: ``λ_t^t v_t + Σ_{j<t} (λ_j^t / λ_j^j) z_j``.
 
     Eq. 4 inserted into Eq. 3 gives ``z_t`` exactly, as the right side of Eq. 5 minus
-    ``Σ_{j<t} (λ_j^t / λ_j^j) Σ_{k<j} λ_k^j v_k``, which the paper considers small and leaves out. The metric ``eq5_r2`` does not
-    know the value vectors, so it uses only the second term.
+    ``Σ_{j<t} (λ_j^t / λ_j^j) Σ_{k<j} λ_k^j v_k``, which the paper considers small and leaves out. The metric ``eq5_r2`` does
+    not know the value vectors, so it uses only the second term.
 
     Raises:
         GeomprobeError: if a token has no weight on itself.
