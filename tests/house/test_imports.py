@@ -149,7 +149,7 @@ def test_only_capture_registers_hooks() -> None:
     calls = {
         path.relative_to(ROOT).parts[:2]
         for path in sources("geomprobe", "integrations")
-        if path.parent != ROOT / "geomprobe" / "bench"  # which has peers that are sets of hooks, and faults that are made by hooks
+        if path.parent != ROOT / "geomprobe" / "bench"  # which has peers and faults that are hooks
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Attribute) and node.attr.startswith("register_") and "hook" in node.attr
     }
