@@ -181,7 +181,7 @@ def inspect_text(
 
 
 def inspect_tokens(loaded: Loaded, ids: Sequence[int], *, all_sites: bool = False) -> Inspection:
-    """Run the tokens of one text through the model, exactly these: see :func:`inspect_text`."""
+    """Run exactly these tokens of one text through the model. See :func:`inspect_text`."""
     return _inspect(loaded, torch.tensor([list(ids)], device=loaded.model.device), all_sites=all_sites)
 
 

@@ -1,6 +1,6 @@
-"""The arguments of a sweep, written once: the Python call, the command line and the manifest of a run take them from here.
+"""The arguments of a sweep, defined once: the Python function, the command line and the manifest of a run use this definition.
 
-This module does not import torch, because ``geomprobe sweep --help`` does not wait for it.
+This module does not import torch, so that ``geomprobe sweep --help`` does not have to wait for it.
 """
 
 import os
@@ -32,7 +32,7 @@ class Says(NamedTuple):
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """The arguments of :func:`~geomprobe.sweep`, checked. ``sweep(**vars(config))`` is the sweep with these arguments.
+    """The arguments of :func:`~geomprobe.sweep`, checked. ``sweep(**vars(config))`` runs the sweep with these arguments.
 
     Two configurations are equal if a run that was started with one can be resumed with the other: ``out``, ``device``,
     ``progress`` and ``on_record`` are not compared. All other arguments are written to the manifest of the run.
