@@ -192,7 +192,7 @@ def latin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @fault(
     "data: half of a surrogate pair",
-    says="…/a.jsonl, line 2: field 'text' is not valid Unicode text (…surrogates not allowed): mend or remove it",
+    says="…/a.jsonl, line 2: field 'text' is not valid Unicode text (…surrogates not allowed): correct or remove it",
     kept="nothing is measured",
 )
 def surrogate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -137,7 +137,7 @@ def test_one_reading_and_the_end_of_a_measurement_are_told(tmp_path: Path) -> No
     text = said(training_page(Training.open(path)))
     assert re.search(r"the effective rank at the last layer \(final_norm\) is \d+ at step 1, and the loss is 3\.", text)
     assert "Measuring stopped at step 2: MemoryError: full <now>" in text
-    assert "train: there is one reading, and a figure needs two." in text
+    assert "train: there is only one reading, and a figure needs two." in text
 
 
 def alarms(count: int) -> list[Line]:
