@@ -248,6 +248,6 @@ DEFAULT_RULES: tuple[Rule, ...] = (
 
 Their limits are about 1.4 times the largest change that lasted for two readings in 46 healthy trainings of small models, 30 of
 them with an event such as a new optimizer or other texts (``geomprobe bench alarms --calibrate``). The limit of the gradient
-norm is that of an earlier prototype; that of ``router_load_entropy`` comes from healthy mixtures with two layers and eight
-experts. Larger models and later stages of training were not measured: set limits from healthy runs of your own, as the README of this folder tells. Rules whose signal is not read
-are silent."""
+norm is that of an earlier prototype. That of ``router_load_entropy`` is just above the largest change in healthy trainings of
+mixtures with two layers and eight experts, read from step 40 on. Larger models and later stages of training were not measured:
+set limits from healthy runs of your own, as the README of this folder tells. Rules whose signal is not read are silent."""
