@@ -193,7 +193,7 @@ def test_the_default_metrics_are_those_of_the_default_rules(tmp_path: Path) -> N
     callback = ProbeCallback(alarms=True, alarms_when=2, on_error="raise")
     train(tmp_path, callback, max_steps=4)
     assert callback.monitor is not None
-    assert callback.monitor.without_data == ("router_largest_share_up",)  # which this model does not have
+    assert callback.monitor.without_data == ("router_load_entropy_down",)  # which this model does not have
 
 
 def on_two_ranks(folder: str) -> None:
