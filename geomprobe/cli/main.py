@@ -197,7 +197,6 @@ def report(
         list[Path],
         typer.Argument(
             help="Folders of sweeps; or, for a training, its geomprobe.jsonl or the output folder that contains it.",
-            metavar="RUN...",
         ),
     ],
     out: Annotated[
