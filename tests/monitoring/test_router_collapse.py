@@ -53,7 +53,7 @@ def alarms_after(seed: int, coefficients: tuple[float, ...]) -> list[list[Alarm]
     def train(probe: Probe, monitor: Monitor, steps: range, coefficient: float) -> list[Alarm]:
         nonlocal due
         model.router_aux_loss_coef = coefficient
-        alarms = []
+        alarms: list[Alarm] = []
         for step in steps:
             due = step > BEGIN and step % EVERY == 0
             optimizer.param_groups[0]["lr"] = RATE * min(1, step / WARMUP)
@@ -91,7 +91,7 @@ def trainings() -> dict[str, list[list[Alarm]]]:
         by_seed = [alarms_after(seed, (BALANCE, 0.0, -BALANCE)) for seed in SEEDS]
     finally:
         torch.set_num_threads(threads)
-    return dict(zip(("kept", "removed", "reversed"), map(list, zip(*by_seed, strict=True)), strict=True))
+    return {name: [alarms[i] for alarms in by_seed] for i, name in enumerate(("kept", "removed", "reversed"))}
 
 
 def test_a_balanced_mixture_is_silent(trainings: dict[str, list[list[Alarm]]]) -> None:
