@@ -89,7 +89,7 @@ def _inner(model: Any) -> Any:
 
 
 def _predicts_tokens(model: Any) -> bool:
-    """Whether the labels of a model are tokens, and not classes or rewards of texts: a model of Transformers has a head then."""
+    """Whether the labels of a model are tokens, not classes or rewards of texts: one of Transformers has a head then."""
     return not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is not None
 
 
@@ -99,7 +99,7 @@ def _check(found: Sequence[Mapping[str, Any]], model: Any) -> None:
     Raises:
         GeomprobeError: if it cannot.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     longest = getattr(config, "max_position_embeddings", None) or math.inf
     vocabulary = getattr(config, "vocab_size", None) or math.inf

@@ -25,7 +25,7 @@ def loss_of(texts: Any, model: nn.Module | None = None, tokenizer: Any = None, m
     model = tiny() if model is None else model
     found = prepared(texts, model, tokenizer, most)
     with Probe(model, [ResidualGrowth()], on_error="raise") as probe:
-        loss = found.run(model, probe, torch.device("cpu"))
+        loss: float | None = found.run(model, probe, torch.device("cpu"))
         assert probe.read("fixed").mode == "fixed"
     return loss
 
@@ -98,7 +98,7 @@ class Tokenizer:
         assert return_tensors == "pt"
         assert padding or len({len(text) for text in texts}) == 1
         longest = max(map(len, texts))
-        ids = torch.tensor([[ord(letter) % 60 for letter in text.ljust(longest)] for text in texts]).reshape(len(texts), longest)
+        ids = torch.tensor([[ord(letter) % 60 for letter in text.ljust(longest)] for text in texts])
         there = torch.tensor([[i < len(text.strip()) for i in range(longest)] for text in texts]).long()
         return {"input_ids": ids, "attention_mask": there, "token_type_ids": 0 * ids}
 
