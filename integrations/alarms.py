@@ -92,6 +92,7 @@ class Alarms:
         self.rung: list[Alarm] = []
         self.numbers = StepNumbers()
         self._after = 0
+        self._read = False  # whether any step was read for alarms
 
     @classmethod
     def of(
@@ -130,7 +131,8 @@ class Alarms:
         Raises:
             GeomprobeError: if the fixed texts do not fit the model.
         """
-        self.monitor, self.rung, self.numbers, self._after = self._monitor(), [], StepNumbers(), after
+        self.monitor, self.rung, self.numbers = self._monitor(), [], StepNumbers()
+        self._after, self._read = after, False
         if self.texts is not None:
             self.texts.prepare(model, tokenizer, most=most)
         else:
@@ -148,7 +150,7 @@ class Alarms:
     def judge(self, step: int, reading: Reading | None) -> list[Alarm]:
         """Hold the training texts of a step that was read against the rules, and return the alarms that ring. This is a
         collective operation, and all processes get the same alarms."""
-        self.due = False
+        self.due, self._read = False, True
         return self.monitor.update(step, reading, mode="train", numbers=self.numbers.end())
 
     def wants_texts(self, step: int, rings: Sequence[Alarm]) -> bool:
@@ -172,7 +174,20 @@ class Alarms:
 
     @property
     def silent(self) -> str | None:
-        """What a training tells of rules that never had a number, else ``None``."""
+        """What a training tells at its end of rules that could not ring, else ``None``."""
+        tracks = self.monitor.state_dict()["tracks"]
+        counts = {
+            rule: max((len(track["readings"]) for track in tracks[rule.name].values()), default=0)
+            for rule in self.monitor.rules
+        }
+        if not any(counts.values()) and not self._read:
+            after = f" after step {self._after}, where twice the warm-up ends" if self._after else ""
+            return f"no alarm could ring: alarms_when= selected none of the steps{after}"
+        if counts and all(count < rule.window for rule, count in counts.items()):
+            return (
+                f"no alarm could ring: {max(counts.values())} steps were read for them, and the rules compare with "
+                f"{min(rule.window for rule in counts)} before. Give a smaller alarms_when="
+            )
         signals = {rule.name: rule.signal for rule in self.monitor.rules}
         # Most models have no router, and need not be told so.
         names = [name for name in self.monitor.without_data if not signals[name].startswith("router_")]

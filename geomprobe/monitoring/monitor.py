@@ -300,11 +300,12 @@ class Monitor:
         )
 
     def _others(self, rule: Rule, mode: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The other modes that have moved, and those that have not. Their latest reading must be as new as the hits, and none of
-        a training before, whose steps were higher."""
-        track = self._tracks[rule.name][mode]
+        """The other modes that have moved, and those that have not. Their latest reading must be as new as the hits, and not of
+        an earlier training, whose steps were higher."""
+        modes = self._tracks[rule.name]
+        track = modes[mode]
         since = min([track.step, *(step for step, _ in track.readings[-rule.hits :])])
-        others = [(name, one) for name, one in self._tracks[rule.name].items() if name != mode and since <= one.step <= track.step]
+        others = [(name, one) for name, one in modes.items() if name != mode and since <= one.step <= track.step]
         moved = tuple(name for name, one in others if one.streak > 0 or one.began is not None)
         return moved, tuple(name for name, one in others if one.streak < 0 and one.began is None)
 
