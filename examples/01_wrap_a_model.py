@@ -2,7 +2,7 @@
 
     python examples/01_wrap_a_model.py [MODEL]
 
-MODEL is a hub id or a directory; without one, a small GPT-NeoX with random weights, so that this runs anywhere.
+MODEL is a hub id or a directory. Without it, a small GPT-NeoX with random weights is used, so that this runs anywhere.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Watch a model's geometry while Hugging Face Trainer trains it.
 
-Run it as it is: a small byte-level GPT-NeoX learns Python's help pages on the CPU in a few seconds. With `report_to="wandb"`,
-`"tensorboard"`, `"mlflow"` or `"trackio"`, the numbers stand beside the loss in that run. All readings are in
-`trained/geomprobe.jsonl`.
+Run it as it is: a small byte-level GPT-NeoX is trained on Python's help pages, on the CPU and in a few seconds. With
+`report_to="wandb"`, `"tensorboard"`, `"mlflow"` or `"trackio"`, the numbers are logged to the same run as the loss. All
+readings are in `trained/geomprobe.jsonl`.
 """
 
 from pydoc_data.topics import topics
@@ -30,7 +30,7 @@ args = TrainingArguments(
     output_dir="trained",
     max_steps=60,
     per_device_train_batch_size=8,
-    gradient_accumulation_steps=2,  # a measured step is all of its micro-batches
+    gradient_accumulation_steps=2,  # a measured step includes all its micro-batches
     learning_rate=2e-3,
     logging_steps=20,
     eval_strategy="steps",

@@ -20,7 +20,7 @@ blocks = torch.tensor(list(text[: 600 * 64])).view(-1, 64)
 config = LlamaConfig(vocab_size=256, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128)
 model = LlamaForCausalLM(config)
 
-offline_without_login()  # W&B would ask for a login otherwise
+offline_without_login()  # otherwise W&B would ask for a login
 accelerator = Accelerator(cpu=True, log_with="wandb")
 accelerator.init_trackers("geomprobe-example")
 optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)

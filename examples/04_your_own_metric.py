@@ -1,6 +1,6 @@
-"""A metric of your own: name the accumulators that it needs, and compute numbers from their sums.
+"""Write a metric of your own: name the accumulators that it needs, and compute numbers from their sums.
 
-Here it is the share of the largest eigenvalue of the covariance at every site.
+The metric here is the share of the largest eigenvalue in the sum of all eigenvalues of the covariance, at every site.
 """
 
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from geomprobe.accumulators.state import Accumulator, State
 
 @dataclass(frozen=True)
 class TopShare(Metric):
-    """Share of the largest eigenvalue of Σ: 1/d for evenly spread rows, 1 when all rows point one way."""
+    """Share of the largest eigenvalue of Σ: 1/d if the rows spread evenly over all directions, 1 if all have the same one."""
 
-    accumulators = (Covariance(),)  # RepresentationEntropy needs the same sums, which are computed only once
+    accumulators = (Covariance(),)  # RepresentationEntropy needs the same sums, so they are computed only once
 
     def scalars(self, states: Mapping[Accumulator, State]) -> Mapping[str, float]:
         values = eigenvalues(states[Covariance()])

@@ -1,9 +1,9 @@
-"""From which earlier tokens each token can be reproduced, and to which it attends, at every layer.
+"""Find from which earlier tokens each token can be reproduced, and to which it attends, at every layer.
 
     python examples/05_what_tokens_are_made_of.py [MODEL]
 
-MODEL is a hub id or a directory; without one, a small Llama with random weights, so that this runs anywhere. For a single text,
-``geomprobe inspect MODEL "text" --html page.html`` shows the weights of every token.
+MODEL is a hub id or a directory. Without it, a small Llama with random weights is used, so that this runs anywhere. For one
+text, ``geomprobe inspect MODEL "text" --html page.html`` shows the weights of every token.
 """
 
 import sys
@@ -34,6 +34,6 @@ print(reading)
 print()
 for site in reading.sites[1:]:
     share, chance = (reading[f"lasso_attention_{name}/{site}"] for name in ("precision", "chance"))
-    print(f"{site:<12} of the tokens attended to most, {share:.0%} are what the Lasso picks ({chance:.0%} by chance)")
+    print(f"{site:<12} the Lasso picks {share:.0%} of the most attended tokens ({chance:.0%} by chance)")
 octaves = reading.curve("attention_octaves", "final_norm").mean
 print("attention by distance 0, 1, 2–3, 4–7, …:", [round(weight, 2) for weight in octaves])

@@ -2,10 +2,9 @@
 
     python examples/06_sweep.py [FOLDER_OF_CHECKPOINTS DATA]
 
-The folder holds ``checkpoint-*`` as Trainer writes them, and DATA is a text file; without them, a small GPT-NeoX is trained
-for a few steps, so that this runs anywhere. If you run it again, recorded checkpoints are not measured again. On the command
-line the same is
-``geomprobe sweep FOLDER --data DATA --out run``, and ``geomprobe report run`` makes a page of it.
+The folder contains folders ``checkpoint-*`` as Trainer writes them, and DATA is a text file. Without them, a small GPT-NeoX is
+trained for a few steps, so that this runs anywhere. If you run it again, recorded checkpoints are not measured again. The same
+on the command line is ``geomprobe sweep FOLDER --data DATA --out run``, and ``geomprobe report run`` makes a page of it.
 """
 
 import sys
@@ -20,7 +19,7 @@ from geomprobe import sweep
 
 
 def train(folder: Path) -> None:
-    """Sixteen steps, with a checkpoint at 1, 2, 4, 8 and 16."""
+    """Train for sixteen steps, and save a checkpoint at steps 1, 2, 4, 8 and 16."""
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator([topics["assignment"]], vocab_size=300, show_progress=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer)
@@ -62,7 +61,7 @@ print("final_norm        loss  entropy  eff.rank  gain/token  CKA with the first
 for record in run.checkpoints:
     reading = record.reading
     numbers = [reading[f"{name}/final_norm"] for name in ("entropy", "effective_rank", "gain_per_token")]
-    same = reading.get("cka_first/final_norm", 1.0)  # of the first one there is none
+    same = reading.get("cka_first/final_norm", 1.0)  # the first checkpoint is not compared with itself
     print(f"{record.name:<14} {record.loss:>7.3f} {numbers[0]:>8.3f} {numbers[1]:>9.1f} {numbers[2]:>11.3f} {same:>19.3f}")
 null = run.baseline(run.checkpoints[0], "gaussian")
 print(f"Gaussian rows  {'–':>7} {null.reading['entropy/gaussian']:>8.3f} {null.reading['effective_rank/gaussian']:>9.1f}")

@@ -1,7 +1,7 @@
-"""Watch a model's geometry in a loop of Lightning Fabric: mixed precision, gradient accumulation, and validation apart.
+"""Watch a model's geometry in a loop of Lightning Fabric, with mixed precision, gradient accumulation and separate validation.
 
-Run it as it is; it needs the extra `geomprobe[lightning]`. The numbers stand beside the loss in `logs/`, where Fabric's
-`CSVLogger` writes. Any other logger of Fabric gets them in the same way.
+Run it as it is; it needs the extra `geomprobe[lightning]`. Fabric's `CSVLogger` writes the numbers beside the loss in `logs/`.
+Any other logger of Fabric gets them in the same way.
 """
 
 from pydoc_data.topics import topics
@@ -49,9 +49,9 @@ with Probe(model) as probe:
             for batch in validation:
                 model(input_ids=batch)
         model.train()
-        reading = probe.read("eval", reset=True)  # its names in the logger begin with geomprobe/eval/
+        reading = probe.read("eval", reset=True)  # these numbers have names that begin with geomprobe/eval/
         log_reading(reading, fabric, step=step)
         fabric.print(f"step {step}: loss {loss * accumulated:.3f}, entropy {reading['entropy/final_norm']:.4f} at final_norm")
 
-fabric.logger.finalize("success")  # which writes the last rows
+fabric.logger.finalize("success")  # writes the last rows
 print(reading)

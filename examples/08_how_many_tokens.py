@@ -1,9 +1,9 @@
-"""How many tokens a number needs: how much samples of d, 3d, 10d and 30d tokens differ from 100d, and from each other.
+"""Measure how many tokens a number needs: how samples of d, 3d, 10d and 30d tokens differ from 100d tokens and from each other.
 
     python examples/08_how_many_tokens.py [MODEL [FILE]]
 
-MODEL is a hub id or a directory, and FILE a text file; without them, a small GPT-NeoX with random weights reads Python's help
-pages, so that this runs anywhere. d is the width of the model.
+MODEL is a hub id or a directory, and FILE is a text file. Without them, a small GPT-NeoX with random weights runs on Python's
+help pages, so that this runs anywhere. d is the width of the model.
 """
 
 import statistics
@@ -46,11 +46,11 @@ with torch.no_grad(), Probe(model, sites=[layers // 2, "final_norm"]) as probe:
     whole = measure(texts[: MOST * width // length])
     samples = {}
     for times in (1, 3, 10, 30):
-        size = max(1, times * width // length)  # texts in a sample; samples share none
+        size = max(1, times * width // length)  # number of texts in a sample; no text is in two samples
         samples[times] = [measure(sample) for sample in texts[: SAMPLES * size].split(size) if len(sample) == size]
 
 for site in (f"layer_{layers // 2:02d}", "final_norm"):
-    print(f"\n{site}, d = {width}: mean of samples − value of {MOST}d, ± standard deviation of samples")
+    print(f"\n{site}, d = {width}: mean of samples relative to {MOST}d tokens, ± standard deviation of samples")
     print(f"{'tokens':<6}{'samples':>8}" + "".join(f"{metric:>16}" for metric in METRICS))
     for times, found in samples.items():
         cells = []

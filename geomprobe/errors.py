@@ -10,7 +10,7 @@ class GeomprobeError(Exception):
 
 
 class MissingKeyError(GeomprobeError, KeyError):
-    """There is nothing under a key. It is a ``KeyError`` too, as that of a dict."""
+    """A reading or comparison has nothing under a key. It is also a ``KeyError``, like that of a dict."""
 
     __str__ = Exception.__str__  # that of KeyError puts the message in quotation marks
 

@@ -1,4 +1,4 @@
-"""The probe: it attaches hooks to a model, accumulates sums during forward passes, and returns a reading."""
+"""The probe, which attaches hooks to a model, accumulates sums during forward passes, and returns a reading."""
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,37 +36,40 @@ class Probe:
     """Measure the geometry of a model's representations while the model runs.
 
     Hidden states are reduced to sums inside the forward pass. No activations are stored, except for texts that are still being
-    generated, and the results of the model do not change. Training, evaluation, forwards in training mode without gradients
-    (``no_grad``, such as those of a reference model), and texts that run inside :meth:`fixed` are measured separately. A
-    forward is counted at every site or at none.
+    generated, and the results of the model do not change. Four modes are measured separately: ``train``, ``eval``, ``no_grad``
+    (forwards in training mode without gradients, such as those of a reference model), and ``fixed`` (texts that run inside
+    :meth:`fixed`). A forward is counted at every site or at none.
 
         with Probe(model) as probe:
             model(**batch)
         print(probe.read())
 
     Args:
-        model: any model that contains one Hugging Face decoder, wrapped or not; or any other with ``decoder``.
+        model: a model that contains one Hugging Face decoder, inside any wrapper; or any other model, if ``decoder`` is given.
         metrics: the metrics to compute. Default: ``RepresentationEntropy()`` and ``InformationGain()``.
         sites: the sites to measure, as indices of layers or as names (``"layer_05"``, ``"embed"``, ``"final_norm"``). Default:
             all.
         decoder: the decoder and its layers, for a model in which they cannot be found automatically, such as
             ``Decoder(base=model, layers=model.blocks, final_norm=model.norm)``.
-        when: which forwards to measure: a function of the number of forwards before (such as ``every(20)``), a whole number n
-            for ``every(n)``, or ``budget(0.01)`` for as many as take 1% of the time of the run. Default: all.
+        when: which forwards to measure: ``every(20)``, or another function that gets the number of earlier forwards and returns
+            a bool; a whole number n, which means ``every(n)``; or ``budget(0.01)`` for as many as take 1% of the time of the
+            run. Default: all.
         on_error: ``"warn"``: an error inside the probe issues one warning and removes the probe from the model. The model
-            continues, and the numbers measured so far are kept. A forward that the probe does not understand is left out with a
-            warning and a note. ``"raise"``: both raise an error in the program that runs the model, for tests and research.
+            continues, and the numbers measured so far are kept. A forward that the probe does not understand is left out, with
+            a warning and a note in the reading. ``"raise"``: in both cases an error is raised in the program that runs the
+            model, for tests and research.
         on_gain: a function that is called after every forward on a KV cache, while ``generate`` runs, with the information gain
             of the new tokens at every site. Exceptions that it raises reach the caller of ``generate``.
-        pad_token_id: the padding token, for programs that pass padded batches without a mask. Runs of it at the beginning and
-            the end of a row are padding. If it also ends texts, the first token of a run at the end is counted.
-        precision: how Gram matrices and their Cholesky factors are computed, which need the accuracy of float64. ``"float64"``:
-            by products in float64. ``"split"``: by products in float32 of parts of the rows, as accurate to about 1e-7 nats per
-            token, for devices on which float64 has 1/32 or 1/64 of the rate of float32, as most GPUs. ``"auto"``:
-            ``"split"`` on such devices, else ``"float64"``; on GPUs with TF32 it is used for covariances. A σ or ε below 1e-3
-            would magnify errors, and ``"auto"`` is ``"float64"`` then. A reading says when products were split. What needs
-            float64 throughout keeps it: covariances of centred rows, ``InformationGain(stream=True)``, ``on_gain``, and the
-            solver of ``ContextLasso``.
+        pad_token_id: the id of the padding token, for programs that pass padded batches without a mask. Runs of this token at
+            the beginning and at the end of a row are treated as padding. If the same token also ends texts, the first one of a
+            run at the end is counted as a part of the text.
+        precision: how to compute Gram matrices and their Cholesky factors, which need the accuracy of float64. ``"float64"``:
+            with products in float64. ``"split"``: with float32 products of rows that are split into parts, which differs from
+            float64 by about 1e-7 nats per token. This is for devices on which float64 has 1/32 or 1/64 of the rate of float32,
+            as on most GPUs, and a note in the reading says that it was used. ``"auto"``: ``"split"`` on such devices, and
+            ``"float64"`` on others and whenever a σ or ε below 1e-3 would magnify the errors. Except with ``"float64"``,
+            covariances are computed in TF32 on GPUs that have it. Covariances of centred rows,
+            ``InformationGain(stream=True)``, ``on_gain`` and the solver of ``ContextLasso`` always use float64.
         modes: the modes to measure, such as ``["train"]``. Forwards of other modes cost nothing. Default: all.
 
     Raises:
@@ -145,7 +148,7 @@ class Probe:
 
     @property
     def paused(self) -> bool:
-        """Whether forwards are not measured. It can be set; forwards that run meanwhile do not count for ``when``."""
+        """Whether measuring is paused. It can be set. Forwards that run while it is set are not counted by ``when``."""
         return self._recorder.paused
 
     @paused.setter
@@ -160,7 +163,8 @@ class Probe:
     # -- attach and close ---------------------------------------------------------------------------------------------------
 
     def attach(self) -> Self:
-        """Register the hooks, as ``with Probe(model)`` does. A probe that was closed continues from its numbers.
+        """Register the hooks, as ``with Probe(model)`` does. A probe that was closed can be attached again, and then continues
+        from its numbers.
 
         Raises:
             GeomprobeError: if a probe is already attached to the model, or if this probe stopped at an error.
@@ -199,20 +203,21 @@ class Probe:
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
-        """Return a context in which a training runs the same texts again and again, to tell a change of the model from one of
-        the texts.
+        """Return a context in which a training runs the same texts again and again, to tell whether the model has changed or
+        only the training texts.
 
             with probe.fixed():
                 model(**texts)
             reading = probe.read("fixed", reset=True)
 
-        The forwards are measured in the mode ``fixed``, all of them: ``when`` is not asked and does not count them, and
-        ``paused`` is not heeded. The model is in evaluation mode without gradients, and the training continues as if they had
-        not run: the ``training`` flag of each module and the random numbers of torch are restored. Autocast is as where the
-        context begins. All that runs inside is part of the cost.
+        All forwards inside are measured, in the mode ``fixed``, even those that ``when`` would not select, and even if the
+        probe is paused; ``when`` does not count them. The model runs in evaluation mode without gradients. Afterwards the
+        training continues as if these forwards had not run: the ``training`` flag of each module and the state of torch's
+        random number generators are restored. Autocast is as it was where the context begins. The time of everything that runs
+        inside is part of the cost.
 
-        With several processes, all of them run the same texts, through the model inside ``DistributedDataParallel`` or the one
-        that FSDP wraps, and the texts are counted once.
+        With several processes, run the same texts on all of them, through the model inside ``DistributedDataParallel`` or the
+        one that FSDP wraps. The texts are counted once.
 
         Raises:
             GeomprobeError: if ``fixed`` is not among the modes of this probe.
@@ -276,7 +281,8 @@ class Probe:
         return Cost(seconds, seconds / elapsed if elapsed else 0.0, when.interval if isinstance(when, Budget) else None)
 
     def timed(self) -> AbstractContextManager[None]:
-        """Return a context whose time is part of the cost, for what a loop does with a reading, such as logging it."""
+        """Return a context whose time is counted as a part of the cost, for what a loop does with a reading, such as logging
+        it."""
         return self._clock.span()
 
     def _read(self, mode: Mode | None) -> Reading:
@@ -352,16 +358,16 @@ class Probe:
 
 
 def add_consumer(probe: Probe, consumer: Consumer) -> Probe:
-    """Hand the rows of each forward that ``probe`` measures to ``consumer`` too, for parts of this package. Call it before the
-    probe is attached."""
+    """Also pass the rows of each forward that ``probe`` measures to ``consumer``. Other parts of this package use it. Call it
+    before the probe is attached."""
     probe._recorder.consumers.append(consumer)
     probe._capture.attention = wanted_attention([*probe._recorder.store.accumulators, *probe._recorder.consumers])
     return probe
 
 
 def sums_of(probe: Probe, mode: Mode) -> tuple[Bank, list[str]]:
-    """Return the sums from which ``probe.read(mode)`` computes its numbers, and the notes of that reading, for parts of this
-    package. Like ``read``, this is a collective operation, and raises an error if nothing was measured."""
+    """Return the sums from which ``probe.read(mode)`` computes its numbers, and the notes of that reading. Other parts of this
+    package use it. Like ``read``, this is a collective operation, and it raises an error if nothing was measured."""
     return probe._sums(mode)[1:]
 
 

@@ -47,8 +47,9 @@ _ALL = (
         metrics=(RepresentationEntropy(center="stream", unit=False, rows="last", alpha_range=(12, 100)),),
         shown=("last_raw_stream_centered_effective_rank", "last_raw_stream_centered_alpha_req"),
         texts="one row for each text, its last token; texts cut to one length (`--truncate --length N`)",
-        differs="Their RankMe is e^H of the eigenvalues of the covariance, which is the effective rank here. Their code fits α "
-        "from rank 12, as it counts from zero; a package of others fits from rank 11 (`alpha_range=(11, 100)`).",
+        differs="Their RankMe is e^H of the eigenvalues of the covariance, which is the effective rank here. Their code "
+        "fits α from rank 12, because it counts ranks from zero; the package of other authors fits from rank 11 "
+        "(`alpha_range=(11, 100)`).",
     ),
     Protocol(
         name="matrix-entropy",
@@ -57,8 +58,8 @@ _ALL = (
         metrics=(RepresentationEntropy(center="text", text_spectrum=True),),
         shown=("centered_text_matrix_entropy", "centered_text_matrix_entropy_log_d", "centered_text_effective_rank"),
         texts="each text alone, mean over texts",
-        differs="Nothing once their code computes in float64. A sweep subtracts the untrained model's (`diff_erank` at "
-        "`final_norm`), as they do.",
+        differs="The numbers are the same if their code computes in float64. A sweep also gives Diff-eRank, the "
+        "effective rank of the untrained model minus that of the checkpoint (`diff_erank` at `final_norm`).",
     ),
     Protocol(
         name="prompt-entropy",
@@ -68,7 +69,7 @@ _ALL = (
         shown=("centered_clipped_text_matrix_entropy", "centered_text_matrix_entropy"),
         texts="each text alone, mean over texts",
         differs="Their code sets negative entries of the Gram matrix to zero, which the paper does not mention: "
-        "`centered_clipped_text_matrix_entropy` has it so, `centered_text_matrix_entropy` does not.",
+        "`centered_clipped_text_matrix_entropy` does the same, `centered_text_matrix_entropy` does not.",
     ),
     Protocol(
         name="dataset-entropy",
@@ -77,8 +78,8 @@ _ALL = (
         metrics=(RepresentationEntropy(center="text", rows="mean", clipped=True),),
         shown=("mean_centered_clipped_matrix_entropy", "mean_centered_matrix_entropy"),
         texts="one row for each text, the mean of its centred unit rows; more texts than dimensions",
-        differs="As for the prompt entropy. With fewer texts than dimensions their code clips the Gram matrix of the texts, "
-        "which is not a sum over texts: the clipped number is then another one.",
+        differs="Their code clips as for the prompt entropy. With fewer texts than dimensions, it clips the Gram matrix "
+        "of the texts, which is not a sum over texts, and the clipped number here differs from theirs.",
     ),
     Protocol(
         name="rankme",
@@ -87,8 +88,8 @@ _ALL = (
         metrics=(RepresentationEntropy(unit=False, texts=False), RepresentationEntropy(unit=False, rows="last")),
         shown=("raw_rankme", "last_raw_rankme"),
         texts="rows without centring or scaling; the paper has one row for each image",
-        differs="They add 1e-7 to the share of every singular value; here those below rounding are left out, and "
-        "`raw_rankme_left_out` says how much that can be.",
+        differs="They add 1e-7 to the share of every singular value. Here, singular values below rounding errors are "
+        "left out, and `raw_rankme_left_out` is the largest share that may be missing for this reason.",
     ),
     Protocol(
         name="attention-sink",
@@ -97,7 +98,7 @@ _ALL = (
         metrics=(AttentionProfile(sink_tokens=2),),
         shown=("attention_sink_share_1", "attention_sink_share_2"),
         texts="texts cut to 64 tokens (`--truncate --length 64`)",
-        differs="They average over the layers, too: take the mean over the sites `layer_00` … of a reading.",
+        differs="They also average over the layers. To do the same, take the mean over the sites `layer_00` … of a reading.",
     ),
 )
 

@@ -40,23 +40,23 @@ def budget(share: float = 0.01, *, interval: int = 1) -> "Budget":
 
     The cost of a measured step is the time spent in hooks, in reading and (in a callback) in logging: on the host, or on the
     device if that is longer. The steps divisible by ``interval`` are measured. The interval is the smallest power of two that
-    is at least ``cost / (0.9 · share · time of a step without a probe)``, by the median of the latest steps. It grows as soon
-    as it is too small, and shrinks when half of it would be enough by a margin of 20%. The first three steps are measured,
-    because the first ones are slower than others and tell little.
+    is at least ``cost / (0.9 · share · time of a step without a probe)``, computed from medians over the latest steps. It grows
+    as soon as it is too small, and shrinks when half of it would be enough with a margin of 20%. The first three steps are
+    measured before the interval grows, because the first steps are slower than later ones.
 
-    Which steps are measured depends on timing, so two runs differ in it. Use :func:`every` for fixed steps. Processes that
-    train together under a callback measure the same steps. In a loop of one's own each process has an interval of its own; all
-    are powers of two of one counter, so the steps of a longer interval are among those of a shorter one.
+    Which steps are measured depends on timing, so it differs between two runs. Use :func:`every` for fixed steps. Processes
+    that train together under a callback measure the same steps. In your own loop each process has an interval of its own.
+    Because all intervals are powers of two, the steps of a longer interval are also steps of a shorter one.
 
-    Evaluations that a callback measures, and the rest of a text whose generation was begun, are measured whole, whatever their
-    cost.
+    Evaluations that a callback measures are measured completely, whatever they cost. So is the rest of a generated text after
+    its first measured step.
 
     >>> budget(0.01)
     budget(0.01, interval=1)
 
     Args:
         share: the share of the time of the run, such as 0.01 for 1%.
-        interval: the interval to begin with, a power of two, such as ``reading.cost.interval`` of an earlier part of the run.
+        interval: the interval at the start, a power of two, such as ``reading.cost.interval`` of an earlier part of the run.
 
     Raises:
         GeomprobeError: if ``share`` is not between 0 and 1, or ``interval`` is not a power of two.
@@ -73,7 +73,7 @@ class Budget:
 
     Attributes:
         share: the share of the time of the run.
-        interval: the present interval.
+        interval: the current interval.
     """
 
     def __init__(self, share: float, interval: int, spent: Callable[[], float] | None = None, *, waits: bool = False) -> None:
@@ -87,8 +87,8 @@ class Budget:
         self._began: float | None = None  # what had been spent when the latest measurement began
 
     def bound(self, spent: Callable[[], float], *, waits: bool = False) -> "Budget":
-        """Return a budget of the same share that learns from ``spent`` how many seconds were spent so far. If it ``waits``,
-        the interval changes in :meth:`update` only."""
+        """Return a budget of the same share, which calls ``spent`` to learn how many seconds were spent so far. With ``waits``,
+        the interval changes only in :meth:`update`."""
         return Budget(self.share, self.interval, spent, waits=waits)
 
     def __repr__(self) -> str:
@@ -138,7 +138,7 @@ class Budget:
 
 
 def as_schedule(when: Schedule | int | None) -> Schedule | None:
-    """Return the schedule that an argument ``when`` stands for: ``when=50`` means ``every(50)``.
+    """Return the schedule that the argument ``when`` means: ``when=50`` is ``every(50)``.
 
     >>> [step for step in range(7) if as_schedule(3)(step)]
     [0, 3, 6]
@@ -158,7 +158,8 @@ def as_schedule(when: Schedule | int | None) -> Schedule | None:
 
 _LATEST = 31
 _MARGIN = 0.9
-"""Part of the share that is planned for, because intervals are not whole parts of the window that someone looks at."""
+"""Part of the share that is used for planning. The rest is a reserve, because a period of time need not contain a whole number
+of intervals."""
 _CLEAR = 0.8
 
 

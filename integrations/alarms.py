@@ -1,4 +1,5 @@
-"""The alarms of a training: which steps are read for them, what is held against the rules, and what is done when one rings."""
+"""The alarms of a training: which steps are read for them, what is checked against the rules, and what is done when one
+rings."""
 
 import json
 import logging
@@ -35,10 +36,10 @@ from geomprobe.schedule import Budget, Schedule, as_schedule
 __all__ = ["Alarms", "OnAlarm", "attached"]
 
 OnAlarm = Literal["log", "save", "stop"] | Callable[[Alarm], object]
-"""What is done when an alarm rings, beside telling it."""
+"""What is done when an alarm rings, besides reporting it."""
 
 FILE = "geomprobe-alarms.json"
-"""Name of the file in a checkpoint from which the alarms of a resumed training go on."""
+"""Name of the file in a checkpoint from which the alarms of a resumed training continue."""
 
 _FORMAT = 1
 _SHAPE = {"format": Format(_FORMAT), "monitor": {str: object}, "alarms": [{str: object}], "batches": [int]}
@@ -53,7 +54,7 @@ class Alarms:
         alarms: ``True`` for the default rules, a list of rules, or a monitor.
         texts: fixed texts, which are read as well.
         when: which optimizer steps are read for alarms, counted from 1. Default: ``every(20)``.
-        texts_when: after which of them the fixed texts are read. Default: ``every(100)``.
+        texts_when: after which optimizer steps the fixed texts are measured. Default: ``every(100)``.
         on_alarm: what is done when an alarm rings.
 
     Attributes:
@@ -79,8 +80,8 @@ class Alarms:
         for name, schedule in {"alarms_when": when, "texts_when": texts_when}.items():
             if isinstance(schedule, Budget):
                 raise GeomprobeError(
-                    f"{name}={schedule!r}: expected fixed steps, such as every(20): a budget depends on timing, and a training "
-                    "that resumes would not ring as one that never stopped"
+                    f"{name}={schedule!r}: expected fixed steps, such as every(20): a budget depends on timing, and a "
+                    "resumed training would not have the alarms of one that never stopped"
                 )
         self.when: Schedule = as_schedule(when) or every(20)
         self.texts_when: Schedule = as_schedule(texts_when) or every(100)
@@ -103,10 +104,10 @@ class Alarms:
         texts_when: Schedule | int | None,
         on_alarm: OnAlarm | Sequence[OnAlarm],
     ) -> "Alarms | None":
-        """Return the alarms that the arguments of a callback stand for, or ``None`` for none.
+        """Return the alarms that the arguments of a callback describe, or ``None`` if there are none.
 
         Raises:
-            GeomprobeError: also if there are none, and an argument is about them.
+            GeomprobeError: also if there are no alarms, but another argument is about alarms.
         """
         if alarms is not False:
             return cls(alarms, texts, when, texts_when, on_alarm)
@@ -120,7 +121,7 @@ class Alarms:
         return Monitor() if self._given is True else Monitor(self._given)
 
     def begin(self, model: nn.Module, tokenizer: Any, *, most: int, after: int = 0) -> None:
-        """Begin a training. A monitor that was given keeps what it remembers of earlier steps.
+        """Begin a training. If a monitor was given, it keeps its state from earlier steps.
 
         Args:
             model: the model.
@@ -148,7 +149,7 @@ class Alarms:
         return self.due
 
     def judge(self, step: int, reading: Reading | None) -> list[Alarm]:
-        """Hold the training texts of a step that was read against the rules, and return the alarms that ring. This is a
+        """Check the numbers of the training texts of a step against the rules, and return the alarms that ring. This is a
         collective operation, and all processes get the same alarms."""
         self.due, self._read = False, True
         return self.monitor.update(step, reading, mode="train", numbers=self.numbers.end())
@@ -158,13 +159,14 @@ class Alarms:
         return self.texts is not None and step > self._after and (bool(rings) or bool(self.texts_when(step)))
 
     def judge_texts(self, step: int, reading: Reading | None, loss: float | None, rings: Sequence[Alarm]) -> list[Alarm]:
-        """Hold the fixed texts and their loss against the rules, and return the alarms that ring, those of the training texts
-        (``rings``) among them, which say now whether the fixed texts have moved. This is a collective operation."""
+        """Check the numbers of the fixed texts and their loss against the rules, and return the alarms that ring. Those of the
+        training texts (``rings``) are among them, and now say whether the fixed texts have moved, too. This is a collective
+        operation."""
         own = self.monitor.update(step, reading, mode="fixed", loss=gathered(loss)[0])
         return [*map(self.monitor.compared, rings), *own]
 
     def tell(self, alarm: Alarm, outlets: Outlets, *, main: bool) -> None:
-        """Keep an alarm, write it to the terminal on the main process, and call the functions that were given on all."""
+        """Keep an alarm, report it on the main process, and call the given functions on all processes."""
         self.rung.append(alarm)
         if main:
             _logger.warning("geomprobe: an alarm rings. %s", alarm)
@@ -174,7 +176,7 @@ class Alarms:
 
     @property
     def silent(self) -> str | None:
-        """What a training tells at its end of rules that could not ring, else ``None``."""
+        """A message at the end of a training about the rules that could not ring, or ``None``."""
         tracks = self.monitor.state_dict()["tracks"]
         counts = {
             rule: max((len(track["readings"]) for track in tracks[rule.name].values()), default=0)
@@ -185,8 +187,8 @@ class Alarms:
             return f"no alarm could ring: alarms_when= selected none of the steps{after}"
         if counts and all(count < rule.window for rule, count in counts.items()):
             return (
-                f"no alarm could ring: {max(counts.values())} steps were read for them, and the rules compare with "
-                f"{min(rule.window for rule in counts)} before. Give a smaller alarms_when="
+                f"the alarms had too few numbers to compare: {max(counts.values())} steps were read for them, and a rule needs "
+                f"{min(rule.window for rule in counts)} before the one that rings. Give a smaller alarms_when="
             )
         signals = {rule.name: rule.signal for rule in self.monitor.rules}
         # Most models have no router, and need not be told so.
@@ -214,11 +216,11 @@ class Alarms:
         }
 
     def load_state_dict(self, state: dict[str, Any], *, what: str) -> None:
-        """Go on from what :meth:`state_dict` returned.
+        """Continue from what :meth:`state_dict` returned.
 
         Raises:
-            GeomprobeError: if it is no such state, or that of other rules. The message begins with ``what``, and the alarms
-                begin anew.
+            GeomprobeError: if it is not such a state, or belongs to other rules. The message begins with ``what``, and the
+                alarms start again.
         """
         check_shape(state, _SHAPE, what)
         rung = [Alarm.from_dict(one, what=f"{what}: this is not an alarm") for one in state["alarms"]]
@@ -234,10 +236,10 @@ class Alarms:
         write_whole(folder / FILE, json.dumps(self.state_dict(), allow_nan=False))
 
     def restore(self, folder: Path) -> None:
-        """Go on from the file that :meth:`save` wrote. This is a collective operation: the main process reads it.
+        """Continue from the file that :meth:`save` wrote. This is a collective operation: the main process reads it.
 
         Raises:
-            GeomprobeError: if there is no such file, or it is that of other rules. The alarms begin anew.
+            GeomprobeError: if there is no such file, or it belongs to other rules. The alarms then start again.
         """
         found: dict[str, Any] | GeomprobeError
         try:

@@ -19,9 +19,9 @@ Texts = Sequence[str] | Mapping[str, Tensor]
 class FixedTexts:
     """Fixed texts as batches of tensors.
 
-    The loss of the texts is that of the model, if it takes ``labels`` and predicts tokens: the mean over the tokens that are
-    predicted. If tensors are given without ``labels``, the tokens themselves are the labels. A model of classes or rewards has
-    no loss here.
+    The loss of the texts is the one that the model returns, if it takes ``labels`` and predicts tokens: the mean over the
+    predicted tokens. If tensors are given without ``labels``, the tokens themselves are the labels. A model that predicts
+    classes or rewards has no loss here.
 
     Args:
         texts: the texts, or tensors.
@@ -70,7 +70,7 @@ class FixedTexts:
                 self._batches.append(part | extra)
 
     def run(self, model: nn.Module, probe: Probe, device: torch.device) -> float | None:
-        """Run the texts through the model in the mode ``fixed``, and return their loss in nats, if the model tells it."""
+        """Run the texts through the model in the mode ``fixed``, and return their loss in nats, if the model returns one."""
         total, count = 0.0, 0
         with probe.fixed():
             for batch in self._batches:

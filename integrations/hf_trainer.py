@@ -1,4 +1,4 @@
-"""A callback that runs a probe inside Hugging Face Trainer, and logs its readings together with the loss."""
+"""A callback that runs a probe inside Hugging Face Trainer and logs its readings together with the loss."""
 
 import logging
 import math
@@ -89,7 +89,7 @@ class _Gate:
 
 
 class ProbeCallback(TrainerCallback):  # type: ignore[misc]
-    """Measure the geometry of a model while Trainer trains it, and log it beside the loss.
+    """Measure the geometry of a model while Trainer trains it, and log the numbers next to the loss.
 
         Trainer(model, args, train_dataset=data, callbacks=[ProbeCallback(when=50)]).train()
 
@@ -99,48 +99,51 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     reference models of RL trainers, are kept apart, and logged as ``geomprobe/no_grad/<metric>/<site>`` on request.
 
     Evaluations that Trainer runs during training are measured completely, and logged as ``geomprobe/eval/<metric>/<site>``
-    (``geomprobe/eval_<name>/…`` for each of several evaluation sets). They have no gradients, so the forwards of the loss
-    cannot be told from others: if a trainer generates texts in an evaluation, or runs several forwards for a batch, the reading
-    has a note about it. Notes are kept in ``history`` and in the file, and each one is also issued once as a warning.
+    (``geomprobe/eval_<name>/…`` for each of several evaluation sets). They run without gradients, so the forwards of the loss
+    cannot be distinguished from others: if a trainer generates texts in an evaluation, or runs several forwards for a batch,
+    the reading has a note about it. Notes are kept in ``history`` and in the file, and each one is also issued once as a
+    warning.
 
     The results of training do not change: losses are bit-identical. After ``train(resume_from_checkpoint=…)`` with the same
     ``output_dir`` the series continues as if training had not been stopped: the readings are saved in each checkpoint as
     ``geomprobe.jsonl``, and there is no other state to save, because every reading belongs to one optimizer step.
 
-    Numbers are logged to the trackers of the Trainer (``report_to``) and to the active W&B run, at the steps of the loss. These
-    are at most 24 a step, the picture ``geomprobe/effective_rank_layers`` of all sites over the steps so far, and histograms of
-    the eigenvalue spectrum at up to four sites, ``geomprobe/spectrum_log10/<site>``. Complete readings, with their curves, are
-    lines of the file ``geomprobe.jsonl`` in ``output_dir``, and are kept in ``history``. Each ``loss`` that Trainer logs is a
-    line too, because it need not belong to a measured step; that of an evaluation stands in the line of its reading.
-    ``geomprobe report OUTPUT_DIR`` draws the file. It is continued after ``resume_from_checkpoint``, and begins anew with a new
-    training. With several processes a reading covers the texts of all processes, and the main process writes it. This callback
-    starts no run and asks for no login.
+    Numbers are logged to the trackers of the Trainer (``report_to``) and to the active W&B run, at the steps of the loss: at
+    most 24 numbers a step, the picture ``geomprobe/effective_rank_layers`` of all sites over the steps so far, and histograms
+    of the eigenvalue spectrum at up to four sites, ``geomprobe/spectrum_log10/<site>``. Complete readings, with their curves,
+    are lines of the file ``geomprobe.jsonl`` in ``output_dir``, and are kept in ``history``. Each ``loss`` that Trainer logs is
+    also a line, because its step may not be a measured one; the loss of an evaluation is part of the line of its reading.
+    ``geomprobe report OUTPUT_DIR`` draws the file. The file is continued after ``resume_from_checkpoint``, and starts again
+    with a new training. With several processes a reading covers the texts of all processes, and the main process writes it.
+    This callback does not start a run, and does not ask for a login.
 
-    With ``alarms=True`` readings are also held against rules (:class:`~geomprobe.Monitor`), which tell when a number has moved
-    away from its own recent past. An alarm is a warning of the logger ``geomprobe.integrations.alarms``, an alert of W&B or
-    Trackio, a series ``geomprobe/alarm/<rule>`` in every tracker (1 while it is on), a line of the file, a mark in the report,
-    and an entry of ``alarms``. Give ``texts``: they are read at steps of their own and whenever an alarm rings, in evaluation
-    mode and without a trace in the training, and tell a change of the model from one of the training texts. The rules get the
-    ``loss`` of the step, the ``gradient_norm`` before clipping, the ``token_entropy`` of the batch, and whether the same batch
-    was read before (``repeated_batch``), where Trainer knows them. What the alarms remember is saved in each checkpoint
-    (``geomprobe-alarms.json``), so a training that resumes rings as one that never stopped.
+    With ``alarms=True`` readings are also checked against rules (:class:`~geomprobe.Monitor`), which detect when a number has
+    moved away from its own recent past. An alarm is a warning of the logger ``geomprobe.integrations.alarms``, an alert of W&B
+    or Trackio, a series ``geomprobe/alarm/<rule>`` in every tracker (1 while it is on), a line of the file, a mark in the
+    report, and an entry of ``alarms``. Give ``texts`` as well: they are measured at steps of their own and whenever an alarm
+    rings, in evaluation mode and without an effect on the training, and show whether the model has changed or only the training
+    texts. The rules get the ``loss`` of the step, the ``gradient_norm`` before clipping, the ``token_entropy`` of the batch,
+    and whether the same batch was read before (``repeated_batch``), where Trainer knows them. The state of the alarms is saved
+    in each checkpoint (``geomprobe-alarms.json``), so a resumed training has the same alarms as one that never stopped.
 
-    Evaluation outside training (use a ``Probe``), ``predict``, and forwards that other callbacks run are not measured.
+    Not measured are evaluations outside of training (use a ``Probe`` for them), ``predict``, and forwards that other callbacks
+    run.
 
     Args:
         metrics: the metrics to compute. Default: ``RepresentationEntropy(spectrum=True)``, whose spectra are kept at the sites
-            of the histograms, and ``InformationGain()``. With alarms, what the default rules need: instead of the latter
-            ``ResidualGrowth()`` and, if the model has these, ``AttentionProfile()`` and ``RouterProfile()``.
+            of the histograms, and ``InformationGain()``. With alarms, the default is what the default rules need:
+            ``ResidualGrowth()`` instead of ``InformationGain()``, and ``AttentionProfile()`` and ``RouterProfile()`` if the
+            model has attention and routers.
         sites: the sites to measure, as for ``Probe``. Default: all.
-        decoder: a function that returns the ``Decoder`` of the model, for a model in which it is not found, such as
-            ``lambda model: Decoder(base=model, layers=model.transformer.h, final_norm=model.transformer.ln_f)``.
+        decoder: a function that returns the ``Decoder`` of the model, for a model in which it is not found automatically, such
+            as ``lambda model: Decoder(base=model, layers=model.transformer.h, final_norm=model.transformer.ln_f)``.
         when: which optimizer steps to measure, counted from 1: a schedule, or ``50`` for ``every(50)``. Default:
             ``budget(0.01)``, as many as can be measured, read and logged in 1% of the time of the training steps; with alarms,
-            their steps alone. All processes measure the same steps.
-        evaluate: whether to measure evaluations. They are measured whole, whatever their cost.
-        no_grad: whether to log the forwards of a step that run in training mode without gradients. Steps without such forwards
-            have no such reading.
-        pad_token_id: the padding token, as for ``Probe``, if batches are padded and have no mask.
+            only the steps that are read for alarms. All processes measure the same steps.
+        evaluate: whether to measure evaluations. They are measured completely, whatever they cost.
+        no_grad: whether to measure and log also the forwards of a step that run in training mode without gradients. Steps
+            without such forwards have no such reading.
+        pad_token_id: the id of the padding token, as for ``Probe``, if batches are padded and have no mask.
         to: where numbers are logged: a ``SummaryWriter``, a W&B run, anything else that :func:`log_reading` takes, or a
             function of ``(numbers, step)``. Default: the trackers of the Trainer, and the active W&B run.
         precision: how Gram matrices are computed, as for ``Probe``.
@@ -148,19 +151,21 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         jsonl: the file to which each reading is appended as one line of JSON: ``to_dict()`` and its ``step``. Default:
             ``geomprobe.jsonl`` in ``output_dir``.
         on_error: ``"warn"``: an error in measuring issues one warning, removes the probe, logs ``geomprobe/stopped`` = 1 and
-            discards the unfinished reading. An error of a tracker or of the file issues one warning, and no more is written
-            there. Training continues. ``"raise"``: the error is raised.
-        alarms: ``True`` for alarms by the default rules; a list of rules; or a ``Monitor``.
+            discards the unfinished reading. An error of a tracker or of the file issues one warning, and nothing more is
+            written there. In both cases, training continues. ``"raise"``: the error is raised.
+        alarms: ``True`` for the default rules, a list of rules, or a ``Monitor``.
         texts: fixed texts for the alarms: a list of texts, for the ``processing_class`` of the Trainer, or tensors, such as
-            ``{"input_ids": …, "attention_mask": …}``. They run in batches of at most ``per_device_eval_batch_size``, all of
-            them on every process, and are counted once.
-        alarms_when: which optimizer steps are read for alarms: a schedule without a clock, or ``20`` for ``every(20)``, the
-            default. They are measured whatever ``when`` selects. Steps within twice the warm-up of the learning rate are not
-            read for alarms, because these numbers move most at the start of a training, for a good reason.
-        texts_when: after which optimizer steps the fixed texts are read, too: as ``alarms_when``. Default: ``every(100)``.
-        on_alarm: what is done when an alarm rings, beside telling it: ``"log"`` for nothing, ``"save"`` for a checkpoint at
-            that step, ``"stop"`` to end the training after it, a function that is called with the :class:`~geomprobe.Alarm` on
-            every process, or a list of these.
+            ``{"input_ids": …, "attention_mask": …}``. They run in batches of at most ``per_device_eval_batch_size``. Every
+            process runs all of them, and they are counted once.
+        alarms_when: which optimizer steps are read for alarms: a schedule other than a budget, or ``20`` for ``every(20)``,
+            which is the default. They are measured even if ``when`` does not select them. Steps within twice the warm-up of the
+            learning rate are not read for alarms, because it is normal that these numbers change most at the start of a
+            training.
+        texts_when: after which optimizer steps the fixed texts are measured, besides those at which an alarm rings: a schedule
+            as for ``alarms_when``. Default: ``every(100)``.
+        on_alarm: what to do when an alarm rings, besides reporting it: ``"log"`` for nothing else, ``"save"`` to save a
+            checkpoint at that step, ``"stop"`` to end the training after it, a function that is called with the
+            :class:`~geomprobe.Alarm` on every process, or a list of these.
 
     Attributes:
         history: the readings as ``(step, reading)`` in order. Only the latest reading of each mode keeps its curves, which are
@@ -168,12 +173,14 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         probe: the probe while training runs, else ``None``.
         fault: the exception that ended the measurement, or ``None``.
         alarms: the alarms that rang, in order.
-        monitor: the :class:`~geomprobe.Monitor`, or ``None`` without alarms. ``notify`` tells it of a change that is known.
+        monitor: the :class:`~geomprobe.Monitor`, or ``None`` without alarms. Use its ``notify`` to tell it of a change that you
+            know.
 
     Raises:
-        GeomprobeError: if ``when`` is no schedule, ``to`` is no place where numbers are logged, ``log`` is unknown, or an
-            argument of the alarms is not as above; and when training starts, if no decoder is found, a site is unknown, another
-            probe is on the model, the file of readings was written by something else, or ``texts`` do not fit the model.
+        GeomprobeError: if ``when`` is not a schedule, ``to`` is not something to which numbers can be logged, ``log`` is
+            neither of its two values, or an argument of the alarms is not as described; and when training starts, if no decoder
+            is found, a site is unknown, another probe is attached to the model, the file of readings was written by another
+            program, or ``texts`` do not fit the model.
     """
 
     def __init__(
@@ -238,8 +245,9 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
     def close(self) -> None:
         """Remove the probe from the model. ``history`` is kept. Calling this twice is safe.
 
-        Trainer calls it at the end of training. It does not notify callbacks of an exception: after one, the probe stays on the
-        model until the next training with a ``ProbeCallback``, until this object is garbage collected, or until this call.
+        Trainer calls it at the end of training. If training ends with an exception, Trainer does not notify callbacks. The
+        probe then stays on the model until the next training with a ``ProbeCallback``, until this object is garbage collected,
+        or until you call this.
         """
         self._finalizer()
         self.probe = None
@@ -256,8 +264,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             The axes of the map of sites and steps.
 
         Raises:
-            GeomprobeError: if there is no reading of this mode (with several processes only the main one writes the file), or
-                no such metric.
+            GeomprobeError: if there is no reading of this mode (with several processes, only the main process writes the file),
+                or if there is no such metric.
         """
         axes: Axes = plot_training(self._file, metric, mode=mode, ax=ax)
         return axes
@@ -464,7 +472,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         commit: bool,
     ) -> None:
-        """Hold what was read in this step against the rules, read the fixed texts if it is time, and tell the alarms. All
+        """Check what was read in this step against the rules, measure the fixed texts if it is time, and report the alarms. All
         processes do so together."""
         if not self._takes_part():
             return
@@ -625,7 +633,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             return []
 
     def _say(self, text: str, where: str = "") -> None:
-        """Issue a warning, once in a training for all texts that differ in numbers only."""
+        """Issue a warning, once in a training for all texts that differ only in their numbers."""
         kind = re.sub(r"\d+", "", text)
         if self._writes and kind not in self._said:
             self._said.add(kind)
@@ -667,7 +675,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def _nothing() -> None:
-    """Stands for a finalizer until there is one, and no lambda, because processes that are spawned get callbacks pickled."""
+    """Stands for a finalizer until there is one. It is not a lambda, because callbacks are pickled for processes that are
+    spawned."""
 
 
 def _saved(args: TrainingArguments, state: TrainerState) -> StepFile:

@@ -39,21 +39,21 @@ class LightningCallback(Callback):  # type: ignore[misc]
         lightning.Trainer(logger=logger, callbacks=[LightningCallback(when=50)]).fit(module, data)
 
     A measured step is one optimizer step, including all batches of ``accumulate_grad_batches``. Validations are measured
-    completely, apart from the training. The numbers go to the loggers of the Trainer at the step of the loss (Lightning counts
-    from 0, so the first optimizer step is logged at 0). Complete readings are lines of ``geomprobe.jsonl`` in the folder of the
-    logger, with the ``loss`` of the step on the main process if optimization is automatic. ``geomprobe report FILE`` draws
-    them. The results of training do not change.
+    completely, and their readings are kept apart from those of the training. The numbers go to the loggers of the Trainer at
+    the step of the loss (Lightning counts from 0, so the first optimizer step is logged at 0). Complete readings are lines of
+    ``geomprobe.jsonl`` in the folder of the logger, with the ``loss`` of the step on the main process if optimization is
+    automatic. ``geomprobe report FILE`` draws them. The results of training do not change.
 
-    Alarms are those of ``ProbeCallback``. What they remember is part of each checkpoint of Lightning. The loss is known if
-    optimization is automatic, the texts of a step if its batch is a dict with ``input_ids``, and the norm of the gradient if
-    each process has the whole gradient.
+    Alarms are as in ``ProbeCallback``, and their state is part of each checkpoint of Lightning. Their rules get the loss if
+    optimization is automatic, the numbers of the texts of a step if its batch is a dict with ``input_ids``, and the norm of the
+    gradient if each process has the whole gradient.
 
-    Lightning leaves a model in the mode in which it was given: call ``model.train()`` after ``from_pretrained``.
+    Lightning does not change whether a model is in training mode, so call ``model.train()`` after ``from_pretrained``.
 
     Args:
         metrics: the metrics to compute, as for ``Probe``.
         sites: the sites to measure, as for ``Probe``. Default: all.
-        decoder: a function that returns the ``Decoder`` of the ``LightningModule``, if it is not found.
+        decoder: a function that returns the ``Decoder`` of the ``LightningModule``, if it is not found automatically.
         when: which optimizer steps to measure, counted from 1: a schedule, or ``50`` for ``every(50)``. Default:
             ``budget(0.01)``, as many as can be measured, read and logged in 1% of the time of the training steps. All processes
             measure the same steps.
@@ -61,12 +61,14 @@ class LightningCallback(Callback):  # type: ignore[misc]
         log: ``"overview"`` for at most 24 numbers of a reading, or ``"all"``, as for :func:`flat`.
         jsonl: the file of readings. Default: ``geomprobe.jsonl`` in ``trainer.log_dir``, or else in ``default_root_dir``.
         on_error: ``"warn"``: an error in measuring issues one warning and ends the measurement. An error of a logger or of the
-            file issues one warning, and no more is written there. Training continues. ``"raise"``: the error is raised.
+            file issues one warning, and nothing more is written there. In both cases, training continues. ``"raise"``: the
+            error is raised.
         alarms: ``True``, a list of rules, or a ``Monitor``, as for ``ProbeCallback``.
         texts: fixed texts for the alarms: tensors, such as ``{"input_ids": …, "attention_mask": …}``. They run through the
             outermost model in the ``LightningModule``, such as its ``self.model``, in batches of at most 8.
         alarms_when: which optimizer steps are read for alarms. Default: ``every(20)``.
-        texts_when: after which optimizer steps the fixed texts are read, too. Default: ``every(100)``.
+        texts_when: after which optimizer steps the fixed texts are measured, besides those at which an alarm rings. Default:
+            ``every(100)``.
         on_alarm: as for ``ProbeCallback``. ``"save"`` writes ``geomprobe-alarm-step<step>.ckpt`` beside the file of readings.
 
     Attributes:
@@ -74,8 +76,9 @@ class LightningCallback(Callback):  # type: ignore[misc]
         alarms: the alarms that rang, in order.
 
     Raises:
-        GeomprobeError: if ``lightning`` is not installed, ``when`` or ``log`` is unknown, or an argument of the alarms is not
-            as above; and when training starts, as for ``Probe``, or if ``texts`` do not fit the model.
+        GeomprobeError: if ``lightning`` is not installed, ``when`` is not a schedule, ``log`` is neither of its two values, or
+            an argument of the alarms is not as described; and when training starts, as for ``Probe``, or if ``texts`` do not
+            fit the model.
     """
 
     def __init__(
@@ -216,8 +219,8 @@ class LightningCallback(Callback):  # type: ignore[misc]
             The axes of the map of sites and steps.
 
         Raises:
-            GeomprobeError: if there is no reading of this mode (with several processes only the main one writes the file), or
-                no such metric.
+            GeomprobeError: if there is no reading of this mode (with several processes, only the main process writes the file),
+                or if there is no such metric.
         """
         axes: Axes = plot_training(self._file, metric, mode=mode, ax=ax)
         return axes
@@ -257,7 +260,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
                 self._warn(f"the alarms begin anew, and are silent until they have seen enough readings: {error}")
 
     def _watch(self, trainer: Any, pl_module: Any, reading: Reading | None) -> None:
-        """Hold what was read in this step against the rules, read the fixed texts if it is time, and tell the alarms. All
+        """Check what was read in this step against the rules, measure the fixed texts if it is time, and report the alarms. All
         processes do so together."""
         if (alarms := self._alarms) is None or (probe := self.probe) is None:
             return

@@ -1,4 +1,4 @@
-"""Logs readings from a training loop of one's own, together with the loss that the loop logs."""
+"""Logs readings from your own training loop, together with the loss that the loop logs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +15,10 @@ def log_reading(reading: Reading, to: Any, *, step: int | None = None, log: Log 
         accelerator.log({"train/loss": loss.item()}, step=step)
         log_reading(probe.read("train", reset=True), accelerator, step=step)
 
-    This is ``accelerator.log(flat(reading, log), step=step)``, or the same for another object: only the main process of
-    accelerate or Lightning writes, and no tracker is started. It does not define a step axis of its own, so pass ``step`` in
-    the same way as for the other numbers of the loop. (W&B ignores, with a warning, a ``step=`` smaller than an earlier one. In
-    a loop that logs without ``step=``, log readings without it too.)
+    This calls ``accelerator.log(flat(reading, log), step=step)``, or the corresponding function of another object. Only the
+    main process of accelerate or Lightning writes, and no tracker is started. No separate step axis is defined, so pass
+    ``step`` in the same way as for the other numbers of the loop. (W&B ignores, with a warning, a ``step=`` smaller than an
+    earlier one. In a loop that logs without ``step=``, log readings without it too.)
 
     Args:
         reading: the reading that ``probe.read(...)`` returned, on every process.
@@ -29,7 +29,7 @@ def log_reading(reading: Reading, to: Any, *, step: int | None = None, log: Log 
 
     Raises:
         GeomprobeError: if ``to`` is none of these.
-        Exception: otherwise, only exceptions that a tracker raises.
+        Exception: what the tracker raises.
     """
     sender(to)(flat(reading, log), step)
 
@@ -38,7 +38,7 @@ def sender(to: Any) -> Callable[[dict[str, float], int | None], object]:
     """Return the function that logs numbers by name, at a step, to an object of a tracker's client (see :func:`log_reading`).
 
     Raises:
-        GeomprobeError: if it is no such object.
+        GeomprobeError: if it is not such an object.
     """
     if hasattr(to, "add_scalar"):  # SummaryWriter
 

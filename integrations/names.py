@@ -38,7 +38,7 @@ def flat(reading: Reading, log: Log = "all") -> dict[str, float]:
     """Return the scalars of a reading by the names that trackers get: ``geomprobe/<metric>/<site>`` for training, and
     ``geomprobe/<mode>/<metric>/<site>`` for another mode, such as ``eval`` or ``no_grad``.
 
-    ``geomprobe/cost`` is the share of the time of the run that measuring has taken so far, if a probe returned the reading.
+    If a probe returned the reading, ``geomprobe/cost`` is the share of the time of the run that measuring has taken so far.
 
     Numbers that are not finite, such as those of a metric that is undefined for the measured texts, are left out, which gives a
     gap in a chart. Curves are left out too, because they have one more dimension than a chart over training steps can show.
@@ -51,11 +51,11 @@ def flat(reading: Reading, log: Log = "all") -> dict[str, float]:
         reading: the reading.
         log: ``"all"`` for all scalars, or ``"overview"`` for at most 24: ``entropy``, ``effective_rank``, ``anisotropy``,
             ``gain_per_token`` and ``alpha_req`` at the first, middle and last measured layer and at ``final_norm``, the number
-            of tokens as ``geomprobe/tokens``, and the cost. If there are four sites or fewer, these are taken. If none of the
-            five metrics was measured, the measured ones are taken in their order.
+            of tokens as ``geomprobe/tokens``, and the cost. If there are four sites or fewer, all of them are logged. If none
+            of the five metrics was measured, the measured ones are logged, in their order, up to 24 numbers.
 
     Raises:
-        GeomprobeError: if ``log`` is neither.
+        GeomprobeError: if ``log`` is neither of these.
     """
     check_log(log)
     start = prefix(reading.mode)

@@ -1,4 +1,4 @@
-"""The places where readings are written, of which one that raises an exception is dropped, and the others are kept."""
+"""The places where readings are written. A place that raises an exception is dropped, and the others are kept."""
 
 import warnings
 from collections.abc import Callable

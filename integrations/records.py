@@ -13,12 +13,12 @@ _COST = {"seconds": float, "share": float, "interval": int | None}
 
 
 def record_of(reading: Reading) -> dict[str, Any]:
-    """Return what is written of a reading."""
+    """Return the record of a reading, which is written as a line."""
     return reading.to_dict() | ({} if reading.cost is None else {"cost": asdict(reading.cost)})
 
 
 def reading_of(record: dict[str, Any]) -> Reading:
-    """Return the reading that was written.
+    """Return the reading of a record.
 
     Raises:
         GeomprobeError: if ``record`` is not one.

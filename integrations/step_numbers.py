@@ -1,4 +1,4 @@
-"""What a training step tells beside the probe: its loss, the norm of its gradient, and its texts."""
+"""The numbers of a training step that do not come from the probe: its loss, the norm of its gradient, and its texts."""
 
 import math
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from geomprobe.integrations.ranks import gathered
 __all__ = ["StepNumbers"]
 
 _MOST = 1024
-"""How many of the latest batches are known again."""
+"""Number of latest batches that are recognised if they are repeated."""
 
 
 class StepNumbers:
-    """Collects the numbers of one optimizer step at a time, and knows the batches of those before.
+    """Collects the numbers of one optimizer step at a time, and remembers the batches of earlier steps.
 
     Attributes:
         seen: hashes of the latest batches.

@@ -9,7 +9,7 @@ from geomprobe.schedule import Budget, Schedule
 __all__ = ["Steps"]
 
 _FEW = 10
-"""Below so many readings, a training tells that a budget left time for few."""
+"""If there are fewer readings than this, a warning at the end of a training says that the budget left time for few."""
 
 
 class Steps:

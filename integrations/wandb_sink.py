@@ -1,4 +1,4 @@
-"""Logs readings to a W&B run, over a step axis of their own, with or without a login."""
+"""Logs readings to a W&B run over a separate step axis, with or without a login."""
 
 import math
 import os
@@ -26,8 +26,8 @@ class WandbSink:
             sink.log(probe.read(), step=step)
 
     If a W&B run is active, it is used and left open. Otherwise a run is started, and finished at the end. Without a W&B login
-    the new run is offline: no login is requested and nothing is sent, and one line at the end tells how to view the run and how
-    to upload it. The environment variable ``WANDB_MODE`` is respected; with ``disabled`` nothing is printed.
+    the new run is offline: no login is requested, nothing is sent, and a line at the end says how to view the run and how to
+    upload it. The environment variable ``WANDB_MODE`` is respected; with ``disabled`` nothing is printed.
 
     The numbers ``geomprobe/…`` are logged over ``axis``, independent of the other numbers of the run. In a loop that passes
     ``step=`` to W&B itself, use ``log_reading(reading, run, step=step)`` to log to the rows of that loop. Curves are not
@@ -105,7 +105,7 @@ class WandbSink:
             log: ``"overview"`` for at most 24 numbers, or ``"all"``, as for :func:`flat`.
 
         Raises:
-            GeomprobeError: if the sink is not open, or ``log`` is neither.
+            GeomprobeError: if the sink is not open, or ``log`` is neither of these.
             wandb.Error: if the run was finished elsewhere.
         """
         values = flat(reading, log)

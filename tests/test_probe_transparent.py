@@ -261,7 +261,7 @@ def test_copies_of_a_watched_model_are_not_watched(tmp_path: Path) -> None:
 
 def test_a_probe_shows_nothing_but_its_own() -> None:
     probe = Probe(tiny())
-    actions = {"attach", "close", "on", "read", "reset", "state_dict", "load_state_dict", "timed"}
+    actions = {"attach", "close", "fixed", "on", "read", "reset", "state_dict", "load_state_dict", "timed"}
     facts = {"cost", "fault", "metrics", "modes", "paused", "sites"}
     assert {name for name in dir(probe) if not name.startswith("_")} == actions | facts
 

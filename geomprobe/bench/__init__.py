@@ -1,1 +1,1 @@
-"""Benchmarks: the cost of geomprobe relative to the bare model, measured in interleaved runs."""
+"""Benchmarks: the cost of geomprobe relative to a model without a probe, measured in runs that alternate."""

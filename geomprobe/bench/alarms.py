@@ -1,5 +1,5 @@
-"""``geomprobe bench alarms``: how often alarms ring in small trainings with and without faults, how early, and how often for
-nothing."""
+"""``geomprobe bench alarms``: how often alarms ring in small trainings with a fault, how early, and how often they ring without
+a fault."""
 
 import json
 import math
@@ -153,7 +153,7 @@ def rings(rows: Iterable[Row], rules: Sequence[Rule]) -> list[tuple[int, str, st
 
 
 def update(monitor: Monitor, row: Row) -> list[Alarm]:
-    """Hold what was read at a step against the rules."""
+    """Check what was read at a step against the rules."""
     return monitor.update(
         row.step,
         row.reading,

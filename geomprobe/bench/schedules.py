@@ -1,4 +1,4 @@
-"""``geomprobe bench overhead --every K``, ``--budget SHARE`` and ``--shapes``: what schedules and shapes make of the cost."""
+"""``geomprobe bench overhead --every K``, ``--budget SHARE`` and ``--shapes``: how schedules and shapes change the cost."""
 
 from collections.abc import Callable
 from time import perf_counter
@@ -23,10 +23,10 @@ _SHAPES = ((64, 32, 64), (64, 1, 2048), (576, 2, 256), (1024, 8, 128), (2048, 1,
 
 
 def bench_every(model: nn.Module, *, every_nth: int, batch: int = 2, length: int = 256, rounds: int = 15) -> dict[str, Any]:
-    """Compare ``every_nth`` forwards of which one is measured to as many without a probe.
+    """Compare ``every_nth`` forwards, of which one is measured, to the same number of forwards without a probe.
 
-    ``cost_by_own_clock`` is the share of time that :attr:`Probe.cost` tells. ``hooks_of_off_steps`` is the time that hooks take
-    in a forward that is not measured, relative to that forward, with the time of measuring it.
+    ``cost_by_own_clock`` is the share of time that :attr:`Probe.cost` reports. ``hooks_of_off_steps`` is the time that hooks
+    take in a forward that is not measured, relative to that forward, with the time of measuring it.
     """
     device = next(model.parameters()).device
     forward = _forward(model, batch, length)
@@ -58,7 +58,7 @@ def bench_budget(model: nn.Module, *, share: float, batch: int = 2, length: int 
         GeomprobeError: if there are fewer than 250 steps.
     """
     if steps < _START + _WINDOW:
-        raise GeomprobeError(f"steps={steps}: a budget is looked at over {_WINDOW} steps after the first {_START}")
+        raise GeomprobeError(f"steps={steps}: a budget is measured over {_WINDOW} steps after the first {_START}")
     step = training_step(model, tokens_for(model, batch, length))
     model.train()
     seconds, costs, measured = [], [], 0

@@ -19,7 +19,7 @@ __all__ = ["bench_sweep"]
 
 _TEXT = 1 << 22
 _WITHIN = 0.05
-"""How far apart the quartiles may be, relative to the median, for the rounds to end."""
+"""Largest distance between the quartiles, relative to the median, at which no more rounds are run."""
 _MOST = 4
 
 

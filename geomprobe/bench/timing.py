@@ -23,8 +23,8 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Time of a variant divided by that of the bare run in the same round: median and quartiles over rounds, and the median
-    seconds of the variant. First of wall time, then of CPU time."""
+    """The time of a variant divided by that of the bare run in the same round: median and quartiles over rounds, and the median
+    seconds of the variant, for wall time and for CPU time."""
 
     median: float
     low: float

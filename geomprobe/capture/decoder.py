@@ -1,4 +1,4 @@
-"""Finds the decoder and its layers in a model of Transformers."""
+"""The decoder of a model and its layers, and how they are found in a model of Transformers."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -14,26 +14,27 @@ __all__ = ["Decoder", "find_decoder", "input_of"]
 
 @dataclass(frozen=True)
 class Decoder:
-    """The decoder of a model and its parts: found by :func:`find_decoder`, or given by the user for a model that Transformers
-    does not know.
+    """The decoder of a model and its parts. A probe finds them (:func:`find_decoder`), or you give them for a model that
+    Transformers does not know:
 
         Probe(gpt, decoder=Decoder(base=gpt, layers=gpt.transformer.h, final_norm=gpt.transformer.ln_f))
 
     Attributes:
-        base: the module of which one call is one forward. Its token ids are the argument ``input_ids``, or else the first
-            argument that is a tensor of integers of two dimensions, also in a dict; its mask, if it has one, is
-            ``attention_mask``. It may get embeddings ``(batch, length, width)`` instead.
-        layers: the decoder layers in order. The hidden states are the first argument of a layer, and its output, or the first
-            of its outputs. They may be in any container, such as ``nn.ModuleList`` or ``nn.Sequential``.
+        base: the module that is called once in each forward. Its token ids are the argument ``input_ids``, or else the first
+            argument that is a tensor of integers with two dimensions, including one inside a dict. Its mask, if any, is the
+            argument ``attention_mask``. It may be called with embeddings ``(batch, length, width)`` instead of token ids.
+        layers: the decoder layers in order, in any container, such as ``nn.ModuleList`` or ``nn.Sequential``. Each layer gets
+            the hidden states as its first argument, and returns them as its output or as the first of its outputs.
         embed: the module whose output is the site ``embed``. Default: the input of the first layer (``hidden_states[0]`` in
             Transformers).
         final_norm: the module whose output is the site ``final_norm``, such as the norm before the head. Default: the output of
-            ``base`` (``last_hidden_state`` in Transformers). Needed if ``base`` returns logits.
+            ``base`` (``last_hidden_state`` in Transformers). It is needed if ``base`` returns logits.
         routers: the routers of a mixture of experts, at most one in each layer. Each returns (logits, weights, numbers of the
-            chosen experts), or stands beside a module ``experts`` that is called with these numbers. Default: found.
+            chosen experts), or has a sibling module ``experts`` that is called with these numbers. Default: those that are
+            found automatically.
 
     Raises:
-        GeomprobeError: if one of these is no module, there are no layers, or a part is not inside ``base``.
+        GeomprobeError: if one of these is not a module, there are no layers, or a part is not inside ``base``.
     """
 
     base: nn.Module
@@ -110,9 +111,9 @@ def input_of(site: str) -> str | None:
 def find_decoder(model: nn.Module) -> Decoder:
     """Find the decoder in ``model``, inside any wrapper (a language-model head, PEFT, DDP, a compiled module).
 
-    It is found by ``_can_record_outputs``, in which Transformers names the class of the decoder layers of most architectures,
-    or else as the only ``ModuleList`` of ``config.num_hidden_layers`` modules. Encoders, such as the vision tower of a
-    vision-language model, are passed over.
+    Most architectures of Transformers name the class of their decoder layers in ``_can_record_outputs``, which is used if it
+    exists. Otherwise the layers are the only ``ModuleList`` of ``config.num_hidden_layers`` modules. Encoders, such as the
+    vision tower of a vision-language model, are ignored.
 
     Raises:
         GeomprobeError: if there is no such list, if there are several, if the model is an encoder, or if some layers are in

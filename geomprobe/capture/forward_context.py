@@ -188,7 +188,7 @@ def cache_of(arguments: dict[str, Any]) -> Any:
 
     Raises:
         GeomprobeError: if an argument looks like a cache, and is not one that this package can read. Tokens that were processed
-            earlier would otherwise be missing without a word.
+            earlier would otherwise be missing without a warning.
     """
     found = []
     for name, value in arguments.items():
@@ -238,7 +238,7 @@ models."""
 
 
 _POSITIONS = ("input_pos", "start_pos")
-"""The names by which models outside Transformers are told where in their own cache new tokens stand."""
+"""The names of the arguments that tell models outside of Transformers at which position of their own cache new tokens are."""
 
 
 def padding_runs(ids: Tensor, pad: int, eos: Collection[int] = ()) -> Tensor:

@@ -1,4 +1,5 @@
-"""Notices batches that look padded and were given without a mask, and padding that cannot be told from the end of a text."""
+"""Detects batches that look padded and were given without a mask, and padding that cannot be distinguished from the end of a
+text."""
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ _LONG = 32
 of asterisks."""
 
 _UNIFORM = 8
-"""A whole row of one token is no text if it is as long as this."""
+"""A whole row of one token is not a text if it is at least this long."""
 
 
 class PaddingCheck:

@@ -2,7 +2,7 @@
 
 A router is read where its module returns: it gives logits, and often the numbers of the experts it chose and their weights. If
 the experts themselves are a module that is called with these numbers, as in Transformers, they are read there, because that is
-what the model uses. A number that neither of them tells is not guessed.
+what the model uses. If neither of them gives a number, it is not guessed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ from geomprobe.errors import GeomprobeError
 __all__ = ["EXPERTS", "ROUTER", "Router", "RouterTap", "find_routers"]
 
 ROUTER, EXPERTS = 0, 1
-"""Who tells: the router by what it returns, or the experts by what they are called with."""
+"""The source of a choice: the router by what it returns, or the experts by what they are called with."""
 
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """The names in configs of the number of experts."""
@@ -31,8 +31,8 @@ _LARGEST: dict[str, Callable[[Tensor], Tensor]] = {
     "Llama4TextMoe": torch.sigmoid,
     "JetMoeTopKGating": partial(torch.softmax, dim=-1),
 }
-"""Classes of Transformers that keep to themselves which experts they chose: those with the ``top_k`` largest logits, with these
-weights."""
+"""Classes of Transformers that do not return which experts they chose. They choose those with the ``top_k`` largest logits,
+with these weights."""
 
 _WAY_OUT = "or leave RouterProfile() out"
 
@@ -99,7 +99,7 @@ def _choice(values: Sequence[Tensor]) -> tuple[Tensor, Tensor | None] | None:
 
 
 class RouterTap:
-    """The routers that are read, and what they told in the present forward.
+    """The routers that are read, and what they gave in the present forward.
 
     Args:
         routers: the routers by the number of their layer.

@@ -84,7 +84,7 @@ def run(out: Path, *, steps: int = 400) -> None:
     disable_progress_bar()  # the bars for reading and writing shards; those of the training and of the sweep remain
     try:
         train(out, steps=steps)
-        show("Sweeping over its checkpoints, an untrained model and Gaussian rows.")
+        show("Measuring its checkpoints, an untrained model and Gaussian rows (baselines).")
         training = _finished_run()
         swept, sweep_run = sweep_and_report(out, log_spaced(steps))
     finally:
@@ -157,8 +157,7 @@ def _finished_run() -> Path:
 
 
 def summary(run: Run) -> str:
-    """Return a table of the effective rank of the held-out text by layer and step, and the finding with which the report
-    begins."""
+    """Return a table of the effective rank of the held-out text by layer and step, and the first sentence of the report."""
     finding = leading_text([run])
     return f"{_table(run)}\n\n{textwrap.fill(str(finding), 80)}"
 

@@ -70,22 +70,31 @@ def inspect(
     file: Annotated[Path | None, typer.Option("--file", help="Read the text from this file.")] = None,
     site: Annotated[
         str | None,
-        typer.Option(help="Also print the weights of each token on the earlier tokens at this site, such as final_norm."),
+        typer.Option(
+            help="Also print from which earlier tokens the Lasso reproduces each token at this site, such as final_norm."
+        ),
     ] = None,
     token: Annotated[
         list[str] | None,
-        typer.Option(help="With --site: print the weights of this token only, by number or as written; may be repeated."),
+        typer.Option(
+            help="With --site: print the Lasso, ridge and attention weights of this token only, given by number or as written; "
+            "may be repeated."
+        ),
     ] = None,
     page: Annotated[
-        Path | None, typer.Option("--html", help="Write a page with the weights of each token at every layer to this file.")
+        Path | None,
+        typer.Option(
+            "--html", help="Write a page that shows each token's weights on earlier tokens, at every layer, to this file."
+        ),
     ] = None,
     project: Annotated[
-        str | None, typer.Option("--wandb", help="Log that page, and so the text itself, to this W&B project.")
+        str | None,
+        typer.Option("--wandb", help="Log the page that --html writes, with the text itself, to this W&B project."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the sites, curves, tokens and picks as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all numbers, curves, tokens and weights as JSON.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     gguf_file: Annotated[str | None, typer.Option(help="Name of the GGUF file inside MODEL.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Dtype of the weights; auto is that of the checkpoint.")] = Dtype.float32,
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of the weights; auto keeps the dtype of the checkpoint.")] = Dtype.float32,
     device: Device = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
@@ -135,7 +144,8 @@ def sweep(
     ] = None,
     **arguments: Any,
 ) -> None:
-    """Measure many checkpoints, or models of several sizes, on the same tokens. A sweep that was stopped can be resumed."""
+    """Measure many checkpoints, or models of several sizes, on the same tokens. To resume a sweep that was stopped, run the
+    same command again."""
     from geomprobe.sweeps.checkpoints import find_checkpoints
     from geomprobe.sweeps.sweep import sweep as run_sweep
     from geomprobe.sweeps.table import table
@@ -181,26 +191,26 @@ def export(
     say(f"wrote {to}: {rows:,} numbers of {len(opened.records) - len(opened.failed)} records, one per row")
 
 
-@app.command(cls=Command, short_help="Write a page with figures of sweeps, or of a training.")
+@app.command(cls=Command, short_help="Write a page of figures of sweeps or of a training.")
 def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders of sweeps; or one geomprobe.jsonl of a training, or the output folder that contains it.",
+            help="Folders of sweeps; or, for a training, its geomprobe.jsonl or the output folder that contains it.",
             metavar="RUN...",
         ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Output file. Default: RUN/report.html, report.html for several runs, and geomprobe.html beside the file of a "
-            "training."
+            help="Output file. Default: RUN/report.html for one sweep, report.html for several, and geomprobe.html next to the "
+            "geomprobe.jsonl of a training."
         ),
     ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
-    """Write a page with figures: of one or several sweeps, every metric by layer, step and size, with null baselines; of a
-    training with a probe, what changed, the loss beside every layer, and the curves that trackers get."""
+    """Write a page with figures. For sweeps it shows every metric by layer, training step and model size, with null baselines.
+    For a training with a probe it shows what changed, the loss above a map of all layers, and the curves that trackers get."""
     from geomprobe.report.page import report_page
     from geomprobe.report.training_file import Training, find_training
     from geomprobe.report.training_page import training_page
@@ -233,13 +243,13 @@ def dashboard(
     name: Annotated[str, typer.Option(help="Name of the view.")] = "geomprobe",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the view as JSON without saving it.")] = False,
 ) -> None:
-    """Save a view of a W&B project with one panel per metric, over training, checkpoints and model sizes."""
+    """Save a view of a W&B project with one panel per metric, for trainings and for sweeps over steps or model sizes."""
     from geomprobe.tracking import workspace as views
 
     show(views.to_json(project, entity, name) if dry_run else views.save(project, entity, name))
 
 
-app.add_typer(paper, name="paper", short_help="Run the figures and tables of the paper on any model.")
+app.add_typer(paper, name="paper", short_help="Compute the figures and tables of the paper on any model.")
 
 
 class Bench(StrEnum):
@@ -260,47 +270,49 @@ def bench(
     what: Annotated[
         Bench,
         typer.Argument(
-            help="overhead: a forward and a training step. decode: generation with on_gain. memory: growth with the number of "
-            "tokens. lasso: the Lasso solver. attention: summaries of attention. sweep: a sweep over two checkpoints. "
-            "precision: errors of the ways to compute products. alarms: how often and how early alarms ring in small trainings "
-            "with faults."
+            help="overhead: a forward and a training step. decode: generation, with the gain of each token as it appears. "
+            "memory: growth with the number of tokens. lasso: the Lasso solver. attention: summaries of attention weights. "
+            "sweep: a sweep over two checkpoints. "
+            "precision: rounding errors of the ways to compute Gram matrices. alarms: how often and how early alarms ring in "
+            "small trainings, healthy ones and ones with a fault."
         ),
     ],
     model: Annotated[
         str | None, typer.Option(help="Hub id, directory or .gguf file of a model. Default: random weights.")
     ] = None,
     device: Device = None,
-    dtype: Annotated[Dtype, typer.Option(help="Dtype of the weights; auto is that of the checkpoint.")] = Dtype.float32,
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of the weights; auto keeps the dtype of the checkpoint.")] = Dtype.float32,
     batch: Annotated[int, typer.Option(help="Number of texts per forward.", min=1)] = 2,
     length: Annotated[
         int | None, typer.Option(help="Number of tokens per text. Default: 256, or 512 for lasso.", min=1)
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Number of tokens per checkpoint, for sweep.", min=64)] = 65_536,
+    tokens: Annotated[int, typer.Option(help="For sweep: number of tokens per checkpoint.", min=64)] = 65_536,
     rounds: Annotated[int, typer.Option(help="Number of interleaved rounds.", min=3)] = 9,
     every: Annotated[
-        int | None, typer.Option(help="For overhead: measure one of so many forwards, as when=every(N) does.", min=1)
+        int | None, typer.Option(help="For overhead: measure only every N-th forward, as when=every(N) does.", min=1)
     ] = None,
     budget: Annotated[
-        float | None, typer.Option(help="For overhead: train with when=budget(SHARE), such as 0.01, for --steps steps.")
+        float | None, typer.Option(help="For overhead: train for --steps steps with when=budget(SHARE), such as 0.01.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Number of training steps, for --budget.", min=250)] = 300,
+    steps: Annotated[int, typer.Option(help="For --budget: number of training steps.", min=250)] = 300,
     shapes: Annotated[
         bool, typer.Option("--shapes", help="For overhead: compare several widths, and numbers and lengths of texts.")
     ] = False,
-    seeds: Annotated[int, typer.Option(help="Number of seeds of the trainings, for alarms.", min=1)] = 20,
-    quick: Annotated[bool, typer.Option("--quick", help="For alarms: a few trainings, to see that it works.")] = False,
+    seeds: Annotated[int, typer.Option(help="For alarms: number of seeds of the trainings.", min=1)] = 20,
+    quick: Annotated[bool, typer.Option("--quick", help="For alarms: run only a few trainings, to try the benchmark.")] = False,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="For alarms: from which changes of healthy trainings the limits were set.")
+        bool,
+        typer.Option("--calibrate", help="For alarms: print the changes in healthy trainings from which the limits were set."),
     ] = False,
     keep: Annotated[
         Path | None,
-        typer.Option(help="For alarms: a folder for what was read in each training; those that are there are not run again."),
+        typer.Option(help="For alarms: folder for the readings of each training. Trainings that are in it are not run again."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Measure the cost of geomprobe relative to the bare model, in interleaved runs. Every ratio is given in wall time and in
-    CPU time, with its quartiles."""
-    keeps("Nothing is kept; run the same command to start again" if keep is None else "The same command continues")
+    """Measure the cost of geomprobe: runs with and without a probe alternate, and their ratio is given in wall time and in CPU
+    time, with its quartiles."""
+    keeps("Nothing is kept; run the same command to start again" if keep is None else "Run the same command to go on")
     if what is not Bench.alarms and (quick or calibrate or keep is not None):
         raise GeomprobeError(f"bench {what}: --quick, --calibrate and --keep belong to bench alarms")
     if what is not Bench.overhead and (every is not None or budget is not None or shapes):

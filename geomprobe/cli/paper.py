@@ -20,7 +20,10 @@ __all__ = ["EXPERIMENTS", "app"]
 EXPERIMENTS = {
     "fig1": ("fig1_entropy", "Figure 1: entropy against model size, for the published numbers and for given models."),
     "fig2": ("fig2_skill_graph", "Figure 2: the graph of texts and the skills that they use."),
-    "theory": ("sec3_scaling_laws", "Section 3: exponents of the scaling laws, and every statement on random distributions."),
+    "theory": (
+        "sec3_scaling_laws",
+        "Section 3: exponents of the scaling laws, and a test of every statement on random distributions.",
+    ),
     "fig3": ("fig3_information_gain", "Figure 3: information gain against length, for models of several sizes."),
     "tokens": ("sec4_tokens", "Section 4.2: what the Lasso and attention pick for [No], [?] and [China]."),
     "fig4": ("fig4_6_contexts", "Figure 4: mean and last-token embeddings of texts in two contexts and without one."),
@@ -31,7 +34,7 @@ EXPERIMENTS = {
 """In the order of the paper, for every experiment its module, which contains it as ``FIG1`` and so on, and its help text."""
 
 app = typer.Typer(
-    help="Run the figures and tables of the paper on any model. Each gives a picture, a page and its numbers.",
+    help="Compute the figures and tables of the paper on any model. Each command writes a picture, a page and the numbers.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -46,9 +49,11 @@ _Data = Annotated[
 ]
 _Field = Annotated[str, typer.Option(help="Field with the text of a document, or with its list of messages.")]
 _Tokens = Annotated[int, typer.Option(help="Number of tokens of the data that each model reads.", min=256)]
-_Steps = Annotated[int, typer.Option(help="Optimizer steps of the models that are trained if no model is given.", min=1)]
+_Steps = Annotated[
+    int, typer.Option(help="Number of optimizer steps of the small models that are trained if no model is given.", min=1)
+]
 _Seed = Annotated[int, typer.Option(help="Seed of all random numbers.", min=0, max=2**32 - 1)]
-_Dtype = Annotated[Dtype, typer.Option(help="Dtype of the weights; auto is that of the checkpoint.")]
+_Dtype = Annotated[Dtype, typer.Option(help="Dtype of the weights; auto keeps the dtype of the checkpoint.")]
 _Fresh = Annotated[bool, typer.Option("--fresh", help="Measure again, even if the folder has numbers of an earlier run.")]
 
 
@@ -126,9 +131,9 @@ def _all(request: "Request") -> None:
         raise GeomprobeError("; ".join(f"{name} failed: {error}" for name, error in failed.items()))
 
 
-@app.command(cls=Command, short_help="Every item of the paper, and what computes it here.")
+@app.command(cls=Command, short_help="List the items of the paper and their code here.")
 def concordance() -> None:
-    """Every item of the paper in its order: what computes it here, the test of that, and the verdict."""
+    """List every item of the paper in its order, with the code that computes it here, its test, and the verdict."""
     from geomprobe.paper.concordance import to_text
 
     show(to_text())
@@ -137,12 +142,12 @@ def concordance() -> None:
 _SHORT = {
     "fig1": "Figure 1: entropy against model size.",
     "fig2": "Figure 2: the graph of texts and skills.",
-    "theory": "Section 3: scaling laws, and every statement.",
+    "theory": "Section 3: scaling laws, and tests of all statements.",
     "fig3": "Figure 3: information gain against length.",
     "tokens": "Section 4.2: what the Lasso and attention pick.",
     "fig4": "Figure 4: embeddings of texts in contexts.",
-    "fig5": "Figure 5: their JS distances.",
-    "fig6": "Figure 6: their logdet and Riemannian distances.",
+    "fig5": "Figure 5: JS distances of these texts.",
+    "fig6": "Figure 6: logdet and Riemannian distances of them.",
     "errata": "Errors in the printed paper, shown with numbers.",
 }
 """What the list of commands says, in one line of a terminal."""
@@ -152,6 +157,6 @@ for _name, (_, _help) in EXPERIMENTS.items():
 app.command(
     "all",
     cls=Command,
-    help="Run all of them, and write a page of all pictures and verdicts (offline, CPU, under ten minutes).",
-    short_help="Run all of them, and write a page.",
+    help="Run all of these commands, and write one page with all pictures and verdicts (offline, CPU, under ten minutes).",
+    short_help="Run all of these commands, and write one page.",
 )(_command(_all))

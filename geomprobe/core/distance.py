@@ -1,7 +1,7 @@
-"""Distances between texts (§4.3, App. A): between the covariances of their rows, or between one vector of each.
+"""Distances between texts (section 4.3, Appendix A): between the covariances of their rows, or between one vector of each text.
 
-Of a text with rows Z ``(n, d)`` the covariance is ``Σ = ZᵀZ/n``, not centred. All numbers are float64. With ``A = Σ₁ + δI``,
-``B = Σ₂ + δI``:
+The covariance of a text with rows Z ``(n, d)`` is ``Σ = ZᵀZ/n``, without centring. All numbers are float64. With
+``A = Σ₁ + δI`` and ``B = Σ₂ + δI``:
 
 =================  =======================================================  ==============================================
 ``logdet``         ``√(logdet((A + B)/2) − ½ logdet(AB))``                  root of the S-divergence (Sra 2016): a metric
@@ -12,8 +12,8 @@ Of a text with rows Z ``(n, d)`` the covariance is ``Σ = ZᵀZ/n``, not centred
 =================  =======================================================  ==============================================
 
 A text of n < d tokens has a singular covariance: ``logdet``, ``riemann`` and ``log_euclidean`` are then infinite without δ, and
-grow with ``log(1/δ)`` and the number of directions that only one text uses. Compare distances of one δ, and of texts about as
-long.
+grow with ``log(1/δ)`` and the number of directions that only one text uses. Compare only distances for the same δ, between
+texts of about the same length.
 
 The first three are functions of the eigenvalues λ of ``A⁻¹B``, and are computed from ``t = (λ − 1)/(λ + 1)``, the eigenvalues
 of ``(A + B)^{−½} (B − A) (A + B)^{−½}``: ``logdet`` is ``√(−½ Σ log(1 − t²))`` and ``riemann`` is ``2‖artanh t‖``. No
@@ -33,25 +33,26 @@ __all__ = ["Distance", "covariance_distances", "js_leading_term", "text_distance
 Distance = Literal["logdet", "js", "riemann", "log_euclidean", "frobenius"]
 
 _CHUNK = 2**21
-"""Numbers in one chunk's matrices: 16 MiB in float64."""
+"""Number of entries of the matrices in one chunk: 16 MiB in float64."""
 
 _INDEFINITE = "a covariance is not positive definite, even with δ added: give a larger delta, or the texts' rows"
 
 
 def text_distances(rows: Sequence[Tensor], distance: Distance, *, delta: float = 1e-6, gamma: float = 100.0) -> Tensor:
-    """Distances between the covariances of k texts, ``(k, k)`` float64: symmetric, zero on the diagonal.
+    """Return the distances between the covariances of k texts, ``(k, k)`` float64, symmetric, with zeros on the diagonal.
 
-    Two covariances differ from each other only in the span of both texts' rows, so each pair is compared there, exactly: with
-    the coordinates of all rows in a basis of it, of 2n directions instead of d.
+    Two covariances differ only in the span of the rows of both texts, so each pair is compared there, which is exact: the
+    coordinates of all rows are taken in a basis of this span, which has 2n directions instead of d.
 
     Args:
-        rows: k texts ``(n_i, d)``, as they are: scale them to length one first to have the paper's covariances.
-        distance: see the module's table.
+        rows: the rows of k texts, ``(n_i, d)`` each. They are not scaled here: scale them to length one first to get the
+            paper's covariances.
+        distance: one of the distances in the table of this module.
         delta: δ of ``logdet``, ``riemann`` and ``log_euclidean``.
         gamma: γ of ``js``. The paper's is 100, the 1/ε² of its entropy.
 
     Raises:
-        GeomprobeError: a text without rows, of another width or with rows that are not finite; δ or γ not positive.
+        GeomprobeError: if a text has no rows, another width, or rows that are not finite; or if δ or γ is not positive.
     """
     delta = _regulariser(distance, delta, gamma)
     widths = {text.shape[1:] for text in rows}
@@ -76,13 +77,15 @@ def text_distances(rows: Sequence[Tensor], distance: Distance, *, delta: float =
 
 
 def covariance_distances(covariances: Tensor, distance: Distance, *, delta: float = 1e-6, gamma: float = 100.0) -> Tensor:
-    """Distances between k covariances ``(k, d, d)``, as :func:`text_distances` of their texts.
+    """Return the distances between k covariances ``(k, d, d)``, which are those that :func:`text_distances` returns for their
+    texts.
 
-    ``logdet``, ``js`` and ``riemann`` solve an eigenproblem of d×d for each pair; texts of fewer than d/2 rows are far cheaper
-    as rows.
+    ``logdet``, ``js`` and ``riemann`` solve a d×d eigenproblem for each pair. For texts of fewer than d/2 rows,
+    :func:`text_distances` is far cheaper.
 
     Raises:
-        GeomprobeError: not finite or not symmetric; with δ added not positive definite; δ or γ not positive.
+        GeomprobeError: if a matrix is not finite, not symmetric, or not positive definite after δ was added; or if δ or γ is
+            not positive.
     """
     delta = _regulariser(distance, delta, gamma)
     sigma = _checked(covariances)
@@ -97,13 +100,15 @@ def covariance_distances(covariances: Tensor, distance: Distance, *, delta: floa
 
 
 def js_leading_term(covariances: Tensor, gamma: float) -> Tensor:
-    """What ``js`` tends to as γ → 0 (Theorem A.1): ``√(γ²/8) ‖A − B‖_F`` between k covariances ``(k, d, d)``, ``(k, k)``.
+    """Return the leading term of ``js`` for γ → 0 (Theorem A.1), ``√(γ²/8) ‖A − B‖_F``, between k covariances ``(k, d, d)``, as
+    ``(k, k)``.
 
-    The theorem prints a remainder of O(γ³). That is the remainder of the squares; of the distances it is O(γ²), with the
-    leading part ``−γ² tr((A + B)(A − B)²) / (4√2 ‖A − B‖_F)``, which is not zero for covariances ``A ≠ B``.
+    The theorem prints a remainder of O(γ³). This is the remainder of the squared distances. That of the distances is O(γ²),
+    with the leading part ``−γ² tr((A + B)(A − B)²) / (4√2 ‖A − B‖_F)``, which is not zero for covariances ``A ≠ B``.
 
     Raises:
-        GeomprobeError: not finite or not symmetric; γ not below ``1/max(‖A‖, ‖B‖)``, as the theorem assumes.
+        GeomprobeError: if a matrix is not finite or not symmetric, or γ is not below ``1/max(‖A‖, ‖B‖)``, as the theorem
+            assumes.
 
     >>> js_leading_term(torch.stack([torch.zeros(2, 2), torch.eye(2)]), 0.5)
     tensor([[0.0000, 0.2500],
@@ -119,7 +124,8 @@ def js_leading_term(covariances: Tensor, gamma: float) -> Tensor:
 
 
 def vector_distances(vectors: Tensor) -> Tensor:
-    """Euclidean distances ``(k, k)`` between one vector of each text ``(k, d)``: its mean row, or its last.
+    """Return the Euclidean distances ``(k, k)`` between one vector of each text ``(k, d)``, such as its mean row or its last
+    row.
 
     >>> vector_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
     tensor([[0., 5.],
@@ -129,7 +135,7 @@ def vector_distances(vectors: Tensor) -> Tensor:
 
 
 def _regulariser(distance: str, delta: float, gamma: float) -> float:
-    """What is added to the diagonal."""
+    """The number that is added to the diagonal."""
     if distance not in get_args(Distance):
         raise GeomprobeError(f"no distance {distance!r}: there are {', '.join(get_args(Distance))}")
     if not (delta > 0 and gamma > 0):
@@ -157,7 +163,7 @@ def _all_pairs(k: int, size: int, between: Callable[[Tensor, Tensor], Tensor]) -
 
 
 def _coordinates(rows: Tensor) -> Tensor:
-    """Rows ``(…, n, d)`` in an orthonormal basis of a space that holds them, ``(…, n, min(n, d))``."""
+    """The coordinates ``(…, n, min(n, d))`` of rows ``(…, n, d)`` in an orthonormal basis of a space that contains them."""
     triangle: Tensor = torch.linalg.qr(rows.mT, mode="r").R
     return triangle.mT
 

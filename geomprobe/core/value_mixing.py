@@ -1,7 +1,7 @@
-"""How attention mixes value vectors into the rows that leave it, and back (Eqs 3 to 5 of section 4.2).
+"""How attention mixes value vectors into its output rows, and the inverse (Eqs 3 to 5 of section 4.2).
 
-``weights`` is what one attention head gives: ``(…, T, T)``, row t the weights ``λ_j^t`` of token t on the tokens j ≤ t. What
-stands above the diagonal is not read. ``values`` and ``rows`` are ``(…, T, d)``. All numbers are float64.
+``weights`` are those of one attention head, ``(…, T, T)``: row t has the weights ``λ_j^t`` of token t on the tokens j ≤ t.
+Entries above the diagonal are ignored. ``values`` and ``rows`` are ``(…, T, d)``. All numbers are float64.
 
 The paper calls the mixed rows z, as it calls the hidden states. In a transformer an output projection, a residual stream, norms
 and an MLP lie between the two, so Eqs 3 to 5 hold for what one head adds, not for the hidden states.
@@ -16,7 +16,7 @@ __all__ = ["equation_5", "mix_values", "unmix_values"]
 
 
 def mix_values(weights: Tensor, values: Tensor) -> Tensor:
-    """Eq. 3 for every token: ``z_t = λ_t^t v_t + Σ_{j<t} λ_j^t v_j``.
+    """Return the right side of Eq. 3 for every token: ``z_t = λ_t^t v_t + Σ_{j<t} λ_j^t v_j``.
 
     >>> mix_values(torch.tensor([[1.0, 0.0], [0.25, 0.75]]), torch.tensor([[4.0], [8.0]]))
     tensor([[4.],
@@ -26,12 +26,13 @@ def mix_values(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def unmix_values(weights: Tensor, rows: Tensor) -> Tensor:
-    """Eq. 4 for every token, first to last: ``v_t = (z_t − Σ_{j<t} λ_j^t v_j) / λ_t^t``, the inverse of :func:`mix_values`.
+    """Return the right side of Eq. 4 for every token, from the first to the last: ``v_t = (z_t − Σ_{j<t} λ_j^t v_j) / λ_t^t``,
+    the inverse of :func:`mix_values`.
 
     Rounding grows with ``1/λ_t^t``, and from each token to the next.
 
     Raises:
-        GeomprobeError: a token has no weight on itself.
+        GeomprobeError: if a token has no weight on itself.
 
     >>> unmix_values(torch.tensor([[1.0, 0.0], [0.25, 0.75]]), torch.tensor([[4.0], [7.0]]))
     tensor([[4.],
@@ -43,13 +44,14 @@ def unmix_values(weights: Tensor, rows: Tensor) -> Tensor:
 
 
 def equation_5(weights: Tensor, values: Tensor, rows: Tensor) -> Tensor:
-    """The right side of Eq. 5 for every token, both its terms: ``λ_t^t v_t + Σ_{j<t} (λ_j^t / λ_j^j) z_j``.
+    """Return the right side of Eq. 5 for every token, with both of its terms: ``λ_t^t v_t + Σ_{j<t} (λ_j^t / λ_j^j) z_j``.
 
-    Eq. 4 put into Eq. 3 gives ``z_t`` exactly: this less ``Σ_{j<t} (λ_j^t / λ_j^j) Σ_{k<j} λ_k^j v_k``, which the paper takes
-    to be small and leaves out. The metric ``eq5_r2`` knows no value vectors: it has the second term alone.
+    Eq. 4 inserted into Eq. 3 gives ``z_t`` exactly, as the right side of Eq. 5 minus
+    ``Σ_{j<t} (λ_j^t / λ_j^j) Σ_{k<j} λ_k^j v_k``, which the paper considers small and leaves out. The metric ``eq5_r2`` does
+    not know the value vectors, so it uses only the second term.
 
     Raises:
-        GeomprobeError: a token has no weight on itself.
+        GeomprobeError: if a token has no weight on itself.
     """
     own = _own(weights, "Eq. 5")
     implied = weights.double().tril(-1) / own.unsqueeze(-2)

@@ -24,12 +24,12 @@ _ON_PAGE = 12
 """Largest number of picks of each kind that the page shows for a token."""
 
 _ATTENTION = (
-    "Attention weights are means over heads unless a head is chosen, in the layer before the site: embed has none, and "
-    "final_norm has those of the last layer."
+    "Attention weights are those of the layer whose output is shown, as means over heads unless a head is chosen. embed has "
+    "none, and final_norm has those of the last layer."
 )
 
 _NO_HEADS = (
-    "Attention heads are not shown one by one: the text or the model is too large for it, or its number of heads is not known."
+    "Attention heads are not shown one by one, because the text or the model is too large, or the number of heads is not known."
 )
 
 
@@ -140,7 +140,7 @@ class Inspection:
             bars += bar * cells + " "
             used += cells + 1
         title = f"information gain of each token at {site}" + f", {least:.2f} (▁) to {most:.2f} nats (█)" * bool(finite)
-        about = f"the first token (·) has none before it: its gain is {gain[first]:.2f} nats in any text"
+        about = f"the first token (·) has no token before it: its gain is {gain[first]:.2f} nats in any text"
         return "\n".join([title, about, "", *lines, words, bars.rstrip()])
 
 
@@ -181,7 +181,7 @@ def inspect_text(
 
 
 def inspect_tokens(loaded: Loaded, ids: Sequence[int], *, all_sites: bool = False) -> Inspection:
-    """Run the tokens of one text through the model, exactly these: see :func:`inspect_text`."""
+    """Run exactly these tokens of one text through the model. See :func:`inspect_text`."""
     return _inspect(loaded, torch.tensor([list(ids)], device=loaded.model.device), all_sites=all_sites)
 
 

@@ -19,7 +19,7 @@ __all__ = ["TokenView", "show_tokens"]
 class TokenView:
     """The page of one text, which a notebook shows as the result of a cell.
 
-    The page stands in a frame in which its script can run, but cannot reach the notebook.
+    The page is shown in a frame in which its script can run, but cannot access the notebook.
 
     Args:
         document: the page, as HTML.
@@ -50,9 +50,9 @@ class TokenView:
 def show_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", text: str, *, height: int = 760) -> TokenView:
     """Run ``text`` through ``model`` and return the page of its tokens, as the result of a notebook cell.
 
-    The page shows for every layer the information gain of each token and its weights on the earlier tokens, by the Lasso, by
-    ridge regression and by attention. It is the page that ``geomprobe inspect --html`` writes. The model runs once or twice
-    without gradients, and is not changed.
+    For every layer, the page shows the information gain of each token, and its weights on the earlier tokens in a Lasso
+    regression, in a ridge regression and in attention. ``geomprobe inspect --html`` writes the same page. The model runs once
+    or twice without gradients, and is not changed.
 
     Args:
         model: a causal language model of Transformers in evaluation mode.

@@ -42,8 +42,8 @@ class Picks:
         site: the site.
         lasso: for every token the picks of its Lasso: the earlier tokens with a weight above 0.01.
         ridge: the picks of its ridge regression (σ = 0.01): the earlier tokens with a weight above 0.01 in magnitude.
-        attention: the picks of attention in the layer before the site: the earlier tokens with a weight, averaged over heads,
-            above 0.01. ``None`` if there is no attention.
+        attention: the picks of attention in the layer whose output is the site: the earlier tokens with a weight, averaged over
+            heads, above 0.01. ``None`` if there is no attention.
         r2: for every token the share of its row's squared length that the Lasso reproduces; NaN for the first token.
         heads: for every attention head the picks of every token, at most 5, if they were requested; ``None`` if there is no
             attention. They are not part of ``to_dict``.

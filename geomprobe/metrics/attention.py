@@ -18,29 +18,31 @@ __all__ = ["AttentionProfile"]
 class AttentionProfile(Metric):
     """Summaries of the attention weights of each layer: softmax weights before dropout, under any attention implementation.
 
-    The site of a layer has the attention inside that layer, ``final_norm`` has that of the last layer, and ``embed`` has none.
+    The site of a layer has the weights inside that layer, ``final_norm`` has those of the last layer, and ``embed`` has none.
 
-    Scalars, means over heads and over tokens that have earlier tokens in their text:
+    Scalars, which are means over heads and over tokens that have earlier tokens in their text:
 
     - ``attention_entropy``: ``−Σ_j a_j log a_j`` in nats (Zhai et al. 2023). It grows with the number of visible tokens;
-    - ``attention_entropy_normalised``: the entropy of token t divided by ``log t``, its largest value under causal attention:
-      texts of different lengths can be compared. 0 to 1; less than 1 in a layer with a sliding window, which sees fewer than t
-      tokens; up to 1.07 at t = 2 where part of the weight goes to no token (the sinks of GPT-OSS);
+    - ``attention_entropy_normalised``: the entropy of token t divided by ``log t``, its largest value under causal attention,
+      so that texts of different lengths can be compared. It is 0 to 1, but stays below 1 in a layer with a sliding window,
+      which sees fewer than t tokens, and can reach 1.07 at t = 2 where part of the weight goes to no token (the sinks of
+      GPT-OSS);
     - ``attention_sink``: the weight on the first token of the text (Xiao et al. 2024), 0 to 1;
     - ``attention_distance``: ``Σ_j a_j (t − j)``, the mean distance in tokens;
     - ``attention_picks``: the number of tokens whose weight, averaged over heads, is above 0.01 (section 4.2).
 
     With ``logits`` also ``attention_top_logit``: the mean over heads and tokens of the largest score ``max_j s_j`` of a token,
-    as it enters the softmax (after scale, soft cap and bias), at most the soft cap, or the scale times the largest ``‖q‖ ‖k‖``;
-    and ``attention_top_logit_max_head``: the mean over tokens in the head in which it is largest. Dehghani et al. (2023) and
-    Wortsman et al. (2023) saw growing scores before the loss diverged. They take the maximum over tokens, which cannot be added
-    over batches as these means can. A constant added to all scores of a token changes its largest score, but no weight.
+    as it enters the softmax (after scale, soft cap and bias). It is at most the soft cap, or the scale times the largest
+    ``‖q‖‖k‖``. Also ``attention_top_logit_max_head``: the mean over tokens in the head in which this mean is largest. Dehghani
+    et al. (2023) and Wortsman et al. (2023) saw growing scores before the loss diverged. They take the maximum over tokens,
+    which cannot be added over batches as these means can. A constant added to all scores of a token changes its largest score,
+    but no weight.
 
     With ``sink_tokens`` also ``attention_sink_share_1`` … ``attention_sink_share_K``: the share of heads for which the k-th
-    token of a text is a sink, ``Sink_k`` of Gu et al. (2024), 0 to 1, mean over texts that have one. A head has a sink at token
-    k if ``α_k = 1/(T − k + 1) Σ_{t≥k} a_tk`` is above ``sink_threshold``. It depends on the length T of the texts: compare only
-    readings of texts of equal length. Curve ``attention_sink_share_by_head``: the share of texts in which the first token is a
-    sink of the head.
+    token of a text is a sink (``Sink_k`` of Gu et al. 2024), 0 to 1, as a mean over texts that have a k-th token. A head has a
+    sink at token k if ``α_k = 1/(T − k + 1) Σ_{t≥k} a_tk`` is above ``sink_threshold``. It depends on the length T of the
+    texts: compare only readings of texts of equal length. Curve ``attention_sink_share_by_head``: the share of texts in which
+    the first token is a sink of the head.
 
     Curves: ``attention_entropy`` by position in the text; ``attention_octaves``, the weight averaged over heads by distance: on
     the token itself, on the token before, 2–3, 4–7, 8–15 tokens back, and so on; ``attention_entropy_by_head``,

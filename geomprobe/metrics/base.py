@@ -50,7 +50,8 @@ class Metric(ABC):
     @property
     @abstractmethod
     def accumulators(self) -> tuple[Accumulator, ...]:
-        """The accumulators whose states this metric reads. Metrics share equal accumulators, which are updated only once."""
+        """The accumulators whose states this metric reads. If several metrics need equal accumulators, they share one, which is
+        updated once."""
 
     @abstractmethod
     def scalars(self, states: Mapping[Accumulator, State]) -> Mapping[str, Tensor | float]:

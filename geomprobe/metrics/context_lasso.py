@@ -19,21 +19,21 @@ __all__ = ["ContextLasso"]
 class ContextLasso(Metric):
     """The Lasso regression of each token's unit row on the earlier rows of its text (section 4.2).
 
-    Scalars, means over targets, which are the tokens that have earlier tokens in their text:
+    Scalars, which are means over targets. A target is a token that has earlier tokens in its text:
 
     - ``lasso_picks``: the number of earlier tokens with a weight above ``threshold``; ``lasso_nonzero``: the number with a
       weight other than zero;
     - ``lasso_r2``: ``1 − ‖z − Σβz‖²``, the share of the row's squared length that the weighted earlier rows reproduce, 0 to 1;
-    - ``lasso_first``: the share of Σ|β| on the first token of the text, over targets that have any weight;
+    - ``lasso_first``: the share of Σ|β| on the first token of the text, as a mean over targets with a weight other than zero;
     - ``lasso_unsolved``: the share of targets whose duality gap stayed above ``tol``. If it is not zero, the other numbers are
       approximate.
 
-    Curve ``lasso_weight``: Σ|β| by distance, starting with the token directly before; its ``count`` is the number of targets
-    that have a token at that distance.
+    Curve ``lasso_weight``: the mean of |β| by distance, starting with the token directly before the target; its ``count`` is
+    the number of targets that have a token at that distance.
 
-    The weights show by which rows a row can be reproduced, not from which rows the model computed it. ``attention=True``
-    compares them with the attention weights a, averaged over heads, of the layer before the site (at ``final_norm`` of the last
-    layer; ``embed`` has none):
+    The weights show from which rows a row can be reproduced, not from which rows the model computed it. ``attention=True``
+    compares them with the attention weights a, averaged over heads, in the layer whose output the site is (``final_norm`` has
+    those of the last layer, and ``embed`` has none):
 
     - ``lasso_attention_jaccard``: among the tokens that the Lasso or attention picks (weight above ``threshold``), the share
       that both pick;
@@ -48,15 +48,16 @@ class ContextLasso(Metric):
     It also adds the curves ``attention_weight`` and ``eq5_weight`` by the same distances as ``lasso_weight``.
 
     Args:
-        penalty: α of the convention ``"sklearn"``, ``1/(2d)‖z − Zβ‖² + α‖β‖₁``, with which the picks agree with those of the
-            paper; λ of ``"literal"``, ``‖z − Zβ‖² + λ‖β‖₁``, the formula printed in the paper, which picks many more tokens.
+        penalty: α in the convention ``"sklearn"``, ``1/(2d)‖z − Zβ‖² + α‖β‖₁``, whose picks agree with those of the paper; or λ
+            in the convention ``"literal"``, ``‖z − Zβ‖² + λ‖β‖₁``, which is the formula printed in the paper and picks many
+            more tokens.
         convention: ``"sklearn"`` or ``"literal"``.
         threshold: weight above which a token counts as picked.
-        rate: share of the tokens that are solved. A text of 512 tokens costs about 50 ms per site on two cores, and solving
-            waits for the device: during training, use a small rate and measure few steps.
+        rate: share of the tokens for which the Lasso is solved. A text of 512 tokens costs about 50 ms per site on two cores,
+            and the host waits for the device before it solves. During training, use a small rate and measure few steps.
         tol: duality gap to which each target is solved, in units of ``½‖z − Zβ‖² + λ‖β‖₁``.
-        attention: whether to compare with attention. Attention maps of a few sites are held at a time, and of all sites while
-            a text is generated.
+        attention: whether to compare with attention. The attention maps of a few sites at a time are kept in memory, and those
+            of all sites while a text is generated.
 
     Raises:
         GeomprobeError: if an argument is out of range; with ``attention``, when the probe is attached to a model whose

@@ -46,7 +46,7 @@ _WORDS = {
     "lasso_picks": Description(
         "Lasso picks",
         "earlier tokens",
-        "The number of earlier tokens from which the Lasso reproduces a token’s row: fewer means sparser structure.",
+        "The number of earlier tokens from which the Lasso reproduces a token’s row. A low number means that few are enough.",
         "The rows by which a row can be reproduced are not those from which the model computed it.",
     ),
     "lasso_r2": Description(
@@ -58,21 +58,21 @@ _WORDS = {
     "lasso_attention_rank": Description(
         "Rank correlation of Lasso and attention",
         "Spearman’s ρ",
-        "Rank correlation of Lasso weights and attention weights over all earlier tokens: 1 is the same order, 0 no relation.",
-        "It does not only depend on the largest weights: the many small ones contribute as much.",
+        "Rank correlation of Lasso and attention weights over all earlier tokens: 1 means the same order, 0 no relation.",
+        "It does not depend on the largest weights only: each of the many small ones counts as much.",
     ),
     "eq5_r2": Description(
         "R² of Eq. 5",
         "R²",
         "How well the coefficients that Eq. 5 derives from attention reproduce a row, without the equation’s first term (the "
-        "token’s own value vector): 1 is exactly.",
+        "token’s own value vector): 1 means exactly.",
         "A value below 0 is not an error: tokens that hardly attend to themselves imply very large coefficients.",
         floor=-1.0,
     ),
     "attention_entropy": Description(
         "Attention entropy",
         "nats",
-        "How widely heads spread their attention: 0 is on one token, log n is evenly on n tokens.",
+        "How widely heads spread their attention: 0 if all of it is on one token, log n if it is spread evenly over n tokens.",
         "It is not comparable between texts of different length: it grows with the number of visible tokens.",
     ),
     "attention_sink": Description(
@@ -110,7 +110,7 @@ _WORDS = {
     "cka_first": Description(
         "CKA with the first checkpoint",
         "linear CKA",
-        "How similar a layer is to itself at the first checkpoint, up to rotation and scale: 1 is the same geometry.",
+        "How similar a layer is to itself at the first checkpoint, up to rotation and scale: 1 means the same geometry.",
         "It is not sensitive to directions of small variance: a few large ones dominate it.",
     ),
     "cka_previous": Description(
@@ -140,26 +140,26 @@ _WORDS = {
     "router_load_entropy": Description(
         "Entropy of the load of experts",
         "share of log E",
-        "How evenly tokens are divided among the experts of a layer: 1 is evenly, 0 is all on one.",
-        "It does not tell whether experts differ, and falls with few tokens by chance.",
+        "How evenly tokens are divided among the experts of a layer: 1 if all get equally many, 0 if one gets all of them.",
+        "It does not tell whether experts differ. With few tokens it is lower by chance.",
     ),
     "router_entropy": Description(
         "Entropy of the router",
         "share of log E",
-        "How undecided the router is about a token, on average: 0 is certain, 1 is that it distinguishes no experts.",
+        "How undecided the router is about a token, on average: 0 if it is certain, 1 if it prefers no expert to another.",
         "It says nothing about the load: a router that is certain of every token can still divide tokens evenly.",
     ),
     "router_dead_experts": Description(
         "Dead experts",
         "share of experts",
         "The share of experts that no token chose.",
-        "With few tokens experts are left out by chance.",
+        "If there are few tokens, some experts are not chosen by chance alone.",
     ),
     "router_largest_share": Description(
         "Largest load of an expert",
         "share of choices",
         "The share of all choices that fell on the busiest expert: 1/E if the load is even, at most 1/k.",
-        "It is not comparable between models that choose another number of experts.",
+        "It is not comparable between models that choose different numbers of experts for a token.",
     ),
     "curvature": Description(
         "Curvature",
@@ -174,12 +174,12 @@ _WORDS = {
         "Growth of the residual stream",
         "nats per layer",
         "The mean logarithm of the length of a row after a layer, divided by its length before: 0 if lengths stay the same.",
-        "It is not how much a layer changes a row: a row can be replaced by another one of the same length.",
+        "It does not tell how much a layer changes a row: a row can be replaced by another one of the same length.",
     ),
     "activation_ratio": Description(
         "Largest activation",
         "times the median",
-        "The largest activation divided by the median one: high if a few activations are massive.",
+        "The largest activation divided by the median activation: high if a few activations are massive.",
         "It is not a defect of the model: massive activations act as biases for attention sinks.",
         log=True,
     ),
@@ -220,8 +220,8 @@ _PREFIXES = {
 
 
 def describe(metric: str) -> Description:
-    """Return the description of a metric. A metric that differs from another one in its rows only has the description of that
-    one, with its rows in the title; one without a description is described by its name."""
+    """Return the description of a metric. A metric that differs from another one only in its rows has the description of that
+    one, with its rows in the title. A metric without a description is described by its name."""
     if metric in _WORDS:
         return _WORDS[metric]
     name, about = metric, list[str]()

@@ -21,31 +21,33 @@ __all__ = ["RepresentationEntropy"]
 
 @dataclass(frozen=True, kw_only=True)
 class RepresentationEntropy(Metric):
-    """Measures of how widely the rows of a site spread over directions: Def. 3.1, matrix entropy, and ranks.
+    """How widely the rows (hidden states) of a site spread over directions: representation entropy (Def. 3.1), matrix entropy,
+    and ranks.
 
-    Scalars over all tokens, whose unit rows are pooled in one covariance Σ:
+    Scalars of all tokens together, computed from one covariance Σ of their rows, which are scaled to length one:
 
     - ``entropy``: ``L / L_max``, 0 to 1, with ``L = (d+n)/2 · logdet(I + d/ε² Σ)``; ``entropy_nats``: L itself;
     - ``matrix_entropy``: ``H = −Σp log p`` in nats, ``matrix_entropy_log_d = H/log d`` and
       ``matrix_entropy_log_n = H/log min(n, d)`` (n is reduced by one for each mean that was subtracted). Compare all three:
       most of a trend of H/log d over model sizes comes from its denominator;
     - ``effective_rank`` e^H, ``rank_ratio`` e^H/d, ``stable_rank``, ``participation_ratio``;
-    - ``rankme`` and ``alpha_req`` with its ``alpha_req_r2`` (:mod:`geomprobe.core.spectrum`), computed from the eigenvalues
-      above :func:`~geomprobe.accumulators.covariance.rounding`; those close to that threshold are weighted down.
-      ``rankme_left_out`` is the largest share of Σ√λ that may be missing for this reason, and ``alpha_req_left_out`` the share
-      of the weights of the fit. Both are 0 where rounding has no influence;
+    - ``rankme``, and ``alpha_req`` with the R² of its fit, ``alpha_req_r2`` (:mod:`geomprobe.core.spectrum`). Both are computed
+      from the eigenvalues above rounding errors (:func:`~geomprobe.accumulators.covariance.rounding`), and eigenvalues close to
+      that threshold have less weight. ``rankme_left_out`` is an upper bound of the share of Σ√λ that is missing for this
+      reason, and ``alpha_req_left_out`` is the share of the weights of the fit that is missing. Both are 0 where rounding has
+      no influence;
     - ``anisotropy``: the mean cosine of two different rows.
 
     Scalars that are means over texts: ``text_entropy``, ``text_entropy_nats``; with ``text_spectrum`` also
     ``text_matrix_entropy``, ``text_matrix_entropy_log_d``, ``text_matrix_entropy_log_n``, ``text_effective_rank`` and
     ``text_rank_ratio``.
 
-    The curve ``spectrum``, with ``spectrum``: the eigenvalues of Σ over their ranks, the largest first. Its counts are n. Those
-    of the null space are rounding errors of either sign.
+    With ``spectrum=True`` there is a curve ``spectrum``: the eigenvalues of Σ from the largest to the smallest, with n as the
+    count of each. Eigenvalues of the null space are rounding errors of either sign.
 
-    Every name starts with what makes its rows differ from the unit rows of all tokens: ``last_`` or ``mean_`` (see ``rows``),
-    ``raw_`` (see ``unit``), and ``centered_`` or ``stream_centered_`` (see ``center``), in this order. The entropies of Def.
-    3.1 need unit rows, and ``anisotropy`` needs unit rows that were not centred on the stream, so other rows do not have them.
+    If the rows are not simply the unit rows of all tokens, every name starts with prefixes that say so: ``last_`` or ``mean_``
+    (see ``rows``), ``raw_`` (see ``unit``), and ``centered_`` or ``stream_centered_`` (see ``center``), in this order. The
+    entropies of Def. 3.1 are computed for unit rows only, and ``anisotropy`` for unit rows that were not centred on the stream.
 
     None of these is the entropy of the tokens or of the model's predictions. The entropies and ranks grow with the number of
     rows until n ≫ d, so compare only readings on equally many tokens.
@@ -59,24 +61,25 @@ class RepresentationEntropy(Metric):
         rows: ``"all"`` for the rows of all tokens; ``"last"`` for the last row of each text; ``"mean"`` for the mean row of
             each text, which is not scaled again.
         alpha_range: the first and the last rank of the fit of ``alpha_req``; the largest eigenvalue has rank 1.
-        texts: whether to compute the means over texts too. Without them a forward costs only the covariance, which is useful
-            for many tokens. They are defined for the unit rows of all tokens, where this is the default.
-        text_spectrum: whether to compute the means over texts that need eigenvalues too, at about ten times the cost.
-        spectrum: whether to return the curve ``spectrum`` of all eigenvalues, at no cost but its length.
+        texts: whether to compute the means over texts too. They are defined only for the unit rows of all tokens, for which
+            they are computed by default. Without them a forward costs less (only the covariance), which is useful for many
+            tokens.
+        text_spectrum: whether to compute also those means over texts that need eigenvalues, at about ten times the cost.
+        spectrum: whether to return the curve ``spectrum`` of all eigenvalues. Its only cost is a longer reading.
         clipped: whether to compute ``clipped_matrix_entropy`` too, and with ``text_spectrum`` ``clipped_text_matrix_entropy``:
-            the entropies of Σ, and of the Gram matrices of texts, whose negative entries are set to zero. The code of Skean et
-            al. (2025) does this; it has no justification that we know of.
-        sketch: number of random directions by which Σ is approximated instead of stored whole, for models too wide for a d×d
-            sum at every layer (a 70B model needs 27 GB of sums, or 2.7 GB with ``sketch=512``). The scalar ``sketch_residual``
-            is then the share of tr Σ that is missing from the sketch, with the bounds given in
+            the entropies of Σ, and of the Gram matrices of texts, after their negative entries were set to zero. The code of
+            Skean et al. (2025) does this. We know of no justification for it.
+        sketch: number of random directions with which Σ is approximated, instead of being stored completely. This is for models
+            that are too wide for a d×d sum at every layer (a 70B model needs 27 GB of sums, or 2.7 GB with ``sketch=512``). The
+            scalar ``sketch_residual`` is then the share of tr Σ that is missing from the sketch, with the bounds given in
             :func:`~geomprobe.accumulators.covariance_sketch.sketched_eigenvalues`: the smaller it is, the more accurate are the
             numbers; for ``entropy`` it must be much smaller than ε²/d. ``rankme`` is too high if the missing part is not spread
             evenly (by 14% at a residual of 1e-3 and ``λ_j ∝ j^−3``), and ``alpha_req`` is fitted to the eigenvalues that exceed
             the residual. The means over texts stay exact.
 
     Raises:
-        GeomprobeError: if an argument is not one of those described, or if two of them exclude each other. ``epsilon`` is from
-            1e-5 to 1e3, the range that float64 allows.
+        GeomprobeError: if an argument is not as described, or if two of them exclude each other. ``epsilon`` must be between
+            1e-5 and 1e3, the range that float64 allows.
     """
 
     epsilon: float = 0.1

@@ -35,12 +35,13 @@ class InformationGain(Metric):
     (their running sum, the paper's Figure 3) and ``posterior_variance`` (0 to 1, the minimum of the ridge objective).
 
     A token whose row repeats earlier directions has a small gain; one in a new direction gains up to ``½ log(1 + σ⁻²)``, which
-    is 4.61 nats at σ = 0.01. This is neither mutual information between tokens nor surprisal.
+    is 4.61 nats at σ = 0.01. The gain is neither mutual information between tokens nor surprisal.
 
     Args:
         sigma: noise σ, 0.01 in the paper. Compare only gains for the same σ.
-        stream: whether to compute the gain of all tokens as one text too, from a separate covariance with float64 products
-            (σ⁻² would raise the rounding errors of float32 products above the identity).
+        stream: whether to compute also the gain of all tokens as if they were one text. It is computed from a separate
+            covariance with float64 products, because σ⁻² would raise the rounding errors of float32 products above the
+            identity.
 
     Raises:
         GeomprobeError: if ``sigma`` is not between 1e-5 and 1e3, the range that float64 allows.

@@ -20,8 +20,8 @@ class MeanRepresentation(Metric):
     anisotropy of ``RepresentationEntropy``, which leaves out the pairs of a row with itself.
 
     Curve ``representation_mean``: z̄ by dimension, with n as the count of every entry. Between two readings of the *same* texts
-    :func:`geomprobe.core.similarity.mean_velocity` tells how fast it moves. Each reading holds d numbers for each site: choose
-    a few ``sites`` where readings are written to files.
+    :func:`geomprobe.core.similarity.mean_velocity` tells how fast it moves. Each reading holds d numbers for each site, so
+    choose few ``sites`` if readings are written to files.
     """
 
     @property

@@ -24,25 +24,26 @@ class RouterProfile(Metric):
     The site of a layer has the router inside that layer, ``final_norm`` has that of the last layer, and ``embed`` and layers
     without a router have NaN. The load ``f_e`` is the share of all choices that fell on expert e: each token chooses k experts,
     so it sums to 1, is 1/E if the load is even, and is at most 1/k. It counts the experts that the model used, after biases and
-    groups. Shared experts, which compute every token, are not among them.
+    groups. Shared experts, which process every token, are not counted.
 
     Scalars:
 
     - ``router_load_entropy``: ``−Σ_e f_e log f_e / log E``, 0 to 1; 1 if every expert has the same load.
       ``router_load_entropy_nats`` is not divided;
     - ``router_entropy``: the mean over tokens of ``−Σ_e p_e log p_e / log E``, 0 to 1; near 0 if the router is certain, 1 if it
-      does not distinguish experts. ``router_entropy_nats`` is not divided. ``p_e = s_e / Σ_e s_e`` are the router's scores
-      before biases: those of softmax, or of a sigmoid as in DeepSeek-V3 (2024, section 2.1.2), whichever explains the weights
-      that the model used. NaN if none does, as in Phi-MoE, or if they are not known;
+      prefers no expert to another. ``router_entropy_nats`` is not divided. ``p_e = s_e / Σ_e s_e`` are the normalised scores of
+      the router before biases. The scores s_e are those of a softmax, or of a sigmoid as in DeepSeek-V3 (2024, section 2.1.2),
+      whichever explains the weights that the model used. The number is NaN if neither does, as in Phi-MoE, or if the weights
+      are not known;
     - ``router_dead_experts``: the share of experts that no token chose, 0 to 1;
     - ``router_largest_share``: ``max_e f_e``, 1/E to 1/k.
 
     Curves ``router_load``, ``f_e``, and ``router_probability``, the mean of ``p_e``, by the number of the expert. Their counts
     are numbers of choices and of tokens.
 
-    Few tokens leave experts without any, and lower the entropy of the load, by chance: compare readings of equally many tokens,
-    and of many times E/k. The entropy of the load falls and the largest share grows as a mixture collapses (Shazeer et al.
-    2017; Fedus et al. 2022, whose balancing loss has its least value at the even load).
+    With few tokens, some experts get none by chance, which lowers the entropy of the load. Compare only readings of equally
+    many tokens, and measure many more tokens than E/k. The entropy of the load falls and the largest share grows as a mixture
+    collapses (Shazeer et al. 2017; Fedus et al. 2022, whose balancing loss has its least value at the even load).
 
         Probe(model, [RouterProfile()])
 

@@ -142,7 +142,7 @@ def _told(name: str, trusted: bool, part: str = "") -> Iterator[None]:
     except Exception as error:  # a hub, a disk or a file format can raise errors of many kinds
         if not trusted and "trust_remote_code" in str(error):
             raise GeomprobeError(
-                f"cannot load {of}: it needs Python code that comes with it, which is not run without your word: "
+                f"cannot load {of}: it needs Python code that comes with it, which is run only if you allow it: "
                 "trust_remote_code=True, or --trust-remote-code where the command has it"
             ) from error
         if "use_safetensors" in str(error):

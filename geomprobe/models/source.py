@@ -45,7 +45,7 @@ class Source:
 
 
 def find_source(model: str | os.PathLike[str], *, revision: str | None = None, gguf_file: str | None = None) -> Source:
-    """Return the place of a model. A local one is looked at; a hub is not asked.
+    """Return the place of a model. A local place is checked; no request is sent to a hub.
 
     Raises:
         GeomprobeError: if there can be no model of this name, if a local one lacks its configuration, or if a local one has a
@@ -96,7 +96,7 @@ def check_source(source: Source, config: Any = None) -> None:
         config: its configuration, once it has been read; ``None`` before that.
 
     Raises:
-        GeomprobeError: if it would.
+        GeomprobeError: if it would do so.
     """
     if config is None and not source.local:
         return  # a hub that is not reachable is reported when the configuration is read

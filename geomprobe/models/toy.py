@@ -82,7 +82,7 @@ def toy_trainer(
         width: number of dimensions of a hidden state, a multiple of 32.
         layers: number of decoder layers.
         length: number of bytes in a text, which is also the maximum length of the model.
-        seed: of the initial weights, and of the order of the texts.
+        seed: the seed of the initial weights, and of the order of the texts.
         report_to: ``"wandb"`` to log every step and the held-out loss to W&B.
         run_name: name of the W&B run.
         quiet: whether to hide the progress bar.

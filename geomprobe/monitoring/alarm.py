@@ -1,4 +1,4 @@
-"""An alarm, and the sentences in which it is told."""
+"""An alarm, and the sentences that describe it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,21 +34,21 @@ _SHAPE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Alarm:
-    """A signal that has moved away from its own recent past. ``str(alarm)`` tells it in sentences.
+    """An alarm: a signal has moved away from its own recent past. ``str(alarm)`` describes it in sentences.
 
-    It tells that something changed, where, and how far. It does not tell that a run is broken: healthy events, such as a drop
-    of the learning rate or other texts, move the same numbers.
+    It says that something changed, where, and how far. It does not say that a run is broken: harmless events, such as a lower
+    learning rate or other texts, change the same numbers.
 
     Attributes:
         name: the name of the rule.
-        step: the step of the reading that rang, the last of its hits.
+        step: the step of the reading at which the alarm rang, the last of its hits.
         mode: the mode of that reading.
         signal: the signal.
-        direction: where it moved.
+        direction: the direction in which the signal moved.
         site: of the sites that count, the one that moved furthest in this direction from its own baseline; ``None`` for a
             signal without sites.
         value: the value of that reading, combined over sites.
-        baseline: the median of the readings before; NaN if there are not enough, and ``value`` is not finite.
+        baseline: the median of the readings before; NaN if there was none, which can only be if ``value`` is not finite.
         change: how far the value has moved in this direction: a ratio or a difference, as ``Rule.change`` returns it.
         is_ratio: whether ``change`` is a ratio.
         moved: the modes whose latest reading is beyond the limit, this one first.
@@ -98,7 +98,7 @@ class Alarm:
         """Return the alarm that :meth:`to_dict` was called on.
 
         Raises:
-            GeomprobeError: if ``data`` is no such dict. The message begins with ``what``.
+            GeomprobeError: if ``data`` is not such a dict. The message begins with ``what``.
         """
         check_shape(data, _SHAPE, what, advice="give what Alarm.to_dict() returned")
         numbers = {name: _NOT_FINITE.get(data[name], data[name]) for name in ("value", "baseline", "change")}

@@ -1,4 +1,4 @@
-"""The monitor, which holds the readings of a training against rules."""
+"""The monitor, which checks the readings of a training against rules."""
 
 import math
 import statistics
@@ -29,8 +29,8 @@ class _Track:
     Attributes:
         step: the latest step.
         readings: step and finite values by site of the latest readings, at most ``window``.
-        streak: how many of the latest readings in a row were hits, or, negative, were none.
-        began: the step at which the alarm rang that is on, or ``None``.
+        streak: how many of the latest readings in a row were hits; negative if they were not hits.
+        began: the step at which the current alarm rang, or ``None`` if no alarm is on.
     """
 
     step: int = -1
@@ -39,7 +39,7 @@ class _Track:
     began: int | None = None
 
     def rewind(self, step: int) -> None:
-        """Forget the readings from ``step`` on, which is measured again."""
+        """Forget the readings from ``step`` on, because that step is measured again."""
         if step <= self.step:
             self.readings = [(at, values) for at, values in self.readings if at < step]
             self.streak = 0
@@ -61,7 +61,7 @@ class _Track:
 
 
 class Monitor:
-    """Holds the numbers of a training against rules, and returns alarms.
+    """Check the numbers of a training against rules, and return alarms.
 
         monitor = Monitor()
         for step, batch in enumerate(loader):
@@ -70,28 +70,31 @@ class Monitor:
                 for alarm in monitor.update(step, probe.read(reset=True), loss=loss.item()):
                     print(alarm)
 
-    Each rule compares a signal with the median of its own latest readings in the same mode (see :class:`Rule`). After ``hits``
-    hits in a row it rings once, and its alarm is *on*. The alarm ends, and can ring again, when as many readings in a row are
-    no hits: the signal has returned, or has stayed at its new value until the baseline followed, for about half of the window.
+    Each rule compares a signal with its baseline, the median of its own latest readings in the same mode (see :class:`Rule`). A
+    reading whose signal has moved as far as the limit is a *hit*. After ``hits`` hits in a row the rule rings once, and its
+    alarm is *on*. The alarm ends, and the rule can ring again, after the same number of readings in a row that are not hits.
+    This happens when the signal has returned, or when it has stayed at its new value until the baseline followed, which takes
+    about half of the window.
 
-    Readings that are due at fixed steps (``every(20)``) make the alarms of a resumed run those of one that never stopped, if
-    :meth:`state_dict` is saved with the checkpoint. Those of ``budget`` depend on timing. On several ranks readings are sums
-    over all of them: the ranks ring together if ``loss`` and the like are the same on all.
+    If readings are taken at fixed steps (``every(20)``) and :meth:`state_dict` is saved with each checkpoint, a resumed run has
+    the same alarms as one that never stopped. With ``budget``, alarms depend on timing. With several ranks, each reading covers
+    all of them, so all ranks have the same alarms if ``loss`` and the other numbers are the same on all ranks.
 
-    A number that is missing leaves its rule as it is. Sites are compared only if they have a finite value in the reading and in
-    all readings of the baseline. A ``loss``, or another number without a site, that is not finite is a hit of the rules for a
-    rise, and enters no baseline.
+    If a number is missing, the state of its rule does not change. Sites are compared only if they have a finite value in the
+    reading and in all readings of the baseline. If the ``loss``, or another number without a site, is not finite, it is a hit
+    for rules whose direction is ``"up"``, and is not part of any baseline.
 
     Args:
-        rules: the rules. Default: ``geomprobe.monitoring.rules.DEFAULT_RULES``, whose limits are not calibrated yet.
+        rules: the rules. Default: ``geomprobe.monitoring.rules.DEFAULT_RULES``, whose limits were set from trainings of small
+            models.
 
     Attributes:
         rules: the rules.
-        changes: how far the signal of each rule that could be judged had moved in the latest update, by the name of the rule,
-            as ``Rule.change`` returns it. The largest of healthy runs tell where to set a limit.
+        changes: for each rule that could be evaluated in the latest update, how far its signal had moved, as ``Rule.change``
+            returns it, by the name of the rule. The largest changes in healthy runs tell where to set a limit.
 
     Raises:
-        GeomprobeError: if an entry is no rule, or two rules have the same name.
+        GeomprobeError: if an entry is not a rule, or two rules have the same name.
 
     >>> monitor = Monitor([Rule(signal="loss", direction="up", difference=0.5)])
     >>> alarms = [alarm for step in range(20) for alarm in monitor.update(step, loss=2.0 if step < 15 else 3.0)]
@@ -136,23 +139,24 @@ class Monitor:
         gradient_norm: float | None = None,
         numbers: Mapping[str, float] | None = None,
     ) -> list[Alarm]:
-        """Hold the numbers of a step against the rules, and return the alarms that ring now.
+        """Check the numbers of a step against the rules, and return the alarms that ring now.
 
-        A step that is not above the latest one of its rule and mode takes back the readings from that step on, as when a
-        training begins again at a checkpoint. Load the state saved there (:meth:`load_state_dict`) to continue exactly.
+        If ``step`` is not above the latest step of a rule and mode, their readings from ``step`` on are discarded, as is right
+        when a training starts again at a checkpoint. Load the state that was saved there (:meth:`load_state_dict`) to continue
+        exactly.
 
         Args:
             step: the optimizer step.
-            reading: what a probe read, if it read anything at this step.
-            mode: what was read: ``"train"``, ``"eval"``, or ``"fixed"`` for texts that are the same each time. Each mode is
-                compared with its own past only. Default: the mode of the reading, or ``"train"``.
+            reading: the reading of a probe, if there is one at this step.
+            mode: the kind of texts that were read: ``"train"``, ``"eval"``, or ``"fixed"`` for texts that are the same each
+                time. Each mode is compared only with its own past. Default: the mode of the reading, or ``"train"``.
             loss: the loss in nats.
             gradient_norm: the norm of the gradient before clipping.
             numbers: other numbers by the name of a signal or ``signal/site``, such as ``{"repeated_batch": 0.0}``.
 
         Raises:
-            GeomprobeError: if ``step`` is not a whole number, ``mode`` is no name, or a number is none of Python's or NumPy's,
-                such as a tensor, for which this would have to wait.
+            GeomprobeError: if ``step`` is not a whole number, ``mode`` is not a string, or a number is not a number of Python
+                or NumPy. A tensor is refused, because this would have to wait for its device.
         """
         if not is_whole(step, least=0):
             raise GeomprobeError(f"Monitor.update(step={step!r}): expected a whole number, 0 or more")
@@ -172,17 +176,17 @@ class Monitor:
         return [alarm for alarm in alarms if alarm is not None]
 
     def compared(self, alarm: Alarm) -> Alarm:
-        """Return an alarm that rang in the latest update of its mode, with ``moved`` and ``unmoved`` as they are now, after
+        """Return an alarm that rang in the latest update of its mode, with ``moved`` and ``unmoved`` updated. Call it after
         another mode was read at the same step."""
         rule = next(rule for rule in self.rules if rule.name == alarm.name)
         moved, unmoved = self._others(rule, alarm.mode)
         return replace(alarm, moved=(alarm.mode, *moved), unmoved=unmoved)
 
     def notify(self, event: str) -> None:
-        """Tell that a known event changes the numbers from now on, such as ``"the learning rate is divided by 10"``.
+        """Tell the monitor of an event that changes the numbers from now on, such as ``"the learning rate is divided by 10"``.
 
-        All baselines begin anew, alarms that are on end without another word, and no rule rings until its window is full again.
-        Alarms after that name the event.
+        All baselines start again, alarms that are on end silently, and no rule rings until its window is full again. Later
+        alarms name the event.
         """
         if not isinstance(event, str) or not event:
             raise GeomprobeError(f"Monitor.notify({event!r}): expected what happens in words, such as 'another dataset'")
@@ -212,7 +216,7 @@ class Monitor:
         """Continue from what :meth:`state_dict` returned.
 
         Raises:
-            GeomprobeError: if it is no such state, or that of other rules. The monitor stays as it was.
+            GeomprobeError: if ``state`` is not such a dict, or belongs to other rules. The monitor is then unchanged.
         """
         what, advice = "this is not the state of these alarms", "give what Monitor.state_dict() returned"
         check_shape(state, _SHAPE, what, advice=advice)
@@ -260,7 +264,7 @@ class Monitor:
         return signals
 
     def _judge(self, rule: Rule, step: int, mode: str, found: Mapping[str, float]) -> Alarm | None:
-        """Hold the values of one rule against its track, and return the alarm if it rings."""
+        """Compare the values of one rule with its track, and return the alarm if it rings."""
         sites = found if rule.sites is None else [site for site in rule.sites if site in found]
         values = {site: found[site] for site in sites if math.isfinite(found[site])}
         if not values and ("" not in sites or rule.direction == "down"):
@@ -337,7 +341,7 @@ def _plain(name: str, value: object) -> float:
     """The number that a caller gave."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise GeomprobeError(
-            f"Monitor.update() was given {name} = {type(value).__name__}: expected a plain number; of a tensor give .item(), "
-            "at the steps at which you can wait for it"
+            f"Monitor.update() was given {name} = {type(value).__name__}: expected a plain number; for a tensor give .item(), "
+            "at steps at which you can wait for it"
         )
     return float(value)

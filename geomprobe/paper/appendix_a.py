@@ -1,9 +1,10 @@
-"""Theorem A.1 (Appendix A): the JS distance for small γ, and the order of what remains beside its leading term.
+"""Theorem A.1 (Appendix A): the JS distance for small γ, and the order of its remainder after the leading term.
 
 For covariances A and B and ``γ < 1/max(‖A‖, ‖B‖)`` the theorem says ``d_JS = √(γ²/8 ‖A − B‖²) + O(γ³)``. Its proof expands the
-*square* of the distance, ``d²_JS = γ²/8 ‖A − B‖² − γ³/8 tr((A + B)(A − B)²) + O(γ⁴)``: there O(γ³) remains. The root of it is
-``√(γ²/8 ‖A − B‖²) − γ² tr((A + B)(A − B)²) / (4√2 ‖A − B‖) + O(γ³)``. The trace is positive for all covariances ``A ≠ B``, as
-``A − B`` vanishes on every vector on which ``A + B`` does. So the remainder of the distance is O(γ²), and never O(γ³).
+*square* of the distance, ``d²_JS = γ²/8 ‖A − B‖² − γ³/8 tr((A + B)(A − B)²) + O(γ⁴)``: there the remainder is O(γ³). The root
+of this is ``√(γ²/8 ‖A − B‖²) − γ² tr((A + B)(A − B)²) / (4√2 ‖A − B‖) + O(γ³)``. The trace is positive for all covariances
+``A ≠ B``, as ``A − B`` vanishes on every vector on which ``A + B`` does. So the remainder of the distance is O(γ²), and never
+O(γ³).
 """
 
 import math
@@ -23,25 +24,25 @@ __all__ = ["Remainder", "judge_theorem_a_1", "measure_theorem_a_1", "theorem_a_1
 _SHARES = (1e-1, 1e-2, 1e-3, 1e-4)
 """γ as shares of ``1/max(‖A‖, ‖B‖)``. Orders are slopes over all but the first, where the next terms of the series count."""
 _ROUNDING = 1e-12
-"""Covariances nearer than this share of their norm are equal."""
+"""Covariances that differ by less than this share of their norm count as equal."""
 _TENDS = 1e-3
-"""How near to one the ratio has to be at the smallest γ."""
+"""Largest difference from one of the ratio at the smallest γ."""
 _ORDER = 0.05
-"""How near to an integer a measured order has to be."""
+"""Largest difference from an integer of a measured order."""
 
 
 @dataclass(frozen=True)
 class Remainder:
-    """The JS distance beside its leading term. Nothing but the name where both covariances are the same.
+    """The JS distance and its remainder after the leading term. If both covariances are equal, only the name is known.
 
     Attributes:
-        name: of the rows.
-        shares: of the largest γ that the theorem allows.
-        ratio: of the distance to its leading term, by share.
-        order: in γ, of what remains of the distance.
-        order_of_square: of what remains of its square.
-        coefficient: of γ² in what remains of the distance.
-        predicted: the same from the expansion.
+        name: the name of the rows.
+        shares: the values of γ, as shares of the largest γ that the theorem allows.
+        ratio: the distance divided by its leading term, for each share.
+        order: the order in γ of the remainder of the distance.
+        order_of_square: the order in γ of the remainder of its square.
+        coefficient: the coefficient of γ² in the remainder of the distance.
+        predicted: the same coefficient, from the expansion.
     """
 
     name: str
@@ -54,7 +55,8 @@ class Remainder:
 
 
 def measure_theorem_a_1(name: str, rows: Tensor) -> Remainder:
-    """The JS distance between the covariances of the first and of the second half of ``rows`` ``(n, d)``, at falling γ."""
+    """Measure the JS distance between the covariances of the first and of the second half of ``rows`` ``(n, d)``, for
+    decreasing γ."""
     coordinates = torch.linalg.qr(rows.double().mT).R.mT  # of the rows in their span: distances are the same there
     halves = coordinates.tensor_split(2)
     sigmas = torch.stack([half.mT @ half / len(half) for half in halves])
@@ -78,12 +80,12 @@ def measure_theorem_a_1(name: str, rows: Tensor) -> Remainder:
 
 
 def _order(gammas: Any, remainder: Any) -> float:
-    """The slope of a remainder along γ, both as logarithms."""
+    """The slope of the logarithm of a remainder against log γ."""
     return float(np.polyfit(np.log(gammas[1:]), np.log(np.abs(remainder[1:])), 1)[0])
 
 
 def theorem_a_1_table(cases: Sequence[Remainder]) -> Table:
-    """One row for each of what :func:`measure_theorem_a_1` gave."""
+    """Return a table with one row for each result of :func:`measure_theorem_a_1`."""
     columns = ("rows", "ratio", f"at {_small(_SHARES[-1])}", "order: d", "of d²", "γ² term", "expected")
     rows = [
         (
@@ -102,7 +104,8 @@ def theorem_a_1_table(cases: Sequence[Remainder]) -> Table:
 
 
 def judge_theorem_a_1(cases: Sequence[Remainder]) -> list[Verdict]:
-    """Whether the leading term is the paper's, and whether what remains is of the order that it prints."""
+    """Return verdicts on whether the leading term is that of the paper, and whether the remainder has the order that it
+    prints."""
     claims = (
         "Theorem A.1: for small γ the JS distance is √(γ²/8)‖A − B‖_F",
         "Theorem A.1 as printed: what remains of the distance is O(γ³)",

@@ -1,7 +1,7 @@
-"""Every item of the paper in its order: which function computes it, which test checks that, and what came out.
+"""Every item of the paper in its order: the function that computes it, the test that checks this function, and the verdict.
 
-The items are in :data:`geomprobe.paper.items.ITEMS`; here they are printed, for a terminal, for the page of all figures, and
-for the ``README.md`` of this folder, which a test holds to it.
+The items are in :data:`geomprobe.paper.items.ITEMS`. This module formats them for a terminal, for the page of all figures, and
+for the ``README.md`` of this folder, which a test compares with the items.
 """
 
 import textwrap
@@ -16,7 +16,7 @@ _WIDTH = 80
 
 
 def to_text() -> str:
-    """For a terminal of 80 columns."""
+    """Return the items as text for a terminal of 80 columns."""
     return "\n\n".join(map(_lines, ITEMS))
 
 
@@ -31,7 +31,7 @@ def _lines(item: Item) -> str:
 
 
 def to_markdown() -> str:
-    """For the ``README.md`` of this folder: the concordance and the errata."""
+    """Return the concordance and the errata as Markdown for the ``README.md`` of this folder."""
     rows = [
         (item.name, item.subject, "<br>".join(map(_code, _shown(item))), _linked(item.test), item.verdict) for item in ITEMS
     ]
@@ -46,7 +46,7 @@ def to_markdown() -> str:
 
 
 def to_html(on_page: Collection[str] = ()) -> str:
-    """A ``<table>``; commands whose sections are ``on_page`` are links to them."""
+    """Return the items as an HTML table. Commands whose sections are ``on_page`` become links to them."""
     return render("geomprobe.paper", "concordance.html.j2", items=ITEMS, on_page=on_page)
 
 

@@ -27,11 +27,11 @@ COUNTRIES = (
     *("Australia.", "Austria.", "Brazil.", "Cuba.", "Denmark.", "Egypt.", "France.", "Germany."),
     *("Hungary.", "Iceland.", "India.", "Japan.", "Norway.", "Poland.", "Spain."),
 )
-"""The fifteen names of Appendix B, each with the full stop that ends its text."""
+"""The fifteen names of Appendix B, each with the full stop at the end of its text."""
 CONTEXTS = {"king": "He is the king of {}", "queen": "She is the queen of {}", "none": "{}"}
-"""The two contexts of section 4.3 and the empty one, and what tables call them."""
+"""The two contexts of section 4.3 and the empty one, by their names in tables."""
 SOURCES = {"model": "", "shuffled": "shuffled tokens", "untrained": "untrained model"}
-"""Where rows come from, and what tables call it."""
+"""The sources of rows, and their names in tables."""
 EMBEDDINGS = {"mean": "mean embedding", "last": "last token"}
 DELTA = 1e-6
 """δ of logdet, Riemann and log-Euclidean: a text has fewer tokens than dimensions, so its covariance is singular."""
@@ -39,8 +39,8 @@ DELTA = 1e-6
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts in a model of width ``d``: how many tokens those of each context have, and the different last tokens: one, the
-    full stop, where the tokenizer keeps it apart."""
+    """The texts as tokens of a model of width ``d``: the numbers of tokens in each context, and the different last tokens.
+    There is only one, the full stop, if the tokenizer makes it a token of its own."""
 
     name: str
     d: int
@@ -50,14 +50,14 @@ class Texts:
 
 @dataclass(frozen=True)
 class Reader:
-    """Rows of the texts by where they come from, each text ``(n, d)`` of unit rows in float64, on the CPU."""
+    """The rows of the texts by their source: for each text unit rows ``(n, d)`` in float64, on the CPU."""
 
     name: str
     rows: Mapping[str, Sequence[Tensor]]
     last_tokens: list[str]
 
     def distances(self, kind: str, source: str) -> Array:
-        """Between the texts, ``(45, 45)``."""
+        """Return the distances between the texts, ``(45, 45)``."""
         texts = self.rows[source]
         if kind in EMBEDDINGS:
             return vector_distances(self.embeddings(kind, source)).numpy()
@@ -70,11 +70,11 @@ class Reader:
         return torch.stack([text.mean(0) if kind == "mean" else text[-1] for text in self.rows[source]])
 
     def separation(self, kind: str, seed: int) -> dict[str, Separation]:
-        """By source, how far all contexts lie apart, and king and queen alone."""
+        """Return for each source how far all contexts, and king and queen alone, lie apart."""
         return {source: separation_of(self.distances(kind, source), seed) for source in SOURCES}
 
     def texts(self) -> Texts:
-        """Of the model itself."""
+        """The texts of the model itself."""
         rows = self.rows["model"]
         lengths = np.array([len(text) for text in rows]).reshape(len(CONTEXTS), -1)
         tokens = dict(zip(CONTEXTS, lengths.tolist(), strict=True))
@@ -82,19 +82,19 @@ class Reader:
 
 
 def separation_of(distances: Array, seed: int) -> Separation:
-    """How far the contexts lie apart by the distances between all texts, and king and queen alone."""
+    """Return how far all contexts, and king and queen alone, lie apart by the distances between all texts."""
     pair = 2 * len(COUNTRIES)
     return Separation(score(distances, len(CONTEXTS), seed), score(distances[:pair, :pair], 2, seed))
 
 
 def read_texts(request: Request) -> Sequence[Reader]:
-    """The models that were asked for, read once for all three figures of one process."""
+    """Return the models of a request, which are read once for all three figures in one process."""
     return _read(request, json.dumps(request.key("texts"), sort_keys=True))
 
 
 @lru_cache(maxsize=1)
 def _read(request: Request, key: str) -> Sequence[Reader]:
-    """``key`` tells whether a model's files changed."""
+    """The ``key`` changes if the files of a model change."""
     from tqdm import tqdm
 
     loaded = load_readers(request)
@@ -116,7 +116,7 @@ def _read(request: Request, key: str) -> Sequence[Reader]:
 
 
 def _tokens(name: str, model: Loaded) -> list[Tensor]:
-    """Ids ``(1, n)`` of every text."""
+    """The token ids ``(1, n)`` of every text."""
     ids = []
     for text in (context.format(country) for context in CONTEXTS.values() for country in COUNTRIES):
         try:
@@ -127,7 +127,7 @@ def _tokens(name: str, model: Loaded) -> list[Tensor]:
 
 
 def _shuffled(model: Loaded, ids: Sequence[Tensor], seed: int) -> list[Tensor]:
-    """Each text's tokens in a random order; those the tokenizer adds stay where they are."""
+    """The tokens of each text in a random order. Those that the tokenizer adds stay in their places."""
     generator = torch.Generator().manual_seed(seed)
     special = torch.tensor(model.tokenizer.all_special_ids, dtype=torch.long)
     shuffled = []
@@ -142,10 +142,11 @@ def _shuffled(model: Loaded, ids: Sequence[Tensor], seed: int) -> list[Tensor]:
 def final_rows(
     name: str, model: Loaded, ids: Sequence[Tensor], done: Callable[[int], object] = lambda texts: None
 ) -> list[Tensor]:
-    """Unit rows ``(n, d)`` of ``final_norm`` of every text, float64, on the CPU. Texts of one length run together, none padded.
+    """Return the unit rows ``(n, d)`` of ``final_norm`` of every text, in float64 on the CPU. Texts of the same length run in
+    one batch, so that none is padded.
 
     Raises:
-        GeomprobeError: the model cannot run on them, or gives a row that is not finite.
+        GeomprobeError: if the model cannot run on them, or gives a row that is not finite.
     """
     rows: dict[int, Tensor] = {}
     base = find_decoder(model.model).base
@@ -168,7 +169,8 @@ def final_rows(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Many small matrices: threads gain nothing, and where others use the cores they were seen to cost 10 to 100 times."""
+    """A context with one thread. For many small matrices threads gain nothing, and when other programs used the cores, they
+    took 10 to 100 times as long."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

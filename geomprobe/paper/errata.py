@@ -173,15 +173,16 @@ def _theorem_4_1(cases: Sequence[Case]) -> list[Verdict]:
     printed = Verdict(
         "Theorem 4.1 as printed: one more token adds ½ log((1 + σ⁻² − σ²) + σ²σ_T²)",
         off < 1e-6,
-        f"on {case.name} that makes {sum(case.printed):.1f} nats in all where determinants give "
-        f"{sum(case.determinant):.1f}, up to {_off(case):.2f} off for a token ({cases[1].name}: {_off(cases[1]):.2f}). "
+        f"on {case.name} this gives {sum(case.printed):.1f} nats in total, and the determinants give "
+        f"{sum(case.determinant):.1f}; one token is off by up to {_off(case):.2f} ({cases[1].name}: {_off(cases[1]):.2f}). "
         "The proof leaves σ⁻² out of the off-diagonal block",
         "erratum",
     )
     exact = Verdict(
         "Theorem 4.1 with that σ⁻² restored: it adds ½ log(1 + σ⁻²σ_T²)",
         worst <= _AGREES and float64 <= _AGREES_FLOAT64,
-        f"at most {_small(worst)} from the determinants in {DIGITS} digits, and {_small(float64)} in float64, as a share",
+        f"its relative difference from the determinants is at most {_small(worst)} in {DIGITS} digits, and {_small(float64)} "
+        "in float64",
         "erratum",
     )
     return [printed, exact]
@@ -230,7 +231,7 @@ def _objective(picks: Sequence[Objectives]) -> Verdict:
     model, sparse, literal = listed or found[-1]
     names = ", ".join(token.strip() for token, _, _ in sparse)
     evidence = (
-        f"on {model} it picks {len(literal)} tokens, and scikit-learn's ‖·‖²/2d + α‖β‖₁ at the same number "
+        f"on {model} it picks {len(literal)} tokens, and scikit-learn's ‖·‖²/2d + α‖β‖₁ with the same number as penalty picks "
         f"{len(sparse)} ({names})"
     )
     if listed is None:
@@ -257,14 +258,15 @@ def _small(number: float) -> str:
 
 ERRATA = Experiment(
     name="errata",
-    title="Where the paper's print is wrong",
+    title="Errors in the printed paper",
     place="Sections 4.1, 4.2 and Appendix A",
     read=(
-        "Left: what each token adds to the information gain. The printed theorem hardly depends on the context, and the "
-        "determinants do. Middle: four ranks of the same rows. Right: the weights of earlier tokens under two objectives "
-        "with the same number for the penalty. The tables have Theorem A.1 too. Section 3's errata are with its statements."
+        "Left: what each token adds to the information gain. By the printed theorem this hardly depends on the context; by "
+        "the determinants it does. Middle: four ranks of the same rows. Right: the weights of earlier tokens in two "
+        "objectives with the same number as penalty. The tables also contain Theorem A.1. The errata of Section 3 are with its "
+        "statements."
     ),
-    caveat="These are slips of formulas and of print; the paper's figures may have been computed with the right ones.",
+    caveat="These are errors in printed formulas. The figures of the paper may have been computed with the correct ones.",
     of="texts",
     numbers=Errata,
     measure=_measure,

@@ -1,4 +1,5 @@
-"""A figure or table of the paper as something that runs: numbers, a picture of them, and what they say of its claims."""
+"""A figure or table of the paper as an experiment that can be run: its numbers, a picture of them, and verdicts on the paper's
+claims."""
 
 import math
 import textwrap
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["HEADINGS", "Experiment", "Kind", "Outcome", "Request", "Table", "Verdict", "cell", "plain", "restore", "span"]
 
 N = TypeVar("N")
-"""The class of what an experiment measured, a dataclass: all that its picture and its verdicts are made from."""
+"""The class of the numbers of an experiment, a dataclass, from which its picture and its verdicts are made."""
 
 Kind = Literal["paper", "erratum", "ours"]
-"""Whose statement a verdict is about."""
+"""The kind of statement that a verdict is about."""
 
 HEADINGS: Mapping[Kind, str] = {
     "paper": "What the paper says",
@@ -34,11 +35,11 @@ HEADINGS: Mapping[Kind, str] = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the numbers say of one statement.
+    """What the numbers say about one statement.
 
     Attributes:
         claim: the statement, in one line.
-        holds: whether these numbers bear it out; ``None`` where they do not decide.
+        holds: whether these numbers confirm it; ``None`` if they do not decide.
         evidence: the numbers, in one or two lines.
         kind: ``"paper"`` for a claim of the paper; ``"ours"`` for a control or a measure that the paper does not have;
             ``"erratum"`` for a statement whose print is wrong, or its correction.
@@ -61,10 +62,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers to read: cells are text already. The first column is what a row is called.
+    """A table of numbers, whose cells are text already. The first column has the names of the rows.
 
     Attributes:
-        words: how many columns, from the left, are words.
+        words: number of columns, from the left, that contain words.
     """
 
     title: str
@@ -73,7 +74,7 @@ class Table:
     words: int = 1
 
     def __str__(self) -> str:
-        """Columns as wide as they must be; words on the left, numbers on the right."""
+        """Return the table as text: words are aligned to the left, and numbers to the right."""
         widths = [max(len(row[i]) for row in (self.columns, *self.rows)) for i in range(len(self.columns))]
 
         def line(cells: Sequence[str]) -> str:
@@ -86,19 +87,20 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a command was asked for.
+    """The arguments of a command.
 
     Attributes:
         out: the folder of the results.
-        models: hub ids or directories; before an experiment is measured, those that it takes by default are filled in.
-        data: a file or a data set's id, as :func:`geomprobe.sweep` reads them; ``None`` for the default.
-        field: where the text of a document stands.
-        tokens: how many tokens of ``data`` each model reads.
-        steps: optimizer steps of the models that are trained where none is given.
-        seed: of every random draw.
-        dtype: of models that are loaded.
-        device: where to; CUDA when there is one.
-        fresh: measure what an earlier run left in the folder anew.
+        models: hub ids or directories. If there are none, the default ones of an experiment are filled in before it is
+            measured.
+        data: a file or the id of a dataset, as for :func:`geomprobe.sweep`; ``None`` for the default.
+        field: the field with the text of a document.
+        tokens: number of tokens of ``data`` that each model reads.
+        steps: number of optimizer steps of the models that are trained if none is given.
+        seed: the seed of all random numbers.
+        dtype: the dtype of the models that are loaded.
+        device: the device of the models. Default: CUDA if available, else the CPU.
+        fresh: whether to measure again if the folder has numbers of an earlier run.
     """
 
     out: Path
@@ -113,7 +115,8 @@ class Request:
     fresh: bool = False
 
     def key(self, of: str) -> dict[str, Any]:
-        """What the numbers of an experiment depend on that is ``of`` sizes, texts or nothing; equal keys, equal numbers."""
+        """Return what the numbers of an experiment depend on, whose kind is ``of`` (see :class:`Experiment`). Equal keys mean
+        equal numbers."""
         asked: dict[str, Any] = {"version": version("geomprobe"), "seed": self.seed}
         if of != "nothing":
             names = ("steps", "dtype", "device") if of == "texts" else ("steps", "dtype", "device", "field", "tokens")
@@ -129,18 +132,18 @@ class Experiment(Generic[N]):
     """One figure or table.
 
     Attributes:
-        name: of the command and of the files.
-        title: over the picture.
+        name: the name of the command and of the files.
+        title: the title of the picture.
         place: where it stands in the paper.
         read: one or two sentences on how to read it.
-        caveat: a sentence on what it is not.
-        of: what its numbers depend on: models of several ``sizes`` and a data set, a model and the paper's ``texts``, or
-            ``nothing``.
+        caveat: a sentence on what it does not show.
+        of: what its numbers depend on: ``"sizes"`` for models of several sizes and a dataset, ``"texts"`` for a model and the
+            paper's texts, or ``"nothing"``.
         numbers: the class of the numbers.
-        measure: the numbers.
-        draw: their picture.
-        tables: their tables, each at most 80 columns wide.
-        judge: what they say of the paper's claims.
+        measure: a function that measures the numbers.
+        draw: a function that draws them.
+        tables: a function that returns their tables, each at most 80 columns wide.
+        judge: a function that returns what they say about the paper's claims.
     """
 
     name: str
@@ -158,10 +161,10 @@ class Experiment(Generic[N]):
 
 @dataclass(frozen=True)
 class Outcome(Generic[N]):
-    """An experiment that ran.
+    """An experiment that was run.
 
     Attributes:
-        kept: whether its numbers were there from an earlier run.
+        kept: whether its numbers are those of an earlier run.
     """
 
     experiment: Experiment[N]
@@ -170,12 +173,12 @@ class Outcome(Generic[N]):
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
-        """What the numbers say of the paper's claims."""
+        """What the numbers say about the paper's claims."""
         return self.experiment.judge(self.numbers)
 
     @cached_property
     def figure(self) -> "Figure":
-        """The picture; drawn once, for the PNG and for every page."""
+        """The picture. It is drawn once, for the PNG file and for every page."""
         with styled():
             return self.experiment.draw(self.numbers)
 
@@ -184,14 +187,14 @@ class Outcome(Generic[N]):
         return [verdict for verdict in self.verdicts if verdict.kind == kind]
 
     def __str__(self) -> str:
-        """For a terminal of 80 columns."""
+        """Return title, tables and verdicts as text for a terminal of 80 columns."""
         parts = [f"{self.experiment.title} ({self.experiment.place})", *map(str, self.experiment.tables(self.numbers))]
         found = [(heading, self.of_kind(kind)) for kind, heading in HEADINGS.items()]
         return "\n\n".join([*parts, *("\n".join([heading, "", *map(str, some)]) for heading, some in found if some)]).rstrip()
 
 
 def plain(value: Any) -> Any:
-    """Plain JSON of numbers: dataclasses as objects, arrays and tensors as lists, NaN and infinities as ``None``.
+    """Return numbers as plain JSON: dataclasses as objects, arrays and tensors as lists, NaN and infinities as ``None``.
 
     >>> plain({"a": (1.0, math.nan)})
     {'a': [1.0, None]}
@@ -208,7 +211,7 @@ def plain(value: Any) -> Any:
 
 
 def restore(shape: Any, value: Any) -> Any:
-    """The numbers of which :func:`plain` made ``value``: their dataclasses, and NaN where a ``float`` is ``None``.
+    """Return the numbers from which :func:`plain` made ``value``, as their dataclasses, with NaN where a ``float`` is ``None``.
 
     Raises:
         TypeError, AttributeError, KeyError: if ``value`` is not of this shape.
@@ -230,18 +233,18 @@ def restore(shape: Any, value: Any) -> Any:
 
 
 def cell(value: float | None, spec: str) -> str:
-    """A cell of a table: a dash where there is no number."""
+    """Return a cell of a table; a dash if there is no number."""
     return "–" if value is None or math.isnan(value) else f"{value:{spec}}"
 
 
 def span(values: Sequence[float], spec: str) -> str:
-    """Both ends of values, or the one that there is."""
+    """Return the smallest and the largest value as text, or only one number if they are equal."""
     low, high = f"{min(values):{spec}}", f"{max(values):{spec}}"
     return low if low == high else f"{low} to {high}"
 
 
 def _fingerprint(name: str) -> str | None:
-    """Tells whether a model's or a data set's files changed; ``None`` for an id on a hub."""
+    """A hash that changes if the files of a model or a dataset change; ``None`` for an id on a hub."""
     path = Path(name)
     try:
         inside = [file for pattern in ("*", "checkpoint-*/*") for file in path.glob(pattern) if file.is_file()]

@@ -1,4 +1,4 @@
-"""Figure 1: entropy of models of several sizes, published and at hand, and what width alone does to it.
+"""Figure 1: the entropy of models of several sizes, from published data and measured here, and the effect of the width alone.
 
 The paper simulates Eq. 1 from the matrix entropies that Wei et al. (2024) published, and says that the result follows a power
 law of the model's size. That is judged by how well a power law ``L₀ + λN^γ`` fits. Our controls have verdicts of their own:
@@ -33,23 +33,23 @@ __all__ = ["FIG1"]
 Floats = NDArray[np.float64]
 
 _FITTED = 0.95
-"""Share of the variance that a power law has to explain to be followed."""
+"""Share of the variance that a power law must explain, so that the entropy counts as following it."""
 _CONVINCING = 0.9
 """Akaike weight of a power law at which a logarithm is ruled out."""
 _ENOUGH = 6
-"""Sizes it takes: three numbers fit four or five points whatever they are."""
+"""Least number of sizes for a verdict: three parameters fit any four or five points well."""
 _FITS = {"power": "power", "log-linear": "log", "constant": "constant"}
-"""What the table calls fits."""
+"""The names of fits in the table."""
 _MATRIX_ENTROPY = "centered_text_matrix_entropy/final_norm"
-"""Wei et al.'s: of each text's rows less their mean, mean over texts."""
+"""The matrix entropy of Wei et al.: that of each text's rows after their mean was subtracted, as a mean over texts."""
 
 
 @dataclass(frozen=True)
 class Trend:
-    """Eq. 1 of ``r/d`` along sizes, beside what it would be had every size the same rank, and the power law that fits best.
+    """Eq. 1 of ``r/d`` by size, the same with one rank for all sizes, and the power law that fits best.
 
-    ``share`` is how much of the fall of log entropy, first to last, is there with the same rank too: what is left for the
-    models themselves is ``1 − share``. ``law`` is ``None`` where fewer than four sizes are known.
+    ``share`` is the share of the fall of log entropy, from the first to the last size, that remains with one rank for all
+    sizes; ``1 − share`` is due to the ranks. ``law`` is ``None`` if fewer than four sizes are known.
     """
 
     parameters: list[float]
@@ -63,7 +63,7 @@ class Trend:
 
 @dataclass(frozen=True)
 class OwnTrend(Trend):
-    """That of the models at hand, and of their untrained selves."""
+    """The trends of the models measured here, and of the same models without training."""
 
     names: list[str]
     text_entropy: list[float]
@@ -172,7 +172,7 @@ def _draw_entropy(numbers: Figure1) -> "Figure":
 
 
 def _size_axis(axes: "Axes", own_sizes: Sequence[float] | None) -> None:
-    """A log axis of parameters; few sizes are its ticks."""
+    """Set a logarithmic axis of parameters. If there are few sizes, they are its ticks."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axes.set_xscale("log")
@@ -225,10 +225,12 @@ def _judge_entropy(numbers: Figure1) -> list[Verdict]:
     return [
         _judge_law("Entropy by Eq. 1 of published data follows a power law of size", published),
         _judge_logarithm("A logarithm of size fits the published data as well", published),
-        _judge_width("Width alone, with one rank for all sizes, lets the entropy of published data fall as much", published),
-        _judge_law("Entropy by Eq. 1 of the models at hand follows a power law of size", own),
-        _judge_law("With random weights, too, it follows a power law of size", [numbers.own.untrained], "ours"),
-        _judge_width("Width alone lets the entropy of the models at hand fall as much", own),
+        _judge_width(
+            "The width alone, with one rank for all sizes, makes the entropy of published data fall as much", published
+        ),
+        _judge_law("Entropy by Eq. 1 of the models measured here follows a power law of size", own),
+        _judge_law("With random weights it also follows a power law of size", [numbers.own.untrained], "ours"),
+        _judge_width("The width alone makes the entropy of the models measured here fall as much", own),
     ]
 
 
@@ -243,7 +245,8 @@ def _judge_law(claim: str, trends: Sequence[Trend], kind: Kind = "paper") -> Ver
         claim,
         {0: False, len(laws): True}.get(fitted) if enough else None,
         f"L₀ + λN^γ explains {span([law.r2 for law in laws], '.1%')} of the variance, with γ = "
-        f"{span([law.exponent for law in laws], '.2f')}" + ("" if enough else f"; fewer than {_ENOUGH} sizes flatter it"),
+        f"{span([law.exponent for law in laws], '.2f')}"
+        + ("" if enough else f"; with fewer than {_ENOUGH} sizes such a fit says little"),
         kind,
     )
 
@@ -276,8 +279,8 @@ def _judge_width(claim: str, trends: Sequence[Trend]) -> Verdict:
     return Verdict(
         claim,
         True if min(shares) >= 0.9 else False if max(shares) <= 0.5 else None,
-        f"with one rank for all sizes the fall is {span(shares, '.0%')} of what it is; the rank itself goes by a factor of "
-        f"{ranks} while d goes by {widths}",
+        f"with one rank for all sizes, the fall is {span(shares, '.0%')} of the fall with the real ranks. From the smallest to "
+        f"the largest model the rank changes by a factor of {ranks}, and d by a factor of {widths}",
         "ours",
     )
 
@@ -287,12 +290,12 @@ FIG1 = Experiment(
     title="Entropy against model size",
     place="Figure 1",
     read=(
-        "Eq. 1 turns the effective rank e^H of a model's rows into a normalised entropy, with r/d in it; dotted is the same "
-        "with one rank for all sizes, so that only the width d differs."
+        "Eq. 1 turns the effective rank r = e^H of a model's rows into a normalised entropy, which depends on r/d. The dotted "
+        "line is the same with one rank for all sizes, so that only the width d differs."
     ),
     caveat=(
-        "Where the dotted line is as steep, the width of the models explains the fall: the ranks behind it, in the middle, "
-        "change far less than d."
+        "Where the dotted line is as steep as the other one, the width of the models explains the fall. The ranks, which the "
+        "middle panel shows, change far less than d."
     ),
     of="sizes",
     numbers=Figure1,

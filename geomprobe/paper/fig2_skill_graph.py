@@ -26,12 +26,12 @@ _MANY, _MANY_TEXTS = 1000, 200_000
 """Skills and texts of the graphs whose degrees are fitted. Each text uses one skill."""
 
 _CONFIDENCE = 0.999
-"""Of the intervals of α: high, so that all three of them hold for nearly every seed."""
+"""Confidence level of the intervals of α. It is high, so that all three intervals contain α for nearly every seed."""
 
 
 @dataclass(frozen=True)
 class Degrees:
-    """The degrees of a graph's skills, those that its α makes expect, and the α that fits them."""
+    """The degrees of the skills of a graph, those expected for its α, and the α that fits them."""
 
     alpha: float
     degrees: list[int]
@@ -79,8 +79,8 @@ def _draw_graphs(numbers: Figure2) -> "Figure":
 
 
 def _binned(degrees: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """Geometric means of ranks and means of degrees over eighths of a decade. Skills that are not used count in the means: on a
-    logarithmic axis they cannot be shown one by one."""
+    """Geometric means of ranks and means of degrees over eighths of a decade. Skills that are not used are part of the means,
+    because a logarithmic axis cannot show them one by one."""
     bins = np.floor(8 * np.log10(np.arange(1, len(degrees) + 1)) - 1e-9).astype(int) + 1  # a bin ends with its decade
     there = np.bincount(bins) > 0
     ranks, uses = (
@@ -142,10 +142,10 @@ FIG2 = Experiment(
     place="Figure 2",
     read=(
         "On the left is a small graph: every text draws two skills from p_skill, and a larger circle has a higher degree. On "
-        "the right are the degrees of three larger graphs: each skill as a speck, means over ranks as dots, and the law as a "
-        "line. The paper's figure is a schematic view, and its degree law has no number."
+        "the right are the degrees of three larger graphs: a small dot for each skill, large dots for means over ranks, and a "
+        "line for the law. The paper's figure is a schematic view, and its degree law has no number."
     ),
-    caveat="The graphs are sampled from the law, so they show what it says, not that real texts follow it.",
+    caveat="The graphs are sampled from the law, so they show what the law says, and not that real texts follow it.",
     of="nothing",
     numbers=Figure2,
     measure=_measure_graphs,

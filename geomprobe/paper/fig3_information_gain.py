@@ -1,8 +1,9 @@
 """Figure 3: information gain against the length of the input, for models of several sizes.
 
-The paper says four things of it (section 4.1): the normalised gain rises with length, more moderately in larger models; the
-increments fall with length, less so in larger models. Each has a verdict, and so has each size claim for random weights and
-for Gaussian rows of the same widths, where nothing was learned. Sizes are compared over the lengths that all models reach.
+The paper makes four claims about it (section 4.1): the normalised gain rises with length, and more moderately in larger models;
+the increments fall with length, and less so in larger models. Each claim has a verdict. The claims about sizes also have
+verdicts for random weights and for Gaussian rows of the same widths, where nothing was learned. Sizes are compared over the
+lengths that all models reach.
 """
 
 import math
@@ -25,22 +26,23 @@ if TYPE_CHECKING:
 __all__ = ["FIG3"]
 
 _BIN = 4
-"""Positions whose increments are drawn as their mean."""
+"""Number of positions whose mean increment is drawn."""
 _TELLING = 0.01
-"""Of a rank correlation: below, it is taken for one."""
+"""Level below which the p-value of a rank correlation must be, so that it counts."""
 _LEAST = 9
-"""Tokens that a text needs to have quarters after its first token."""
+"""Least number of tokens of a text, so that it has quarters after its first token."""
 _SIZES = 3
-"""Models that an order of sizes takes: two are in some order whatever they are."""
+"""Least number of models for a verdict on sizes, because two models are always in some order."""
 _KINDS = {"trained": "", "untrained": "random weights", "gaussian": "Gaussian rows"}
-"""Where rows come from, and what verdicts call it."""
+"""The sources of rows, and their names in verdicts."""
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Increments by position, of positions that at least half of the texts reach, their running sum, and their trend.
+    """The increments at the positions that at least half of the texts reach, their running sum, and their trend.
 
-    The first increment is left out of the trend, Spearman's ``rho`` and its ``p``: it is ``½ log(1 + σ⁻²)`` whatever the row.
+    The trend is Spearman's ``rho`` with its ``p``. The first increment is left out of it, because it is ``½ log(1 + σ⁻²)`` for
+    any row.
     """
 
     gain: list[float]
@@ -161,7 +163,7 @@ def _judge_gain(numbers: Figure3) -> list[Verdict]:
         Verdict(
             "The normalised gain rises with the length of the input",
             least > 0,
-            f"the least increment is {least:.2g} nats; ½ log(1 + σ⁻²σ_T²) cannot be negative, so it rises for any rows",
+            f"the smallest increment is {least:.2g} nats; ½ log(1 + σ⁻²σ_T²) is never negative, so the gain rises for any rows",
         ),
         *_judge_sizes("The gain rises more moderately in larger models", models, _rise),
         Verdict(
@@ -177,7 +179,7 @@ def _judge_gain(numbers: Figure3) -> list[Verdict]:
 def _judge_sizes(claim: str, models: Sequence[Model], measured: Callable[[Sequence[float], int], float]) -> list[Verdict]:
     """Whether a number falls from each model to the next larger one: in trained models, and in each null baseline.
 
-    It holds where it falls at every step, does not hold where it falls at none, and is undecided otherwise.
+    The claim holds if it falls at every step, does not hold if it falls at none, and is undecided otherwise.
     """
     sized = sorted((model for model in models if model.parameters), key=lambda model: model.parameters)
     verdicts = []
@@ -211,11 +213,11 @@ _UNITS: dict[Callable[[Sequence[float], int], float], str] = {
     _rise: "nats / d that each further token adds",
     _fall: "nats from the first quarter's increments to the last's",
 }
-"""What the verdicts on sizes compare."""
+"""The quantities that the verdicts on sizes compare."""
 
 
 def _moves(gain: Gain, sign: int) -> bool:
-    """Whether increments fall (−1) or rise (+1) with position, beyond chance."""
+    """Whether increments fall (−1) or rise (+1) with position by more than chance."""
     return sign * gain.rho > 0 and gain.p < _TELLING
 
 
@@ -224,12 +226,12 @@ FIG3 = Experiment(
     title="Information gain against length",
     place="Figure 3",
     read=(
-        "Left, ½ logdet(I + σ⁻²K) of the first T tokens over d, σ = 0.01; right, what each further token adds, which falls as "
-        "new rows repeat old directions."
+        "The left panel shows ½ logdet(I + σ⁻²K) of the first T tokens, divided by d, with σ = 0.01. The right panel shows "
+        "what each further token adds. This falls as new rows repeat earlier directions."
     ),
     caveat=(
-        "It is not a surprisal: random weights (dashed) and Gaussian rows (dotted) gain too, and divided by d a wider model "
-        "gains less whatever it knows, as T rows fill at most T directions."
+        "The gain is not a surprisal: random weights (dashed) and Gaussian rows (dotted) have a gain as well. Divided by d, it "
+        "is lower for a wider model whatever this model has learned, because T rows fill at most T directions."
     ),
     of="sizes",
     numbers=Figure3,

@@ -1,4 +1,5 @@
-"""Figures 4 to 6: whether texts of one context lie together, by their embeddings and by distances of their covariances.
+"""Figures 4 to 6: whether texts of the same context are close to each other, by their embeddings and by distances of their
+covariances.
 
 The texts are "He is the king of X", "She is the queen of X" and X alone, for the fifteen names X of Appendix B, each with its
 full stop: every text ends in one, so the last token is the same in all of them. Rows are those of ``final_norm``, scaled to
@@ -7,12 +8,12 @@ length one, with the tokens that the tokenizer adds by itself (a BOS, where it h
 Figure 4 draws the mean and the last-token embeddings by UMAP and by PCA, figure 5 the JS distance, figure 6 the others. The
 paper does not say how figures 5 and 6 are drawn: a map of the distances and the plane of classical MDS on them are our choice.
 
-That contexts *separate* is a number: the mean silhouette of the texts, with the p-value of 999 permutations of contexts within
-each country, where they are exchangeable if contexts do not matter. X alone differs from both others in length, hence the
-silhouette of king and queen alone beside it. What the paper claims is judged on the model alone. Our controls have verdicts of
-their own: ``shuffled``, the tokens of each text in a random order (added ones stay where they are), and ``untrained``, the
-model before its training. Texts of one context share their tokens, so a control may separate them as well; then the
-separation does not show what the model has learned.
+How well contexts *separate* is measured by the mean silhouette of the texts, with a p-value from 999 permutations of the
+contexts within each country, which are exchangeable if contexts do not matter. X alone differs from both other contexts in
+length, so the silhouette of king and queen alone is given as well. The claims of the paper are judged on the model alone. Our
+controls have verdicts of their own: ``shuffled``, the tokens of each text in a random order (added ones stay where they are),
+and ``untrained``, the model before its training. Texts of one context share their tokens, so a control may separate them as
+well; then the separation does not show what the model has learned.
 """
 
 import warnings
@@ -52,7 +53,8 @@ _NO_UMAP = "without UMAP: pip install 'geomprobe[umap]', then run again with --f
 
 @dataclass(frozen=True)
 class Plane:
-    """PCA of embeddings, with the shares of variance, and UMAP; ``None`` where it is not installed."""
+    """The plane of PCA of embeddings, with its shares of variance, and that of UMAP, which is ``None`` if UMAP is not
+    installed."""
 
     pca: list[list[float]]
     shares: list[float]
@@ -73,7 +75,8 @@ class DistancePlane:
 
 @dataclass(frozen=True)
 class Embedded(Texts):
-    """Of every embedding its plane, and by source how far it separates the contexts; the same of the planes that are drawn."""
+    """For every embedding its plane, and for each source how far it separates the contexts; and the same for the planes that
+    are drawn."""
 
     planes: Mapping[str, Plane]
     separation: Mapping[str, Mapping[str, Separation]]
@@ -82,7 +85,7 @@ class Embedded(Texts):
 
 @dataclass(frozen=True)
 class Mapped(Texts):
-    """Of every distance its map and its plane, and by source how far it separates the contexts."""
+    """For every distance its map and its plane, and for each source how far it separates the contexts."""
 
     maps: Mapping[str, list[list[float]]]
     planes: Mapping[str, DistancePlane]
@@ -189,14 +192,14 @@ def _draw_distances(numbers: Figures5And6) -> "Figure":
 
 
 def _subject(models: Sequence[Texts]) -> str:
-    """Which model and which texts a picture shows."""
+    """The model and the texts that a picture shows, in words."""
     names = ", ".join(model.name for model in models)
     texts, countries = len(CONTEXTS) * len(COUNTRIES), len(COUNTRIES)
     return f"{names}: unit rows at final_norm of {texts} texts, X the {countries} countries of Appendix B"
 
 
 def _names(models: Sequence[Texts]) -> list[str]:
-    """What titles begin with: nothing where there is one model."""
+    """The beginning of titles, which is empty if there is only one model."""
     return [""] if len(models) == 1 else [f"{model.name}\n" for model in models]
 
 
@@ -250,7 +253,8 @@ def _judge_distances(numbers: Figures5And6, claim: str) -> list[Verdict]:
 
 
 def _judge_controls(separation: Mapping[str, Mapping[str, Separation]], of: str) -> list[Verdict]:
-    """Whether contexts lie as far apart without training, or without the order of tokens: where they do, it is not learned."""
+    """Whether contexts lie as far apart without training, or without the order of tokens. If they do, the model has not learned
+    it."""
     by_source = {source: {called: found[source] for called, found in separation.items()} for source in SOURCES}
     return [
         Verdict(f"{called}{of}", *as_well(by_source[source], by_source["model"]), kind="ours")
@@ -259,24 +263,24 @@ def _judge_controls(separation: Mapping[str, Mapping[str, Separation]], of: str)
 
 
 def _of(model: Texts, models: Sequence[Texts]) -> str:
-    """Which model a claim is about, where there are several."""
+    """The name of the model that a claim is about, if there are several."""
     return f" ({model.name})" if len(models) > 1 else ""
 
 
-_READ = "Each country of Appendix B ends three texts: of a king, of a queen, and its name alone."
+_READ = "Each country of Appendix B is the end of three texts: one about a king, one about a queen, and its name alone."
 _MAPS = (
-    "Left the distance of each two texts, right the plane of classical MDS on these distances. The paper does not say how it "
-    "draws them: both are our choice."
+    "On the left is the distance of every pair of texts, and on the right the plane of classical MDS of these distances. The "
+    "paper does not say how it draws them, so both are our choice."
 )
-_CAVEAT = "Silhouettes are of all dimensions, not of the plane. A name alone has fewer tokens than the other texts."
-_WITH_DELTA = f"Covariances of short texts are singular: {_DELTA} is added to their diagonal."
+_CAVEAT = "Silhouettes are computed in all dimensions, not in the plane. A name alone has fewer tokens than the other texts."
+_WITH_DELTA = f"Covariances of short texts are singular, so {_DELTA} is added to their diagonal."
 
 FIG4 = Experiment(
     name="fig4",
     title="Contexts in embeddings",
     place="Figure 4",
-    read=f"{_READ} Left their mean embeddings, right their last tokens, the full stop, under the l2 norm.",
-    caveat=f"{_CAVEAT} UMAP keeps neighbours, not distances.",
+    read=f"{_READ} On the left are their mean embeddings, and on the right those of their last token, the full stop (l2 norm).",
+    caveat=f"{_CAVEAT} UMAP preserves neighbours, not distances.",
     of="texts",
     numbers=Figure4,
     measure=_measure_embeddings,

@@ -18,11 +18,11 @@ __all__ = ["distance_map", "legend", "scatter"]
 
 _MARKERS = "o^s"
 _SHADES = 20
-"""Colours of a map: few, so that many neighbours are of one colour, and one shape of the page."""
+"""Number of colours of a map. It is small, so that many neighbouring cells have the same colour and are drawn as one shape."""
 
 
 def scatter(axes: "Axes", points: Sequence[Sequence[float]], title: str, silhouette: float) -> None:
-    """A plane of texts, and how far its contexts lie apart in all dimensions."""
+    """Draw a plane of texts, and write how far its contexts lie apart in all dimensions."""
     groups = np.array(points).reshape(len(CONTEXTS), -1, 2)
     for group, colour, marker in zip(groups, COLOURS, _MARKERS, strict=False):
         axes.scatter(group[:, 0], group[:, 1], s=22, color=colour, marker=marker, alpha=0.8, linewidths=0)
@@ -34,7 +34,7 @@ def scatter(axes: "Axes", points: Sequence[Sequence[float]], title: str, silhoue
 
 
 def distance_map(figure: "Figure", axes: "Axes", distances: Array, title: str) -> None:
-    """Distances between all texts: a shape of the page for each colour, so that dark paper has its own."""
+    """Draw the distances between all texts, with one shape for each colour, so that dark pages can have their own colours."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
     from matplotlib.patches import PathPatch
@@ -66,7 +66,7 @@ def distance_map(figure: "Figure", axes: "Axes", distances: Array, title: str) -
 
 
 def _cells(chosen: npt.NDArray[np.bool_]) -> Any:
-    """The cells ``(row, column)`` of a map that are chosen, as one path of their runs along rows."""
+    """The chosen cells ``(row, column)`` of a map as one path, which follows their runs along rows."""
     from matplotlib.path import Path
 
     edges = np.diff(np.pad(chosen, ((0, 0), (1, 1))).astype(int), axis=1)
@@ -77,6 +77,6 @@ def _cells(chosen: npt.NDArray[np.bool_]) -> Any:
 
 
 def legend(figure: "Figure", axes: "Axes") -> None:
-    """What the colours are, once."""
+    """Draw one legend of the colours."""
     labels = [context.format("X.") if context != "{}" else "X. alone" for context in CONTEXTS.values()]
     figure.legend(axes.collections, labels, loc="outside upper left", ncols=len(labels), handletextpad=0.2)

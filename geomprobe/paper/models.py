@@ -1,4 +1,4 @@
-"""The models that figures are about where none is named: a family of small ones, trained here, or one that reads English."""
+"""The models of the figures if no model is given: a family of small models that is trained here, or one that reads English."""
 
 import json
 import shutil
@@ -36,33 +36,35 @@ __all__ = [
 ]
 
 SIZES = ((32, 2), (64, 3), (128, 4), (192, 5))
-"""Width and layers of the family, small to large."""
+"""Widths and numbers of layers of the family, from small to large."""
 
 _LENGTH = 160
-"""Bytes that the family reads: the paper's sentence has 144."""
+"""Maximum number of bytes that the family reads. The sentence of the paper has 144."""
 
 _SAMPLE = 4096
-"""Tokens whose texts are measured closely."""
+"""Number of tokens of the sample on which expensive metrics are measured."""
 
 _LISTED = 4
-"""Models that are named one by one under a picture."""
+"""Largest number of models that are named under a picture."""
 
 ENGLISH = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""What reads the paper's texts where no model is named and the hub, or its cache, has it."""
+"""The model that reads the texts of the paper if no model is given and the hub, or its cache, has this one."""
 
 
 def trained_family(request: Request, sizes: Sequence[tuple[int, int]] = SIZES) -> list[str]:
-    """Directories of byte-level GPT-NeoX models of ``sizes``, small to large, all trained alike for ``request.steps`` steps.
+    """Return the directories of byte-level GPT-NeoX models of ``sizes``, from small to large, all trained in the same way for
+    ``request.steps`` steps.
 
-    What an earlier run trained is taken as it is.
+    Models that an earlier run has trained are used again.
     """
     return [str(_trained(request.out / "family", width, layers, request.steps)) for width, layers in sizes]
 
 
 def default_models(of: str, request: Request) -> tuple[str, ...]:
-    """What a experiment ``of`` models of several ``sizes``, or of one that reads ``texts``, is about where none is named.
+    """Return the models of an experiment if none is given, for experiments ``of`` models of several ``sizes``, or of one model
+    that reads ``texts``.
 
-    For texts that is :data:`ENGLISH`, if it is in the cache or the hub answers, and else the largest of the family.
+    For texts this is :data:`ENGLISH`, if it is in the cache or the hub answers, and otherwise the largest model of the family.
     """
     if of == "nothing":
         return ()
@@ -72,13 +74,13 @@ def default_models(of: str, request: Request) -> tuple[str, ...]:
 
 
 def load_readers(request: Request) -> list[tuple[str, Loaded]]:
-    """The models of a request, each with a name for titles."""
+    """Return the models of a request, each with a name for titles."""
     loaded = [load(_cached(name) or name, dtype=request.dtype, device=request.device) for name in request.models]
     return list(zip(short_names(request.models), loaded, strict=True))
 
 
 def short_names(names: Sequence[str], most: int = 22) -> list[str]:
-    """Ids and paths as short as they can be told apart, in characters that print.
+    """Return ids and paths in the shortest form that distinguishes them, in printable characters.
 
     >>> short_names(["EleutherAI/pythia-70m", "runs/a/checkpoint-4", "runs/b/checkpoint-4"])
     ['pythia-70m', 'runs/a/checkpoint-4', 'runs/b/checkpoint-4']
@@ -90,10 +92,10 @@ def short_names(names: Sequence[str], most: int = 22) -> list[str]:
 
 
 def swept(request: Request) -> Run:
-    """The models of a request read on its data, each beside its untrained self; what an earlier run read is kept.
+    """Measure the models of a request on its data, each also with random weights. The records of an earlier run are kept.
 
     Raises:
-        GeomprobeError: none of them could be read.
+        GeomprobeError: if none of them could be measured.
     """
     data = _data(request)
     return _swept(request, data, json.dumps([request.key("sizes"), data], sort_keys=True))
@@ -101,7 +103,7 @@ def swept(request: Request) -> Run:
 
 @lru_cache(maxsize=1)
 def _swept(request: Request, data: str, key: str) -> Run:
-    """One sweep of a process, also where all is measured anew; ``key`` tells whether files changed."""
+    """One sweep in a process, even if everything is measured again. The ``key`` changes if files change."""
     folder = request.out / f"sizes-{sha256(key.encode()).hexdigest()[:8]}"
     if request.fresh:
         shutil.rmtree(folder, ignore_errors=True)
@@ -123,12 +125,12 @@ def _swept(request: Request, data: str, key: str) -> Run:
 
 
 def by_size(run: Run) -> list[Record]:
-    """What was read, small to large."""
+    """Return what was measured, from small to large models."""
     return sorted(run.checkpoints, key=lambda record: record.parameters or 0)
 
 
 def read_from(request: Request, run: Run) -> str:
-    """Which models read which data, in one line under a picture."""
+    """Return one line for under a picture, which says which models read which data."""
     names = [record.name for record in by_size(run)]
     if all(Path(model).parent == request.out / "family" for model in request.models):
         models = f"byte-level GPT-NeoX, trained here for {request.steps} steps"
@@ -139,12 +141,12 @@ def read_from(request: Request, run: Run) -> str:
 
 
 def failures(run: Run) -> list[list[str]]:
-    """Of every model or baseline that could not be read its name and why."""
+    """Return the name of every model or baseline that could not be measured, and the reason."""
     return [[record.name, str(record.error)] for record in run.failed]
 
 
 def failure_tables(failed: Sequence[Sequence[str]]) -> list[Table]:
-    """They as a table, if there are any."""
+    """Return the failures as a table, if there are any."""
     rows = [
         [textwrap.shorten(name, 24, placeholder="…") if number == 0 else "", line]
         for name, why in failed
@@ -154,7 +156,7 @@ def failure_tables(failed: Sequence[Sequence[str]]) -> list[Table]:
 
 
 def _data(request: Request) -> str:
-    """The data set, or the text that the family has not seen."""
+    """The dataset, or the text that the family was not trained on."""
     if request.data is not None:
         return request.data
     path, text = request.out / "held-out.txt", held_out_text(_LENGTH)
@@ -164,8 +166,8 @@ def _data(request: Request) -> str:
 
 
 def _cached(model: str) -> str | None:
-    """Where the hub's cache has :data:`ENGLISH`: as a directory it loads without asking the hub, which without a network costs
-    a minute of retries."""
+    """The directory of :data:`ENGLISH` in the cache of the hub. From a directory a model loads without a request to the hub,
+    whose retries take a minute if there is no network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -180,7 +182,7 @@ def _cached(model: str) -> str | None:
 
 @cache
 def _on_hub(model: str) -> bool:
-    """Whether the hub answers, and has the model; asked once, and for a few seconds at most."""
+    """Whether the hub answers and has the model. It is asked once, and for at most a few seconds."""
     from huggingface_hub import HfApi
 
     try:

@@ -1,4 +1,4 @@
-"""Experiments as one page: pictures, verdicts and numbers. The page loads nothing and has no script."""
+"""The page of one or several experiments, with pictures, verdicts and numbers. It loads no other file and has no script."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,16 +12,17 @@ __all__ = ["page"]
 
 _CLASSES = {True: "holds", False: "fails", None: "undecided"}
 _INTRODUCTIONS: dict[Kind, str] = {
-    "paper": "The claims of the paper that can be measured or computed, in its order, with what came out of these models and "
-    "this data. A claim about language models is not settled by one of them.",
-    "ours": "What the paper does not do: the same numbers of random weights, of shuffled tokens, or by a measure of our own. "
-    "They limit what a claim above can mean, and are no verdicts on the paper.",
-    "erratum": "Statements that are wrong as they are printed, or need a condition, each with what is right.",
+    "paper": "The claims of the paper that can be measured or computed, in its order, with the results for these models and "
+    "this data. One model cannot settle a claim about all language models.",
+    "ours": "Controls that the paper does not have: the same numbers with random weights, with shuffled tokens, or by a "
+    "measure of our own. They limit what a claim above can mean, and are not verdicts on the paper.",
+    "erratum": "Statements that are wrong as they are printed, or need a condition, each with the correct statement.",
 }
 
 
 def page(title: str, outcomes: Sequence[Outcome[Any]]) -> str:
-    """One document. Of several experiments it begins with all verdicts, the concordance and a table of contents."""
+    """Return the page as one HTML document. For several experiments it begins with a table of contents, all verdicts and the
+    concordance."""
     return render(
         "geomprobe.paper",
         "page.html.j2",

@@ -1,4 +1,4 @@
-"""Running an experiment: its numbers, measured or kept from an earlier run, and its files."""
+"""How an experiment is run: its numbers are measured, or taken from an earlier run, and its files are written."""
 
 import json
 import os
@@ -20,11 +20,11 @@ _FORMAT = 1
 
 
 def run_experiment(experiment: Experiment[N], request: Request) -> Outcome[N]:
-    """The numbers of an experiment, measured or kept from an earlier run with the same arguments, and its files written:
-    ``<name>.json``, ``.png`` and ``.html`` in ``request.out``.
+    """Return the outcome of an experiment, whose numbers are measured, or taken from an earlier run with the same arguments.
+    Its files ``<name>.json``, ``.png`` and ``.html`` are written to ``request.out``.
 
     Raises:
-        GeomprobeError: it cannot be measured, or its files cannot be written.
+        GeomprobeError: if it cannot be measured, or its files cannot be written.
     """
     try:
         request.out.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def run_experiment(experiment: Experiment[N], request: Request) -> Outcome[N]:
 
 
 def _kept(path: Path, key: Mapping[str, Any], experiment: Experiment[N]) -> Outcome[N] | None:
-    """The numbers in ``path``, if they are those of ``key`` and lack none; what is damaged or other is measured anew.
+    """The numbers in ``path``, if they belong to ``key`` and are complete; otherwise ``None``, and they are measured again.
 
     Raises:
         GeomprobeError: if a newer version wrote them, which would be overwritten.

@@ -1,4 +1,4 @@
-"""Where the print of section 3 is wrong or silent about a condition: each statement with its number and a computed figure."""
+"""Statements of section 3 that are wrong as printed, or lack a condition, each with its number and with computed numbers."""
 
 import math
 from collections.abc import Mapping
@@ -20,20 +20,20 @@ _ALPHA, _GAMMA = 0.5, 0.75
 _B, _C = 5.0, 1.0
 _SKILLS = 10**12
 _RANGE = (100, 10_000)
-"""Comprehended skills, or ``Z_α``, between which exponents are measured."""
+"""Range of comprehended skills, or of ``Z_α``, in which exponents are measured."""
 _SLIGHTLY_ALPHA = 1e-6
-"""What stands for α → 0."""
+"""The value that is used for α → 0."""
 _CLOSE = 0.02
 
 
 def slope(x: Floats, y: Floats) -> float:
-    """The exponent of y as a power of x: the slope of a least-squares line through the logarithms."""
+    """Return the exponent of y as a power of x: the slope of the least-squares line through the logarithms."""
     return float(np.polynomial.Polynomial.fit(np.log(x), np.log(y), 1).convert().coef[1])
 
 
 @dataclass(frozen=True)
 class LostConstant:
-    """Of a law that drops C: the exponent of H that is printed and that of H itself, and the L₀ of a fit to it."""
+    """A law that drops C: the printed exponent of H, the exponent of H itself, and the L₀ of a fit to H."""
 
     place: str
     of: str
@@ -53,7 +53,8 @@ class Code:
 
 @dataclass(frozen=True)
 class Context:
-    """Changes of H(X | Y): all skills irrelevant, good to one of probability 0, good to all under either distribution of y."""
+    """Changes of H(X | Y) by contexts: irrelevant to all skills, good to a skill of probability 0, and good to all skills under
+    either distribution of y."""
 
     irrelevant: float
     impossible: float
@@ -89,7 +90,7 @@ class Fisher:
 
 @dataclass(frozen=True)
 class Errata:
-    """The figures of every erratum of section 3. ``squares`` are Σp² over what is printed, by α."""
+    """The numbers of every erratum of section 3. ``squares`` are Σp² divided by the printed value, by α."""
 
     constant: list[LostConstant]
     code: Code
@@ -101,7 +102,7 @@ class Errata:
 
 
 def measure_errata() -> Errata:
-    """Nothing is random, and nothing is read."""
+    """Compute the numbers of the errata. Nothing is random, and no file is read."""
     alphas = (1.0, _SLIGHTLY_ALPHA)
     squares = {f"{alpha:g}": dataset_size.squared_shares(alpha) * (2 * alpha + 1) / alpha**2 for alpha in alphas}
     area = Area(0.01, _SKILLS, SkillModel(0.01, _SKILLS, B=_B, C=_C).area)
@@ -154,7 +155,7 @@ def _lemma_3_14() -> Terms:
 
 
 def _fisher() -> Fisher:
-    """Of softmax(θ) over four texts."""
+    """The numbers of softmax(θ) over four texts."""
     logits, move = np.array([0.0, 0.5, 1.0, 2.0]), 1e-3 * np.array([1.0, -2.0, 0.5, 1.0])
     before, after = (each - np.logaddexp.reduce(each) for each in (logits, logits + move))
     p, q = np.exp(before), np.exp(after)
@@ -164,7 +165,7 @@ def _fisher() -> Fisher:
 
 
 def errata_tables(numbers: Errata) -> list[Table]:
-    """One table: of every erratum what the paper prints, and what comes out."""
+    """Return one table, which has for every erratum what the paper prints and what was computed."""
     code, context, lemma, squares = numbers.code, numbers.context, numbers.lemma_3_14, numbers.squares
     area, fisher = numbers.area, numbers.fisher
     rows = [
@@ -187,7 +188,7 @@ def errata_tables(numbers: Errata) -> list[Table]:
 
 
 def judge_errata(numbers: Errata) -> list[Verdict]:
-    """Each statement as it is printed, with what makes it right."""
+    """Return a verdict on each statement as it is printed, with its correction."""
     code, context, lemma, squares = numbers.code, numbers.context, numbers.lemma_3_14, numbers.squares
     area, fisher = numbers.area, numbers.fisher
     laws = numbers.constant

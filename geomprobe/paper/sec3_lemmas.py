@@ -1,4 +1,5 @@
-"""The definitions, assumptions, lemmas and theorems of section 3 on random finite distributions, under the paper's numbers."""
+"""Tests of the definitions, assumptions, lemmas and theorems of section 3 on random finite distributions, with the numbers of
+the paper."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ GROUPS = {
     "fisher": "Section 3.1: for small Δθ both KL divergences are ½ΔθᵀFΔθ",
     BEYOND: "Beyond the paper: converses, averages and bounds",
 }
-"""Of every group of statements its claim. Those of the last one are ours."""
+"""The claim of every group of statements. Those of the last group are ours."""
 
 _DRAWS = 1000
 _ROUNDING = 1e-12
@@ -36,7 +37,8 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Lemma:
-    """A statement, and its worst value over all draws: the largest size where 0 or at most 1 is needed, else the smallest."""
+    """A statement, and its worst value over all draws: the largest absolute value if 0 or at most 1 is needed, otherwise the
+    smallest value."""
 
     group: str
     place: str
@@ -47,7 +49,7 @@ class Lemma:
 
     @property
     def holds(self) -> bool:
-        """Whether the worst value is as it must be, up to rounding. A value that is not finite is not."""
+        """Whether the worst value is as needed, up to rounding. A value that is not finite never is."""
         worst, slack = self.worst, _ROUNDING
         verdicts = {"= 0": worst <= slack, "≤ 1": worst <= 1 + slack, "≥ 0": worst >= -slack, "> 0": worst > slack}
         return math.isfinite(worst) and verdicts[self.needs]
@@ -55,7 +57,8 @@ class Lemma:
 
 @dataclass(frozen=True)
 class _Check:
-    """A statement on random distributions. ``values`` draws one and gives numbers that are all as ``needs`` says, or NaN."""
+    """A statement about random distributions. ``values`` draws one and returns numbers, each of which is as ``needs`` says, or
+    NaN."""
 
     group: str
     place: str
@@ -64,14 +67,14 @@ class _Check:
     values: Callable[[Generator], Sequence[float]]
 
     def run(self, draw: Generator) -> Lemma:
-        """The worst over all draws."""
+        """Return the worst value over all draws."""
         drawn = np.concatenate([np.asarray(self.values(draw), np.float64) for _ in range(_DRAWS)])
         worst = np.abs(drawn).max() if self.needs in ("= 0", "≤ 1") else drawn.min()
         return Lemma(self.group, self.place, self.says, self.needs, _DRAWS, float(worst))
 
 
 def run_checks(draw: Generator) -> list[Lemma]:
-    """The worst value of every statement, on distributions that ``draw`` draws."""
+    """Return the worst value of every statement on distributions that ``draw`` draws."""
     return [check.run(draw) for check in _CHECKS]
 
 

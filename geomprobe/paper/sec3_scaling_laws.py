@@ -1,4 +1,4 @@
-"""Section 3 as an experiment: its laws of scaling at exact values, its statements (:mod:`geomprobe.paper.sec3_lemmas`) and its
+"""Section 3 as an experiment: its scaling laws at exact values, its statements (:mod:`geomprobe.paper.sec3_lemmas`) and its
 errata (:mod:`geomprobe.paper.sec3_errata`)."""
 
 import math
@@ -30,7 +30,7 @@ _LAWS = {
     "flops": ("Theorem 3.8", "S", "−α/(α+2)"),
     "data": ("Section 3.1", "D", "1−2γ"),
 }
-"""Of every law where it stands, what H − C is a power of, and its exponent."""
+"""For every law its place in the paper, the quantity of which H − C is a power, and the exponent."""
 
 _EXPONENTS: dict[str, Callable[[float], float]] = {
     "skills": lambda alpha: -alpha,
@@ -38,7 +38,7 @@ _EXPONENTS: dict[str, Callable[[float], float]] = {
     "flops": lambda alpha: -alpha / (alpha + 2),
     "data": lambda gamma: 1 - 2 * gamma,
 }
-"""What the paper prints."""
+"""The exponents that the paper prints."""
 
 _ALPHAS = (0.3, 0.5, 1.0, 2.0)
 _GAMMAS = (0.6, 0.75, 1.0, 2.0)
@@ -46,16 +46,18 @@ _B, _C = 5.0, 1.0
 _NEURONS = 30
 """r of Theorem 3.7."""
 _SKILLS = 10**12
-"""M of the laws but the last, which takes infinitely many: the Z_α of M skills is at most about log M + 0.58."""
+"""M of all laws except the last one, which needs infinitely many skills, because the Z_α of M skills is at most about log M +
+0.58."""
 _FITTED = (100, 10_000)
-"""Comprehended skills between which exponents are measured; of section 3.1, values of Z_α."""
+"""Range of comprehended skills, or for section 3.1 of Z_α, in which exponents are measured."""
 _CLOSE = 0.02
-"""How far from the paper's an exponent may lie, as a share of it."""
+"""Largest relative difference of an exponent from that of the paper."""
 
 
 @dataclass(frozen=True)
 class Law:
-    """H − C against what is spent: the exact sum, the power that it tends to, and the exponents printed and measured.
+    """H − C against the resources spent: the exact sum, the power law that it approaches, and the printed and the measured
+    exponent.
 
     ``of`` is α, or γ for ``"data"``.
     """
@@ -108,7 +110,7 @@ def _learned(name: str, model: SkillModel, amount: Floats) -> Floats:
 
 
 def _data_law(gamma: float) -> Law:
-    """H − C against D, in units of A: the exact sum, and ``ζ(2)·D^{1−2γ}``, what it tends to as α → 0."""
+    """H − C against D, in units of A: the exact sum, and ``ζ(2)·D^{1−2γ}``, which it approaches as α → 0."""
     fitted, shown = (np.geomspace(low, float(_FITTED[1]), 40) ** (1 / gamma) for low in (float(_FITTED[0]), 2.0))
     curves = shown, entropy_from_data(shown, gamma), np.pi**2 / 6 * shown ** (1 - 2 * gamma)
     measured = slope(fitted, entropy_from_data(fitted, gamma))
@@ -226,7 +228,7 @@ def _judge_group(group: str, lemmas: list[Lemma]) -> Verdict:
 
 
 def _off(case: Law) -> float:
-    """How far a measured exponent is from the paper's, as a share of it."""
+    """The relative difference of a measured exponent from that of the paper."""
     return float(abs(case.measured / case.printed - 1))
 
 
@@ -243,12 +245,12 @@ THEORY = Experiment(
     title="Skills, scaling laws, prompts and contexts",
     place="Section 3",
     read=(
-        "The first three panels show the entropy above the constant C against what is spent. Dots are exact sums, and lines "
-        f"are the powers that they tend to. B is {_B:g} nats and C is {_C:g}. There are 10¹² skills, and infinitely many in "
-        "Section 3.1. The last panel shows the entropy itself, which levels out at C. The tables hold every statement of the "
-        "section, tried on random finite distributions, and its errata."
+        "The first three panels show the entropy minus the constant C against the resources spent. Dots are exact sums, and "
+        f"lines are the power laws that the sums approach. B is {_B:g} nats and C is {_C:g}. There are 10¹² skills, and "
+        "infinitely many in Section 3.1. The last panel shows the entropy itself, which levels out at C. The tables contain "
+        "every statement of the section, tested on random finite distributions, and its errata."
     ),
-    caveat="It shows what follows from the paper's assumptions, not that language models meet them.",
+    caveat="This shows what follows from the assumptions of the paper, not that language models satisfy them.",
     of="nothing",
     numbers=Theory,
     measure=_measure_theory,

@@ -1,4 +1,4 @@
-"""Section 4's errata in numbers: Theorem 4.1, what follows Def. 4.2, and the objective of the Lasso."""
+"""The errata of section 4 in numbers: Theorem 4.1, the formulas after Def. 4.2, and the objective of the Lasso."""
 
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
@@ -19,32 +19,32 @@ __all__ = ["ALPHA", "DIGITS", "PICKED", "RANKS", "SIGMA", "TOKEN", "Case", "Obje
 SIGMA = 0.01
 DIGITS = 50
 _IN_DIGITS = 24
-"""Rows whose determinants are also worked out in fifty digits."""
+"""Number of rows whose determinants are also computed with fifty digits."""
 
 TOKEN = "China"
 ALPHA = 1e-4
 PICKED = 0.01
 
 RANKS = ("stable rank", "participation ratio", "effective rank", "rank")
-"""Each at most the next."""
+"""The ranks, each of which is at most the next one."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Information gain and ranks of one set of unit rows, each computed in every way the paper has for it.
+    """The information gain and the ranks of one set of unit rows, computed in every way that the paper gives.
 
     Attributes:
-        name: of the rows.
-        rows: their number.
-        width: their dimensions.
-        determinant: what each row adds, from determinants.
+        name: the name of the rows.
+        rows: the number of rows.
+        width: the number of dimensions of a row.
+        determinant: what each row adds to the gain, from determinants.
         exact: the same from the posterior variance.
-        printed: the same as Theorem 4.1 prints it.
-        error: how far the exact form is from the determinants in fifty digits, at most, as a share.
-        float64_error: the same of ``exact``.
+        printed: the same by the formula that Theorem 4.1 prints.
+        error: the largest relative difference between ``exact`` and ``determinant``, both with fifty digits.
+        float64_error: the same for ``exact`` in float64.
         without_half: the information gain without its ½.
         gain: the information gain.
-        ranks: those of :data:`RANKS`.
+        ranks: the ranks that :data:`RANKS` names.
         rank_bound: rank · log(1 + σ⁻²T/srank).
         stable_rank_term: srank · log(1 + σ⁻²T/srank).
     """
@@ -100,7 +100,7 @@ Pick = tuple[str, int, float]
 
 @dataclass(frozen=True)
 class Objectives:
-    """What the Lasso makes the token of under either convention, weights above 0.01, the heaviest first; ``None`` where the
+    """The picks of the Lasso for the token under both conventions: weights above 0.01, the largest first; ``None`` if the
     vocabulary does not have the token."""
 
     model: str
@@ -114,7 +114,7 @@ class Objectives:
 
     @classmethod
     def of(cls, name: str, loaded: Loaded, ids: list[int], rows: Tensor) -> Self:
-        """Return those of the last such token of a text, of unit rows ``(n, d)``."""
+        """Return the picks of the last such token of a text, from its unit rows ``(n, d)``."""
         tokens = [str(loaded.tokenizer.decode([token])) for token in ids]
         places = [t for t, token in enumerate(tokens) if token.strip() == TOKEN]
         if not places:
@@ -139,7 +139,8 @@ def _determinant_increments(gram: Tensor) -> Tensor:
 
 def _in_fifty_digits(rows: NDArray[np.float64]) -> tuple[list[Decimal], list[Decimal]]:
     """Increments as differences of determinants, and as ``½ log(1 + σ⁻²σ_T²)`` with the variance as it is defined, by solving
-    with ``K + σ²I``: two ways that share nothing but the rows. σ⁻² = 1e4 leaves float64 too few digits to tell 1e-12.
+    with ``K + σ²I``: two ways that have only the rows in common. With σ⁻² = 1e4, float64 has too few digits for an agreement to
+    1e-12.
     """
     with localcontext(prec=DIGITS):
         noise = Decimal(str(SIGMA)) ** 2
@@ -158,7 +159,8 @@ def _in_fifty_digits(rows: NDArray[np.float64]) -> tuple[list[Decimal], list[Dec
 
 
 def _eliminated(matrix: NDArray[Any]) -> NDArray[Any]:
-    """A copy with zeros below the diagonal, by Gauss; the left square of it is positive definite, so pivots need no search."""
+    """A copy with zeros below the diagonal, by Gaussian elimination. Its left square is positive definite, so no pivots are
+    searched."""
     matrix = matrix.copy()
     for i in range(len(matrix) - 1):
         matrix[i + 1 :] -= np.outer(matrix[i + 1 :, i] / matrix[i, i], matrix[i])
@@ -175,13 +177,13 @@ def _solved(matrix: NDArray[Any], right: NDArray[Any]) -> list[Decimal]:
 
 
 def near_one_direction(n: int, seed: int, apart: float = 1e-3) -> Tensor:
-    """``n`` unit rows in ``n`` dimensions that nearly agree: their rank is n and their stable rank nearly 1."""
+    """Return ``n`` unit rows in ``n`` dimensions that are nearly equal: their rank is n, and their stable rank is nearly 1."""
     noise = torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     rows: Tensor = torch.nn.functional.normalize(torch.eye(n, dtype=torch.float64)[:1] + apart * noise, dim=1)
     return rows
 
 
 def _apart(value: Decimal, right: Decimal) -> float:
-    """How far ``value`` is from ``right``, as a share of it."""
+    """The relative difference of ``value`` from ``right``."""
     with localcontext(prec=DIGITS):
         return float(abs(value - right) / right) if right else float(abs(value))

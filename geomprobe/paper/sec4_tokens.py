@@ -1,4 +1,4 @@
-"""Section 4.2's table: which earlier tokens the Lasso and attention pick for three tokens of one sentence."""
+"""The table of section 4.2: the earlier tokens that the Lasso and attention pick for three tokens of one sentence."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _WORDINGS = {
     "The Lasso may usually pick more meaningful tokens than raw attention": 2,
     "Abstract: the Lasso sometimes outperforms attention weights in selecting meaningful tokens": 1,
 }
-"""The paper's claim as it makes it, and for how many of the three tokens that takes it to be so."""
+"""The claim of the paper in both wordings, and for how many of the three tokens it must be true to hold."""
 
 
 def _draw(numbers: TokenPicks) -> "Figure":
@@ -59,7 +59,7 @@ def _tables(numbers: TokenPicks) -> list[Table]:
 
 
 def _pick_tables(model: Model) -> list[Table]:
-    """Of each token what the paper prints, and below it what the model picks."""
+    """Tables that show for each token the printed picks, and below them those of the model."""
     tables = []
     for name, row in model.rows.items():
         part = "" if row.whole else f" (this vocabulary's end of {name!r})"
@@ -77,7 +77,7 @@ def _pick_tables(model: Model) -> list[Table]:
 
 
 def _listed(picks: Sequence[Sequence[float]], tokens: Sequence[str], also: Sequence[int], width: int = 56) -> list[str]:
-    """The picks in lines, the heaviest first; a star where the paper has them too."""
+    """The picks as lines, the largest weight first, with a star at those that the paper prints, too."""
     lines = [""]
     for j, weight in picks:
         star = "*" if int(j) in also else ""
@@ -89,7 +89,7 @@ def _listed(picks: Sequence[Sequence[float]], tokens: Sequence[str], also: Seque
 
 
 def _agreement_table(model: Model) -> Table:
-    """How picks agree with the printed ones, as multisets."""
+    """A table of how many printed picks the model has, where both are multisets."""
     rows = []
     for name, row in model.rows.items():
         for kind, label in KINDS.items():
@@ -149,13 +149,14 @@ def _as_printed(model: Model, kind: str) -> Verdict:
 
 
 def _against_attention(model: Model) -> list[Verdict]:
-    """The claim in both wordings. The paper's evidence is its table, so what that lists for the Lasso counts as meaningful: for
-    how many tokens is more of the Lasso's weight than of attention's on it, and more than by chance?"""
+    """Verdicts on the claim in both wordings. The evidence of the paper is its table, so the tokens that it lists for the Lasso
+    count as meaningful. It is counted for how many tokens more of the Lasso's weight than of attention's is on them, and more
+    than by chance."""
     named = {f"{wording} ({model.name})": least for wording, least in _WORDINGS.items()}
     printed = [(row.printed["lasso"], row.printed["attention"]) for row in model.rows.values()]
     pairs = [(one["lasso"], other["lasso"]) for one, other in printed if one is not None and other is not None]
     if len(pairs) < len(printed) or any(math.isnan(found.share) for pair in pairs for found in pair):
-        why = "this model shows no attention, or there is a token for which one of the two picks nothing"
+        why = "the attention of this model cannot be read, or one of the two picks nothing for a token"
         return [Verdict(claim, None, why) for claim in named]
     more = sum(lasso.share > max(attention.share, lasso.chance) for lasso, attention in pairs)
     told = "; ".join(
@@ -165,24 +166,25 @@ def _against_attention(model: Model) -> list[Verdict]:
     counted = f"for {more} of {len(pairs)} tokens"
     evidence = (
         f"{counted} if the tokens that the table lists for the Lasso are the meaningful ones: the paper does not measure "
-        f"meaning, and the table is its evidence. They carry of the Lasso's weight and of attention's: {told}"
+        f"meaning, and the table is its evidence. Their shares of the Lasso's weight and of attention's are: {told}"
     )
     (usually, two), (sometimes, one) = named.items()
     return [Verdict(usually, more >= two, evidence), Verdict(sometimes, more >= one, f"{counted}, counted in the same way")]
 
 
 def _telling_words(model: Model) -> Verdict:
-    """Holds if for each of the three tokens more of the Lasso's weight than of attention's is on telling words."""
+    """A verdict that holds if, for each of the three tokens, more of the Lasso's weight than of attention's is on telling
+    words."""
     shares = [row.telling for row in model.rows.values()]
     claim = f"For all three tokens more of the Lasso's weight than of attention's is on telling words ({model.name})"
     if any(math.isnan(share.attention) or math.isnan(share.lasso) for share in shares):
-        return Verdict(claim, None, "this model shows no attention, or its Lasso picks nothing", "ours")
+        return Verdict(claim, None, "the attention of this model cannot be read, or its Lasso picks nothing", "ours")
     more = sum(share.lasso > share.attention for share in shares)
     told = "; ".join(
         f"[{name}] {share.lasso:.0%} and {share.attention:.0%} (they are {share.chance:.0%} of earlier tokens)"
         for name, share in zip(model.rows, shares, strict=True)
     )
-    evidence = f"on cities, countries and “capital” there lies of the Lasso's weight and of attention's: {told}"
+    evidence = f"the shares of the Lasso's weight and of attention's on cities, countries and “capital” are: {told}"
     return Verdict(claim, {0: False, len(shares): True}.get(more), evidence, "ours")
 
 
@@ -191,11 +193,12 @@ TOKENS = Experiment(
     title="What the Lasso and attention pick for three tokens",
     place="Section 4.2",
     read=(
-        "Rows of final_norm. The Lasso writes a token's row by the rows of earlier tokens (1/(2d)‖z − Zβ‖² + α‖β‖₁, α = 1e-4); "
-        "attention is the last layer's, the mean over heads. Weights above 0.01 are picks. The paper's are those of Pythia "
-        "1.4B. A row of its table holds here if more of what it lists is picked than by chance, with over half of the weight."
+        "The rows are those of final_norm. The Lasso reproduces the row of a token from the rows of earlier tokens "
+        "(1/(2d)‖z − Zβ‖² + α‖β‖₁, α = 1e-4). Attention is that of the last layer, as a mean over heads. Weights above 0.01 "
+        "are picks. The paper lists the picks of Pythia 1.4B. A row of its table holds here if more of the listed tokens are "
+        "picked than by chance, and these have more than half of the weight."
     ),
-    caveat="A weight is not a cause: what a row can be written by is not what the model computed it from.",
+    caveat="A weight is not a cause: the rows from which a row can be reproduced need not be those from which it was computed.",
     of="texts",
     numbers=TokenPicks,
     measure=measure,

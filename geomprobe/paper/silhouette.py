@@ -1,4 +1,4 @@
-"""How far groups of things lie apart, as a number with a p-value, and the plane that shows their distances best."""
+"""How far groups of texts lie apart, as a number with a p-value, and the plane that shows their distances best."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ Array = npt.NDArray[np.float64]
 
 _PERMUTATIONS = 999
 _ALPHA = 0.05
-"""What p has to be below."""
+"""The level below which p must be."""
 _WAYS = {"all": "silhouettes of the three contexts", "king_queen": "of king and queen alone"}
-"""What is separated, and what a verdict calls it."""
+"""What is separated, and its name in a verdict."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """The mean silhouette of texts in contexts, its p, and the mean over the texts of each country."""
+    """The mean silhouette of texts in contexts, its p-value, and the mean over the texts of each country."""
 
     silhouette: float
     p: float
@@ -37,7 +37,7 @@ class Separation:
 
 
 def silhouettes(distances: Array, groups: npt.NDArray[np.int64]) -> Array:
-    """Silhouettes ``(…, n)`` of n things in ``groups`` ``(…, n)`` 0, 1 …, each of two things or more.
+    """Return silhouettes ``(…, n)`` of n things in ``groups`` ``(…, n)``, numbered 0, 1 …, of at least two things each.
 
     ``s = (b − a) / max(a, b)``: a is the mean distance to the others of a thing's own group, b that to the nearest other group
     (Rousseeuw 1987, as scikit-learn has it), for many groupings at once.
@@ -53,13 +53,14 @@ def silhouettes(distances: Array, groups: npt.NDArray[np.int64]) -> Array:
 
 
 def permutation_p(distances: Array, contexts: int, *, seed: int, permutations: int = _PERMUTATIONS) -> float:
-    """How often contexts dealt anew within each country separate at least as well: ``(1 + #) / (1 + permutations)``.
+    """Return how often contexts separate at least as well after they were permuted within each country:
+    ``(1 + #) / (1 + permutations)``.
 
     Args:
-        distances: between texts, the countries of one context after another.
-        contexts: how many there are.
-        seed: of the permutations.
-        permutations: how many.
+        distances: the distances between texts, which are sorted by context and then by country.
+        contexts: the number of contexts.
+        seed: the seed of the permutations.
+        permutations: the number of permutations.
     """
     groups = _groups(contexts, len(distances) // contexts)
     dealt = np.broadcast_to(groups.reshape(contexts, -1), (permutations, contexts, len(distances) // contexts))
@@ -69,9 +70,11 @@ def permutation_p(distances: Array, contexts: int, *, seed: int, permutations: i
 
 
 def classical_mds(distances: Array) -> tuple[Array, float]:
-    """The plane ``(n, 2)`` of classical scaling (Torgerson 1952) of the distances, and its share of the positive eigenvalues.
+    """Return the plane ``(n, 2)`` of classical scaling (Torgerson 1952) of the distances, and its share of the positive
+    eigenvalues.
 
-    These are of ``−½ J D² J`` with J the centring. Of distances that no Euclidean space has, some are negative, and left out.
+    They are the eigenvalues of ``−½ J D² J``, where J is the centring matrix. If no Euclidean space has these distances, some
+    eigenvalues are negative. They are left out.
     """
     squares = distances**2
     centred = squares - squares.mean(0) - squares.mean(1)[:, None] + squares.mean()
@@ -83,7 +86,7 @@ def classical_mds(distances: Array) -> tuple[Array, float]:
 
 
 def score(distances: Array, contexts: int, seed: int) -> Score:
-    """The score of ``contexts`` × countries texts."""
+    """Return the score of ``contexts`` × countries texts."""
     samples = silhouettes(distances, _groups(contexts, len(distances) // contexts))
     by_country = rounded(samples.reshape(contexts, -1).mean(0))
     return Score(float(samples.mean()), permutation_p(distances, contexts, seed=seed), by_country)
@@ -92,8 +95,8 @@ def score(distances: Array, contexts: int, seed: int) -> Score:
 def separates(found: Mapping[str, Separation]) -> tuple[bool | None, str]:
     """Whether contexts lie apart under every distance or embedding in ``found``, and the numbers that say so.
 
-    Each has two silhouettes: of all contexts, and of king and queen alone. The claim holds where each of them is above zero
-    with p < 0.05 by permutation, fails where one is not above zero, and is undecided otherwise.
+    Each has two silhouettes: of all contexts, and of king and queen alone. The claim holds if each of them is above zero with p
+    < 0.05 by permutation, fails if one is not above zero, and is undecided otherwise.
     """
     ways: set[bool | None] = set()
     parts = []
@@ -124,8 +127,8 @@ def better(first: Separation, second: Separation) -> tuple[bool | None, str]:
 def as_well(control: Mapping[str, Separation], model: Mapping[str, Separation]) -> tuple[bool | None, str]:
     """Whether a control separates contexts as well as the model does, under every distance or embedding in both.
 
-    It holds where no silhouette of the model is larger than the control's (paired by country, p < 0.05), fails where all are
-    or where the control's is not above zero throughout, and is undecided otherwise.
+    It holds if no silhouette of the model is larger than that of the control (paired by country, p < 0.05). It fails if all are
+    larger, or if a silhouette of the control is not above zero. It is undecided otherwise.
     """
     pairs = [(_score(control[name], which), _score(found, which)) for which in _WAYS for name, found in model.items()]
     less = [_larger(second, first)[0] is True for first, second in pairs]
@@ -146,7 +149,8 @@ def _score(found: Separation, which: str) -> Score:
 
 
 def _larger(first: Score, second: Score) -> tuple[bool | None, float]:
-    """Whether one silhouette is larger than another over the same countries, and Wilcoxon's p; ``None`` where p ≥ 0.05."""
+    """Whether one silhouette is larger than another over the same countries, and the p-value of Wilcoxon's test; ``None`` if p
+    ≥ 0.05."""
     from scipy.stats import wilcoxon
 
     difference = np.subtract(first.by_country, second.by_country)
@@ -163,7 +167,7 @@ def _groups(contexts: int, countries: int) -> npt.NDArray[np.int64]:
 
 
 def rounded(values: npt.ArrayLike) -> list[Any]:
-    """Six digits, as lists: what a picture or a reader can tell apart."""
+    """Return numbers as lists with six digits, which is more than a picture or a reader can distinguish."""
     array = np.asarray(values, dtype=float)
     rounded: list[Any] = np.array([float(f"{value:.6g}") for value in array.flat]).reshape(array.shape).tolist()
     return rounded

@@ -1,4 +1,5 @@
-"""How the figures of the paper look: drawn once, as a PNG for light paper and as an SVG that follows the reader's scheme."""
+"""The look of the figures of the paper. They are drawn once, as a PNG on white and as an SVG that follows the colour scheme of
+the reader."""
 
 import io
 import re
@@ -21,14 +22,14 @@ _INK: Ink = ("#24262d", "#e9e7e2")
 _MUTED: Ink = ("#62666f", "#a3a7b0")
 _LINE: Ink = ("#e2dfd7", "#353941")
 _SHADES = 40
-"""Steps of the sequence of colours: so many have a partner for dark paper."""
+"""Number of steps of the sequence of colours, each of which has a partner for dark pages."""
 
 COLOURS = tuple(categorical(number)[0] for number in range(6))
 """Colours of things that have no order."""
 MUTED = _MUTED[0]
-"""Of what stands behind: a prediction, a rule."""
+"""The colour of what is in the background, such as a prediction or a rule."""
 UNTRAINED = BASELINES["untrained"][2][0]
-"""Of untrained models."""
+"""The colour of untrained models."""
 
 _DARK = dict(
     [_INK, _MUTED, _LINE, *(look[2] for look in BASELINES.values())]
@@ -68,7 +69,8 @@ _FONT = "system-ui, 'Liberation Sans', sans-serif"
 
 
 def canvas(rows: int = 1, columns: int = 1, *, height: float = 3.2, width: float = 4.2) -> "tuple[Figure, list[Axes]]":
-    """A figure of rows × columns panels and its axes, row by row; inches for each panel. To be drawn in :func:`styled`."""
+    """Return a figure of rows × columns panels, with sizes in inches for each panel, and its axes row by row. Draw it inside
+    :func:`styled`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
@@ -77,7 +79,7 @@ def canvas(rows: int = 1, columns: int = 1, *, height: float = 3.2, width: float
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """While a figure is drawn: what its parts look like."""
+    """Return a context that sets the look of the parts of a figure, in which figures are drawn."""
     from matplotlib import rc_context
 
     with rc_context(_STYLE):
@@ -85,24 +87,25 @@ def styled() -> Iterator[None]:
 
 
 def caption(figure: "Figure", text: str) -> None:
-    """Under a figure: which model and which data it shows. Lines of the text stay, and are broken where they are too long."""
+    """Write under a figure which model and which data it shows. Lines of the text are kept, and broken if they are too long."""
     width = int(13 * figure.get_figwidth())  # characters of this size
     lines = [line for whole in text.splitlines() for line in textwrap.wrap(whole, width)]
     figure.supxlabel("\n".join(lines), fontsize=8, color=MUTED, x=0.01, ha="left", parse_math=False)
 
 
 def shades(n: int) -> list[str]:
-    """``n`` colours from faint to strong: small to large, early to late."""
+    """Return ``n`` colours from faint to strong, for small to large models or early to late steps."""
     return [sequence(round(place * _SHADES) / _SHADES)[0] for place in (np.linspace(0.25, 1, n) if n > 1 else [1.0])]
 
 
 def to_png(figure: "Figure") -> bytes:
-    """On white, at 180 dots per inch."""
+    """Return a PNG on white, with 180 dots per inch."""
     return _written(figure, "png", dpi=180, facecolor="white")
 
 
 def to_svg(figure: "Figure") -> str:
-    """An ``<svg>`` element for a page: transparent, in colours of both schemes, its text as text."""
+    """Return an ``<svg>`` element for a page, which is transparent, has the colours of both schemes, and contains its text as
+    text."""
     drawn = _written(figure, "svg", facecolor="none").decode()
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)
     body = re.sub(r'<svg [^>]*(viewBox="[^"]*")[^>]*>', r'<svg \1 xmlns="http://www.w3.org/2000/svg">', body, count=1)

@@ -32,34 +32,35 @@ PRINTED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "attention": ("Is", "of", "capital", ",", "Beijing"),
     },
 }
-"""The picks that the paper prints for Pythia 1.4B, in its order: of each token the last one in the sentence."""
+"""The picks that the paper prints for Pythia 1.4B, in its order, for the last occurrence of each token in the sentence."""
 
 KINDS = {"lasso": "Lasso", "attention": "attention"}
-"""The two ways of picking, and what tables call them."""
+"""The two ways of picking, and their names in tables."""
 
 WORDS = ("London", "UK", "Moscow", "Russia", "Paris", "France", "Beijing", "China", "capital")
-"""Our telling words: cities, countries and the word for what the ones are of the others."""
+"""The words that we count as telling: cities, countries, and “capital”."""
 
 READINGS = {"": {}, "without [,]": {",": ""}, "[,] read as [.]": {",": "."}}
 """The ways in which a printed row with commas is compared: as printed, without them, and with full stops in their place."""
 
 
 Picks = Sequence[Sequence[float]]
-"""``(number, weight)`` of earlier tokens, the heaviest first."""
+"""``(number, weight)`` of earlier tokens, the largest weight first."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How picks agree with a printed row, which tells tokens but not which of several equal ones: as multisets of tokens.
+    """How picks agree with a printed row. The row does not say which of several equal tokens is meant, so both are compared as
+    multisets of tokens.
 
-    Of several equal tokens the heaviest picks match. By chance means: as many picks with the same weights, but on tokens drawn
-    at random without replacement from all earlier ones. Its numbers are exact expectations.
+    Of several equal tokens, the picks with the largest weights match. Numbers by chance are exact expectations for equally many
+    picks with the same weights, on tokens that are drawn at random without replacement from all earlier ones.
 
     Attributes:
-        printed: how many tokens the row has.
+        printed: the number of tokens in the row.
         which: the picks that match, by number of the token.
-        overlap: the number of matches over that of all tokens that are in either multiset.
-        share: the weight of the matches over that of all picks, NaN without picks.
+        overlap: the number of matches divided by the number of tokens in the union of both multisets.
+        share: the weight of the matches divided by that of all picks; NaN if there are no picks.
         chance: the expected share of random tokens.
         chance_matches: their expected number of matches.
     """
@@ -74,8 +75,8 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Telling:
-    """How much of the weight of either's picks is on telling words, NaN without picks, and the share of earlier tokens that are
-    such words."""
+    """The share of the weight of the Lasso's and of attention's picks on telling words (NaN if there are no picks), and the
+    share of such words among earlier tokens."""
 
     lasso: float
     attention: float
@@ -85,7 +86,7 @@ class Telling:
 @dataclass(frozen=True)
 class Row:
     """One of the three tokens: its number, whether it is a whole word, R² of the Lasso, and by kind its picks at ``final_norm``
-    and by reading of the printed row how they agree with it; ``None`` for attention that the model does not show."""
+    and by reading of the printed row how they agree with it; ``None`` if the attention of the model cannot be read."""
 
     position: int
     whole: bool
@@ -106,13 +107,13 @@ class Model:
 
 @dataclass(frozen=True)
 class TokenPicks:
-    """The numbers of section 4.2's table."""
+    """The numbers of the table in section 4.2."""
 
     models: list[Model]
 
 
 def measure(request: Request) -> TokenPicks:
-    """The picks of every model, and how they agree with the paper's."""
+    """Measure the picks of every model, and how they agree with those of the paper."""
     return TokenPicks([_of_model(name, loaded) for name, loaded in load_readers(request)])
 
 

@@ -22,7 +22,7 @@ _COUNTS = ("tokens", "texts", "nonfinite", "sample_tokens")
 class Comparison(Mapping[str, float]):
     """The differences ``second − first`` of two readings, by ``metric/site``; NaN where one of the two numbers is not known.
 
-    It is made by :meth:`Reading.compare <geomprobe.Reading.compare>`, and looked up as a reading is:
+    It is returned by :meth:`Reading.compare <geomprobe.Reading.compare>`, and is looked up like a reading:
     ``comparison["entropy/layer_05"]``, ``comparison["entropy"]``. It can be printed and plotted, and notebooks show it.
 
     Args:
@@ -30,7 +30,8 @@ class Comparison(Mapping[str, float]):
         second: another reading of the same sites and on equally many tokens.
 
     Attributes:
-        notes: what a reader must know of the two readings: their own notes, and in what they differ besides their numbers.
+        notes: what a reader must know of the two readings: the notes of each, and the differences between them besides their
+            numbers.
 
     Raises:
         GeomprobeError: if they differ in their sites or in their numbers of tokens, or have no number in common.

@@ -1,4 +1,4 @@
-"""The numbers of a reading: looked up, saved and loaded."""
+"""The numbers of a reading, and how they are looked up, saved and loaded."""
 
 import difflib
 import json
@@ -34,13 +34,13 @@ _NO_COST = {"cost": None}
 
 @dataclass(frozen=True)
 class Cost:
-    """What a probe has cost one process since it was attached, in measured forwards, in readings and (with a callback) in
+    """What a probe has cost in one process since it was attached: in measured forwards, in reading and (with a callback) in
     logging.
 
     Attributes:
         seconds: the time spent: on the host, or on the device if that is longer.
         share: this time divided by the time since the probe was attached.
-        interval: with ``when=budget(…)`` every how many steps the model is measured at present, else ``None``.
+        interval: with ``when=budget(…)``, the current number of steps from one measurement to the next; otherwise ``None``.
     """
 
     seconds: float
@@ -139,9 +139,9 @@ class ReadingData(Mapping[str, float]):
         """Return the reading from the dict that :meth:`to_dict` returned.
 
         Args:
-            data: the dict, in which other names than those of :meth:`to_dict` are ignored.
-            what: where it comes from, with which the message of an error begins.
-            advice: what to do, with which it ends.
+            data: the dict. Names that :meth:`to_dict` does not write are ignored.
+            what: the beginning of an error message, which says where the dict comes from.
+            advice: the end of an error message, which says what to do.
 
         Raises:
             GeomprobeError: if ``data`` is not such a dict.

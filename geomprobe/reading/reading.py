@@ -19,19 +19,20 @@ class Reading(ReadingData):
     """Numbers named ``metric/site``, and curves over positions in the text, with the number of tokens and texts behind them.
 
     A reading is a mapping of its numbers: ``reading["entropy/layer_05"]``, ``reading.items()``, ``dict(reading)``.
-    ``reading["entropy"]`` returns the numbers of one metric at all sites. Two readings are equal if everything in them but the
-    cost is; a reading and a dict are equal if the numbers are. ``print(reading)`` prints a table, and notebooks show one.
+    ``reading["entropy"]`` returns the numbers of one metric at all sites. Two readings are equal if everything in them except
+    the cost is equal. A reading and a dict are equal if their numbers are equal. ``print(reading)`` prints a table, and a
+    notebook shows one.
 
     Args:
-        mode: ``"train"``, ``"eval"``, ``"no_grad"`` or ``"fixed"``; for one of several evaluation sets of Trainer
-            ``"eval_<name>"``.
+        mode: ``"train"``, ``"eval"``, ``"no_grad"`` or ``"fixed"``; or ``"eval_<name>"`` for one of several evaluation sets of
+            Trainer.
         sites: the measured sites, in order from ``embed`` to ``final_norm``.
         values: the numbers by ``"metric/site"``. ``tokens/<site>`` and ``texts/<site>`` are the numbers of rows and texts that
             the other numbers were computed from.
         notes: remarks that a reader must know, such as rows that were left out or a probe that stopped early.
         curves: the curves by ``"metric/site"``.
-        widths: the width d of the hidden states by site, where it is known: a probe knows it if a metric needs the sum of the
-            rows, as :class:`~geomprobe.RepresentationEntropy` does.
+        widths: the width d of the hidden states by site, where it is known. A probe knows it if one of its metrics needs the
+            sum of the rows, as :class:`~geomprobe.RepresentationEntropy` does.
 
     Attributes:
         cost: what the measurement has cost (:class:`Cost`), if a probe returned this reading. It is not part of ``to_dict()``,
@@ -39,12 +40,12 @@ class Reading(ReadingData):
     """
 
     def plot(self, metric: str, *, site: str | None = None, ax: "Axes | None" = None) -> "Axes":
-        """Draw one metric over the sites, ``reading.plot("effective_rank")``, or with ``site`` a curve of this site,
-        ``reading.plot("gain", site="final_norm")``.
+        """Draw one metric at all sites, as ``reading.plot("effective_rank")`` does, or, if ``site`` is given, a curve of that
+        site, as ``reading.plot("gain", site="final_norm")`` does.
 
-        A rank has a line at ``min(n, d)``, the largest rank that n rows of width d can have. A curve over positions in the text
-        is the mean over the texts, with a band of one standard deviation on either side and the number of texts below. Values
-        that are not known are gaps, and the title names them.
+        For a rank, a line shows ``min(n, d)``, the largest rank that n rows of width d can have. A curve over positions in the
+        text is the mean over the texts, with a band of one standard deviation on either side and the number of texts below.
+        Unknown values leave gaps, which the title mentions.
 
         Args:
             metric: the name of a number, or of a curve.
@@ -65,11 +66,11 @@ class Reading(ReadingData):
         and plotted.
 
         Args:
-            other: the reading of the same sites on equally many tokens.
+            other: a reading of the same sites on equally many tokens.
 
         Raises:
-            GeomprobeError: if the readings have other sites or other numbers of tokens, because ranks and entropies grow with
-                the number of tokens; or if they have no number in common.
+            GeomprobeError: if the readings have different sites or different numbers of tokens, because ranks and entropies
+                grow with the number of tokens; or if they have no number in common.
         """
         if not isinstance(other, Reading):
             raise GeomprobeError(f"Reading.compare({other!r:.60}): expected another Reading")

@@ -45,8 +45,9 @@ def replicas(model: nn.Module) -> int:
 
 
 def on_all_ranks(make: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-    """Return ``make()``, which is not a collective operation, in front of one. If it raises on one rank, as where memory is
-    full, this raises on all: otherwise the others would wait for that rank in the operation. This is a collective operation.
+    """Return ``make()``, before a collective operation. If ``make``, which is not a collective operation itself, raises an
+    error on one rank, for example because memory is full, this raises an error on all ranks, because the others would wait for
+    that rank. This is a collective operation.
 
     Raises:
         GeomprobeError: if it raised on another rank, or the other ranks cannot be reached.

@@ -1,4 +1,4 @@
-"""How fixed texts run through a model that is being trained without a trace in the training."""
+"""How fixed texts run through a model during its training, without an effect on the training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -42,8 +42,8 @@ class Consumer(Protocol):
 
     def consume(self, mode: Mode, sites: Sequence[str], rows: Rows) -> Callable[[], object]:
         """Read the rows ``(sites, batch, length, width)`` of successive sites, and return a function that keeps the result. It
-        is called when the forward has ended, and is not called if the forward is left out. Texts on a KV cache are not handed
-        over, and rows that ``generate`` runs again without one are handed over again."""
+        is called when the forward has ended, and is not called if the forward is left out. Texts on a KV cache are not passed,
+        and rows that ``generate`` runs again without a cache are passed again."""
         ...
 
 
@@ -53,7 +53,7 @@ class Recorder:
     Args:
         accumulators: the accumulators, without duplicates. The first one is a ``TokenCount``.
         sites: all sites that may be reported, in the order of the model.
-        when: which forwards to measure, as a function of the number of forwards before; ``None`` for all.
+        when: which forwards to measure, as a function of the number of earlier forwards; ``None`` for all.
         on_error: ``"warn"``: an error issues one warning and ends the measurement. ``"raise"``: the error is raised.
         on_gain: a function that is called with the information gain of new tokens after every forward on a KV cache.
         sigma: noise σ of that information gain.

@@ -1,11 +1,11 @@
-"""The first sentence of a report and of the demo: what turned, where, and by how much. Series go in, and sentences come out.
+"""The first sentence of a report and of the demo: what a number did over the checkpoints, where, and by how much.
 
 A change of a number counts if it is at least
 
 - a fifth of the larger of both values (:data:`LEAST`): five untrained models of the demo's shape differ by up to 10% in their
   effective rank, and one of them on three texts of 8,192 tokens by up to 19%;
 - as large as the difference between two untrained models, where a run has two: its null baseline, and a checkpoint of step 0;
-- a quarter (:data:`PART`) of the whole range of its series, so that a long series of noisy readings has no turn of its own.
+- a quarter (:data:`PART`) of the whole range of its series, so that noise in a long series does not count as a turn.
 
 A turn is a minimum or maximum with a change that counts on both sides. These are conventions for wording a sentence, and not a
 test of significance.
@@ -24,7 +24,7 @@ LEAST = 0.2
 PART = 0.25
 """Smallest change that counts, as a share of the range of a series."""
 _MOST = 3
-"""Largest number of turns that are told one by one."""
+"""Largest number of turns that a sentence names one by one."""
 
 
 class Finding(NamedTuple):
@@ -85,8 +85,8 @@ class Series:
 def describe_run(courses: Sequence[Series], loss: tuple[float, float] | None = None) -> Finding:
     """Return what one number does over the checkpoints of a run, compared with the untrained model.
 
-    The last site leads if it turned, because the model predicts from its rows; or else the site that turned most; or else the
-    last site.
+    The sentence is about the last site if it has a turn, because the model predicts from its rows; or else about the site with
+    the largest turn; or else about the last site.
 
     Args:
         courses: the number at every site, in the order of the layers; at least one.
@@ -101,7 +101,7 @@ def describe_run(courses: Sequence[Series], loss: tuple[float, float] | None = N
     if turned and len(paths) > 1:
         where = f"all {len(paths)}" if len(turned) == len(paths) else f"{len(turned)} of {len(paths)}"
         depth = "" if most is told else f", most at {most.series.site} ({' to '.join(map(spoken_number, most.deepest))})"
-        sentences.append(f"It turned at {where} sites{depth}.")
+        sentences.append(f"It changed direction at {where} sites{depth}.")
     every = courses[paths.index(told)].values
     if missing := len(every) - len(told.series.values):
         sentences.append(f"{missing} of {len(every)} checkpoints have no finite number there.")
@@ -156,8 +156,8 @@ def describe_models(models: Sequence[Series], losses: Sequence[float | None], *,
     Args:
         models: the number at the last site of each model, as a series of one value, with its own width.
         losses: their losses, if they are known.
-        by_size: whether they are sorted by size: then the smallest and the largest are told, or else those with the lowest and
-            the highest number.
+        by_size: whether they are sorted by size. If they are, the smallest and the largest model are named, and otherwise those
+            with the lowest and the highest number.
     """
     order = range(len(models)) if by_size else sorted(range(len(models)), key=lambda i: models[i].values[0])
     ends = (order[0], order[-1])
@@ -256,20 +256,20 @@ def _told(path: _Path) -> tuple[str, str]:
     """The words that a sentence about a series begins with, and the rest of it up to the loss."""
     series, values = path.series, path.series.values
     if not values:
-        return "Nothing to tell", f"{series.where} is not finite at any checkpoint"
+        return "No number", f"{series.where} is not finite at any checkpoint"
     end = f"{spoken_number(values[-1])}{series.bound}"
     if len(values) == 1:
         return "One checkpoint", f"{series.where} is {end} at {series.places[-1]}{series.baseline}"
     if len(values) == 2:
         course = f"went from {spoken_number(values[0])} to {end} at {series.places[-1]}{series.baseline}"
-        return "Two checkpoints, which cannot show a turn", f"{series.where} {course}"
+        return "Only two checkpoints", f"{series.where} {course}"
     if path.extreme is None:
-        return "Nothing turned", f"{series.where} {_flat(series)}"
+        return "No clear change", f"{series.where} {_flat(series)}"
     low, high = min(values), max(values)
     if len(path.turns) > _MOST:
         between = f"between {spoken_number(low)} and {spoken_number(high)}{series.bound}{series.baseline}"
         ends = f"from {spoken_number(values[0])} at {series.places[0]} to {spoken_number(values[-1])} at {series.places[-1]}"
-        return "No clear course", f"{series.where} changed direction {len(path.turns)} times {between}, {ends}"
+        return "No clear trend", f"{series.where} changed direction {len(path.turns)} times {between}, {ends}"
     return _course(path, path.extreme)
 
 
@@ -284,7 +284,7 @@ def _flat(series: Series) -> str:
 
 
 def _course(path: _Path, extreme: int) -> tuple[str, str]:
-    """The same for a series with a few turns or none, from its start over its turns to its end."""
+    """The same for a series with few turns or none, from its start through its turns to its end."""
     series, values = path.series, path.series.values
     last = len(values) - 1
     stays = _relative(values[extreme], values[last]) < LEAST  # then it ends where it went
@@ -303,7 +303,7 @@ def _course(path: _Path, extreme: int) -> tuple[str, str]:
     lead = ", then ".join(words).capitalize()
     if not path.turns:
         lead += " without recovery" * (not stays and values[extreme] < values[0])
-        return lead, f"{series.where} {course}{series.baseline}" + ", without a turn" * stays
+        return lead, f"{series.where} {course}{series.baseline}" + ", without changing direction" * stays
     return lead, f"{series.where} {course}{series.baseline}"
 
 

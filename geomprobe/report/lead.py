@@ -1,4 +1,4 @@
-"""What a page and the demo begin with: the finding of one or several runs, from their records."""
+"""The finding with which a page and the demo begin, computed from the records of one or several runs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from geomprobe.sweeps.records import Record, Run
 __all__ = ["leading_metric", "leading_text"]
 
 _NAMES = {"effective_rank": "effective rank", "entropy": "entropy", "gain_per_token": "information gain per token"}
-"""The metrics that lead, in this order, and their names in a sentence."""
+"""The metrics that a finding can be about, in order of preference, and their names in a sentence."""
 _COUNTS = ("tokens", "texts", "sample_tokens")
 
 
@@ -24,12 +24,13 @@ def leading_metric(runs: Sequence[Run]) -> str | None:
 
 
 def leading_text(runs: Sequence[Run], losses: Mapping[int, float] | None = None) -> Finding | None:
-    """Return the finding of runs: what turned in one run, or how several differ. ``None`` if no record has a number.
+    """Return the finding of runs: what the number did in one run, or how several runs differ. ``None`` if no record has a
+    number.
 
     Args:
         runs: the runs, each with at least one checkpoint.
-        losses: for a single run the loss by step, if it is not that of its records: the first and the last one between its
-            first and last record are told.
+        losses: for a single run, the loss by step, if it is not in its records: the first and the last loss between its first
+            and its last record are named.
     """
     metric = leading_metric(runs)
     if metric is None:

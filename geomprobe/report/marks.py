@@ -1,4 +1,4 @@
-"""What stands beside the lines of a figure: names of points and lines, and where lines lie that its axis leaves out."""
+"""Annotations beside the lines of a figure: names of points and lines, and the values of lines that lie outside of the axis."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

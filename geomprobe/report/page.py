@@ -44,9 +44,9 @@ _SCALED = (
     "information_gain_per_dim",
 )
 _ABOUT = (
-    "Lines go from faint to strong: from early to late steps, from shallow to deep layers, from small to large models. Dashed "
-    "lines are the same model with random weights, and dotted lines are Gaussian rows of the same number and width. A trend "
-    "that either of them shows too is not an effect of training."
+    "The colour of lines goes from faint to strong: from early to late steps, from shallow to deep layers, or from small to "
+    "large models. Dashed lines are the same model with random weights, and dotted lines are Gaussian rows of the same number "
+    "and width. A trend that one of these baselines shows too is not an effect of training."
 )
 
 
@@ -118,31 +118,33 @@ def _sections(runs: Sequence[Run], lead: Finding | None) -> list[Section]:
     metric = leading_metric(runs)
     glance = FigureGroup(
         f"What changed {over}",
-        "The number of the first sentence, at its site and at every layer, beside the loss on the same tokens.",
+        "The metric that the summary above describes, at the layer named there and at every layer, next to the loss on the "
+        "same tokens.",
         "If both change together, this does not show that one causes the other.",
         _one(_glance(runs, metric, lead)),
     )
     beside = FigureGroup(
         f"Entropy and gain {over}",
-        "Two other numbers of the rows from which the model predicts: how widely they spread, and how much a row adds to those "
-        "before it.",
-        "They depend on the number of tokens, and are no measure of quality.",
+        "Two other metrics of the last layer, from whose rows the model predicts: how widely these rows spread, and how much a "
+        "row adds to the earlier rows of its text.",
+        "They depend on the number of tokens, and do not measure how good a model is.",
         _one(figures.over_checkpoints(runs, other, most=1) for other in ("entropy", "gain_per_token") if other != metric),
     )
     entropy = FigureGroup(
         "Entropy by layer",
         "How widely the rows of a layer spread over directions, by layer, by checkpoint, and as a heatmap of both. The switch "
         "selects the normalisation.",
-        "It is not the entropy of tokens or predictions. A trend that appears under one normalisation only comes from its "
-        "denominator: log d grows with the width, and n with the data.",
+        "It is not the entropy of tokens or predictions. If a trend appears under only one normalisation, it comes from the "
+        "denominator: log d grows with the width, and log n with the number of rows.",
         _by_run(runs, _NORMALISED, _layers),
         1,
     )
     ranks = FigureGroup(
         "Effective number of directions",
-        "Smooth counts of the directions in use: the effective rank e<sup>H</sup>, the same divided by d, and two counts in "
-        "which large directions have more weight.",
-        "None of them is the rank of a matrix, and all of them grow with the number of rows until it is much larger than d.",
+        "Smooth counts of the directions in use: the effective rank e<sup>H</sup>, the same divided by d, and two counts "
+        "that give more weight to directions of large variance.",
+        "None of them is the rank of a matrix, and all of them grow with the number of rows until there are many more rows "
+        "than d.",
         _by_run(runs, _RANKS, _layers),
         1,
     )
@@ -151,7 +153,7 @@ def _sections(runs: Sequence[Run], lead: Finding | None) -> list[Section]:
         "Information gain by position",
         "The information gain of a text up to a position (the paper’s Figure 3), and the gain of each token: a curve flattens "
         "where new rows repeat earlier directions.",
-        "It is neither surprisal nor mutual information between tokens, and later positions are reached by fewer texts.",
+        "It is neither surprisal nor mutual information between tokens. Fewer texts reach the later positions.",
         {
             (label,): both
             for label, per in sorted({"nats": False, "per dimension": True}.items(), reverse=wide)
@@ -163,13 +165,13 @@ def _sections(runs: Sequence[Run], lead: Finding | None) -> list[Section]:
         "By model size",
         "Each point is a model, and the line is the best fit of a power law y = c + a·x<sup>b</sup>. The text under each "
         "figure compares this fit with a logarithm and with a constant.",
-        "A fit to a few models does not establish a law. If Gaussian rows of the same number and width show the same trend, it "
-        "comes from n and d.",
+        "A fit to a few models does not establish a law. If Gaussian rows of the same number and width show the same "
+        "trend, it comes from the number of rows and their width.",
         _one(figures.scaling(latest, metric) for metric in _SCALED) if latest else {},
     )
     agreement = FigureGroup(
         "Lasso and attention",
-        "Whether the tokens from which the Lasso reproduces a row are those that the layer attends to. The dotted line is the "
+        "Are the tokens from which the Lasso reproduces a row those that the layer attends to? The dotted line is the "
         "agreement expected by chance.",
         "Agreement is not evidence that attention weights explain the model, nor that the model computes a Lasso.",
         {
@@ -181,7 +183,7 @@ def _sections(runs: Sequence[Run], lead: Finding | None) -> list[Section]:
     published = [
         FigureGroup(
             f"Protocol {name}: {escape(protocol.title)}",
-            f"The numbers of {escape(protocol.source)}: {_code(protocol.texts)}.",
+            f"The numbers of {escape(protocol.source)}. Measured are: {_code(protocol.texts)}.",
             _code(protocol.differs),
             _by_run(runs, {describe(metric).title.partition(" (")[0]: metric for metric in protocol.shown}, _layers),
             1,

@@ -1,4 +1,4 @@
-"""The page of a training: what changed, the loss beside the effective rank of all layers, and the curves that trackers get."""
+"""The page of a training: what changed, the loss above a map of all layers, and the curves that trackers get."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ _MOST = 300
 _MARKED = 60
 _NOTES = 8
 _ALARMS = 20
-"""Largest number of alarms that are told and marked."""
+"""Largest number of alarms that are listed and marked."""
 _MARK = "#d9642b"
 """The colour of marks, which stands out from light and from dark paper."""
 _FEW = 3
@@ -35,7 +35,8 @@ _MAPS = ("effective_rank", "entropy", "anisotropy", "gain_per_token", "alpha_req
 """The metrics that have a map, in the order of the switch."""
 
 _ABOUT = (
-    "Lines go from faint to strong, from shallow to deep layers. Every reading is one step of the training, or one evaluation."
+    "The colour of lines goes from faint to strong, from shallow to deep layers. Every reading is one step of the training, or "
+    "one evaluation."
 )
 
 
@@ -46,9 +47,10 @@ def training_page(training: Training) -> str:
     overviews = {mode: as_run(mode, [_overview(record) for record in run.checkpoints]) for mode, run in drawn.items()}
     maps = FigureGroup(
         "The loss, and every layer over the training",
-        "The loss that the trainer logged, and a metric at every layer in colours, with one column for each reading: note "
-        "where columns change together, and whether the loss does so too.",
-        "A change that comes with one of the loss need not be its cause. Ranks and entropies grow with the number of tokens.",
+        "The loss that the trainer logged, and a map of one metric, in which colours show its value at every layer, with one "
+        "column for each reading. Look for steps at which several layers change, and see whether the loss changes there too.",
+        "If a metric and the loss change at the same step, one need not cause the other. Ranks and entropies grow with the "
+        "number of tokens.",
         _views(
             drawn,
             lambda run: {
@@ -61,7 +63,7 @@ def training_page(training: Training) -> str:
     curves = FigureGroup(
         "The numbers of the overview",
         "The numbers that trackers get by default, at the first, middle and last measured layer and at final_norm.",
-        "Readings of single steps vary with the texts of the step.",
+        "Each step has other texts, so readings also differ by chance from one step to the next.",
         _views(
             overviews,
             lambda run: {"": [_marked(_lines([run], name, log), training) for name in _measured(run)]},
@@ -151,7 +153,7 @@ def _alarm_steps(training: Training) -> dict[int, str]:
 
 
 def _alarms(training: Training) -> list[str]:
-    """What the alarms told, by the numbers at their marks."""
+    """The messages of the alarms, by the numbers at their marks."""
     told = [f"Alarm {number}. {shorten(str(alarm), most=700)}" for number, alarm in enumerate(training.alarms[:_ALARMS], 1)]
     more = len(training.alarms) - _ALARMS
     return [*told, *([f"{more} more alarms are in the file."] if more > 0 else [])]
@@ -198,7 +200,7 @@ def _is_log_spaced(steps: Sequence[int]) -> bool:
 
 
 def _lead(training: Training) -> Finding | None:
-    """The finding of a mode whose texts are always the same, if it has more than a few readings, and else of the first mode."""
+    """The finding of a mode whose texts are always the same, if it has enough readings, or else of the first mode."""
     enough = [mode for mode, run in training.runs.items() if len(run.checkpoints) >= _FEW]
     mode = next((mode for mode in ("fixed", "eval") if mode in enough), next(iter(training.runs)))
     found = leading_text([training.runs[mode]], training.losses.get(mode, {}))
@@ -232,18 +234,18 @@ def _counts(run: Run) -> tuple[float, float]:
 
 
 def _notes(training: Training) -> list[str]:
-    """What a reader must know before comparing numbers. Notes that differ in numbers only are one."""
+    """What a reader must know before comparing numbers. Notes that differ only in their numbers are shown once."""
     notes = [f"Measuring stopped at step {step:,}: {shorten(error, most=300)}" for step, error in training.stopped]
     for mode, run in training.runs.items():
         readings = len(run.checkpoints)
         if readings > _MOST:
             notes.append(f"{shorten(mode)}: {_MOST} of {readings:,} readings are drawn, evenly spaced.")
         if readings == 1:
-            notes.append(f"{shorten(mode)}: there is one reading, and a figure needs two.")
+            notes.append(f"{shorten(mode)}: there is only one reading, and a figure needs two.")
         least, most = _counts(run)
         if least < most:
             notes.append(
-                f"{shorten(mode)}: readings have {least:,.0f} to {most:,.0f} tokens, and entropies and ranks grow with them."
+                f"{shorten(mode)}: readings have {least:,.0f} to {most:,.0f} tokens. Entropies and ranks grow with that number."
             )
     said: dict[str, str] = {}
     for mode, run in training.runs.items():

@@ -30,7 +30,7 @@ class Comparisons:
     """What the checkpoints of a run are compared with.
 
     A checkpoint is compared with the untrained model, and with the first and the previous checkpoint of the run's list that
-    were measured. They are the same whenever they were measured, and wherever their files are now.
+    were measured. These partners do not depend on when the checkpoints were measured, or on where their files are now.
 
     Args:
         folder: the folder of the run, in which Gram matrices are kept.
@@ -55,7 +55,8 @@ class Comparisons:
         return record
 
     def compared(self, record: Record, grams: dict[str, Tensor] | None = None) -> Record:
-        """Return the record with the comparisons that it should have. ``grams`` are its Gram matrices, if they are at hand."""
+        """Return the record with the comparisons that it should have. ``grams`` are its Gram matrices, if they are in
+        memory."""
         assert record.reading is not None
         old, partners = record.reading, dict[str, str]()
         values = {key: value for key, value in old.items() if key.split("/")[0] not in COMPARISONS}

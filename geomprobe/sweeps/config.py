@@ -1,6 +1,6 @@
-"""The arguments of a sweep, written once: the Python call, the command line and the manifest of a run take them from here.
+"""The arguments of a sweep, defined once: the Python function, the command line and the manifest of a run use this definition.
 
-This module does not import torch, because ``geomprobe sweep --help`` does not wait for it.
+This module does not import torch, so that ``geomprobe sweep --help`` does not have to wait for it.
 """
 
 import os
@@ -32,7 +32,7 @@ class Says(NamedTuple):
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """The arguments of :func:`~geomprobe.sweep`, checked. ``sweep(**vars(config))`` is the sweep with these arguments.
+    """The arguments of :func:`~geomprobe.sweep`, checked. ``sweep(**vars(config))`` runs the sweep with these arguments.
 
     Two configurations are equal if a run that was started with one can be resumed with the other: ``out``, ``device``,
     ``progress`` and ``on_record`` are not compared. All other arguments are written to the manifest of the run.
@@ -59,24 +59,25 @@ class SweepConfig:
         int, Says("Number of tokens on which expensive metrics (information gain, Lasso …) are measured.", least=2)
     ] = 1024
     batch_tokens: Annotated[int, Says("Maximum tokens per batch, padding included.", least=2)] = 2048
-    texts: Annotated[int | None, Says("Number of texts to read. Default: as many as --tokens are enough for.", least=1)] = None
-    truncate: Annotated[bool, Says("Read only the first --length tokens of each document, and do not divide it.")] = False
+    texts: Annotated[int | None, Says("Number of texts to read. Default: as many as --tokens allows.", least=1)] = None
+    truncate: Annotated[bool, Says("Use only the first --length tokens of each document, and leave out the rest.")] = False
     seed: Annotated[int, Says("Seed of the order of documents and of the null baselines.")] = 0
-    sketch: Annotated[int | None, Says("Approximate covariances by this number of random directions.", least=1)] = None
+    sketch: Annotated[int | None, Says("Approximate covariances with this number of random directions.", least=1)] = None
     protocol: Annotated[
         ProtocolName | None,
-        Says(f"Measure the numbers of a published protocol too: {', '.join(get_args(ProtocolName))}."),
+        Says(f"Also measure the numbers of a published protocol: {', '.join(get_args(ProtocolName))}."),
     ] = None
     rows: Annotated[
-        Literal["all", "last", "mean"], Says("last or mean: measure entropies and ranks of one row for each text too.")
+        Literal["all", "last", "mean"],
+        Says("Also measure entropies and ranks of one row per text: its last row, or the mean of its rows."),
     ] = "all"
-    cka_rows: Annotated[Literal["unit", "raw"], Says("Compare rows of length one by CKA, or rows as they are.")] = "unit"
-    baselines: Annotated[bool, Says("Measure null baselines too: a model with random weights, and Gaussian rows.")] = True
-    dtype: Annotated[DtypeName, Says("Dtype of the weights; auto is that of the checkpoint.")] = "float32"
+    cka_rows: Annotated[Literal["unit", "raw"], Says("Rows that CKA compares: scaled to length one, or as they are.")] = "unit"
+    baselines: Annotated[bool, Says("Also measure null baselines: a model with random weights, and Gaussian rows.")] = True
+    dtype: Annotated[DtypeName, Says("Dtype of the weights; auto keeps the dtype of the checkpoint.")] = "float32"
     device: Annotated[str | None, Says("Device, such as cpu, cuda or cuda:1. Default: CUDA if available, else the CPU.")] = (
         of_field(default=None, compare=False)
     )
-    device_map: Annotated[str | None, Says("auto, for models that do not fit on one device.")] = None
+    device_map: Annotated[str | None, Says("Give auto for models that do not fit on one device.")] = None
     tokenizer: Annotated[str | None, Says("Hub id or directory of the tokenizer, for checkpoints without one.")] = None
     trust_remote_code: Annotated[bool, Says("Run Python code that comes with the models.")] = False
     progress: Annotated[bool, Says("Show a progress bar on stderr, if that is a terminal.")] = of_field(
@@ -84,7 +85,7 @@ class SweepConfig:
     )
     on_record: Annotated[
         "Callable[[Record], object] | None",
-        Says("A function that is called in the main process with every record, including those of an earlier session."),
+        Says("A function that the main process calls with every record, including those of an earlier session."),
     ] = of_field(default=None, compare=False)
 
     def __post_init__(self) -> None:

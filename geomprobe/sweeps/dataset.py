@@ -293,7 +293,7 @@ def _document(place: str, field: str, value: Any) -> Document | None:
         text = json.dumps(value, ensure_ascii=False) if conversation else value
         text.encode()
     except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError
-        raise GeomprobeError(f"{place}: field {field!r} is not valid Unicode text ({error}): mend or remove it") from error
+        raise GeomprobeError(f"{place}: field {field!r} is not valid Unicode text ({error}): correct or remove it") from error
     if conversation:
         return tuple(value)
     return value if value.strip() else None

@@ -64,12 +64,12 @@ def _takes(config: Callable[P, SweepConfig]) -> Callable[[Callable[[SweepConfig]
 
 @_takes(SweepConfig)
 def sweep(config: SweepConfig) -> Run:
-    """Measure many checkpoints on the same tokens, and write their records to a folder, which stays valid after a crash.
+    """Measure many checkpoints on the same tokens, and write their records to a folder, which remains usable after a crash.
 
     The running covariances (entropy, effective rank and related numbers) and the loss are measured on all tokens. Expensive
     metrics (information gain, entropies of single texts, Lasso, attention, curvature) are measured on a sample, the first
-    ``sample`` tokens. CKA with the first and with the previous checkpoint is measured on the first 512 tokens; where
-    activations are massive, CKA of raw rows depends on them alone.
+    ``sample`` tokens. CKA with the first and with the previous checkpoint is measured on the first 512 tokens. If some
+    activations are massive, CKA of raw rows depends on these only.
 
     If it is called again with the same folder, only checkpoints that have no record yet are measured. A checkpoint that fails
     is recorded with its error, and the sweep continues. Under ``accelerate launch`` or ``torchrun``, call it in every process;
@@ -81,9 +81,9 @@ def sweep(config: SweepConfig) -> Run:
         The run with the records of all checkpoints. Those that failed are in ``run.failed``.
 
     Raises:
-        GeomprobeError: if an argument is not what is expected; if there is no checkpoint or no text; or if the folder contains
-            a run with other arguments, is being written by another process, or cannot be written. Records that were written
-            before are kept.
+        GeomprobeError: if an argument is not as described in :class:`SweepConfig`; if there is no checkpoint or no text; or if
+            the folder contains a run with other arguments, is being written by another process, or cannot be written. Records
+            that were written before are kept.
     """
     identity, team = config.identity, Team()
     checkpoints = team.all_do(lambda: find_checkpoints(identity["models"], identity["revisions"]))
@@ -159,7 +159,7 @@ class _Sweep:
             )
 
     def _read(self, checkpoint: Checkpoint) -> None:
-        """Measure a checkpoint, or record its error. What concerns the folder, such as a full disk, ends the sweep."""
+        """Measure a checkpoint, or record its error. An error of the folder, such as a full disk, ends the sweep."""
         began = time.monotonic()
         record = Record(name=checkpoint.name, model=checkpoint.model, revision=checkpoint.revision, step=checkpoint.step)
         done = self._done("checkpoint", checkpoint.name)
@@ -258,7 +258,7 @@ class _Sweep:
         return gaussian(width, sample, rest, **self.metrics, seed=self.config.seed)
 
     def _mend_comparisons(self) -> None:
-        """Compare anew those checkpoints whose partners have changed, and append their records."""
+        """Compare again those checkpoints whose partners have changed, and append their records."""
         for record in self.comparisons.outdated():
             self.bar.say(f"comparing {record.name}")
             mended = self.team.all_do(lambda: self.comparisons.compared(record) if self.team.main else record)  # noqa: B023

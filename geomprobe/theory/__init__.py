@@ -1,1 +1,1 @@
-"""Section 3 of the paper: laws of scaling, and how far data bear one out."""
+"""Section 3 of the paper: its scaling laws, and how well data support one."""

@@ -20,21 +20,21 @@ __all__ = ["alpha_of_area", "entropy_from_data", "fisher_information", "squared_
 Floats = NDArray[np.float64]
 
 _ALPHAS = (1e-8, 40.0)
-"""Between which α is looked for: closer to 0, ``1 + α`` loses the digits of α; above, ``Z_α`` rounds to 1."""
+"""Range in which α is searched. Closer to 0, ``1 + α`` loses the digits of α. Above it, ``Z_α`` rounds to 1."""
 
 
 def fisher_information(p: ArrayLike, scores: ArrayLike) -> Floats:
-    """``F = E_{x∼p} [∇log p(x) ∇log p(x)ᵀ]``, ``(parameters, parameters)``.
+    """Return ``F = E_{x∼p} [∇log p(x) ∇log p(x)ᵀ]``, ``(parameters, parameters)``.
 
     For a small Δθ both ``KL(p_{θ+Δθ} ‖ p_θ)`` and ``KL(p_θ ‖ p_{θ+Δθ})`` tend to ``½ ΔθᵀFΔθ``, and
     ``E ‖log p_{θ+Δθ} − log p_θ‖²`` tends to ``ΔθᵀFΔθ``.
 
     Args:
         p: the distribution, ``(n,)``.
-        scores: ∇log p(x) by the parameters, of every x, ``(n, parameters)``.
+        scores: the gradient ∇log p(x) with respect to the parameters for every x, ``(n, parameters)``.
 
     Raises:
-        GeomprobeError: not a distribution, or not one row of scores for each outcome.
+        GeomprobeError: if ``p`` is not a distribution, or there is not one row of scores for each outcome.
     """
     probabilities, rows = distribution(p), np.asarray(scores, np.float64)
     if rows.ndim != 2 or probabilities.shape != rows.shape[:1]:
@@ -46,9 +46,10 @@ def fisher_information(p: ArrayLike, scores: ArrayLike) -> Floats:
 
 
 def squared_shares(alpha: float, M: float = math.inf) -> float:
-    """``Σ_{k≤M} p_skill(y_k)²`` under the degree law.
+    """Return ``Σ_{k≤M} p_skill(y_k)²`` under the degree law.
 
-    The paper's integrals make of it ``α² / (2α + 1)``; it is 1.2 times as much at α = 1, and π²/6 times as much as α → 0.
+    The paper replaces sums by integrals and gets ``α² / (2α + 1)``. The sum is 1.2 times as large at α = 1, and π²/6 times as
+    large as α → 0.
 
     >>> round(squared_shares(1.0), 6)  # ζ(4) / ζ(2)²
     0.4
@@ -57,10 +58,10 @@ def squared_shares(alpha: float, M: float = math.inf) -> float:
 
 
 def alpha_of_area(area: float, M: float = math.inf) -> float:
-    """The α > 0 whose ``Z_α = Σ_{k≤M} k^{−(α+1)}`` is ``area``.
+    """Return the α > 0 whose ``Z_α = Σ_{k≤M} k^{−(α+1)}`` is ``area``.
 
     Raises:
-        GeomprobeError: M skills have no such area with an α between 1e-8 and 40.
+        GeomprobeError: if M skills have no such area for any α between 1e-8 and 40.
 
     >>> round(alpha_of_area(1000.0), 6)  # about 1/1000
     0.001001
@@ -73,7 +74,7 @@ def alpha_of_area(area: float, M: float = math.inf) -> float:
 
 
 def entropy_from_data(D: ArrayLike, gamma: float, *, A: float = 1.0, C: float = 0.0, M: float = math.inf) -> Floats:
-    """``H(X) = C + A·D·Σ p_skill(y_i)²`` of datasets of size D, with the α for which ``Z_α = D^γ``.
+    """Return ``H(X) = C + A·D·Σ p_skill(y_i)²`` of datasets of size D, with the α for which ``Z_α = D^γ``.
 
     It falls with D only for γ > ½.
 
@@ -81,11 +82,11 @@ def entropy_from_data(D: ArrayLike, gamma: float, *, A: float = 1.0, C: float = 
         D: dataset sizes, above 1.
         gamma: γ > 0.
         A: the constant in ``E ‖log p(x | y) − log p(x)‖² ∼ A·D·p_skill(y)``.
-        C: ``H(X | Y = y)`` of every skill, as all are comprehended.
+        C: ``H(X | Y = y)`` of every skill. All skills are comprehended here.
         M: number of skills.
 
     Raises:
-        GeomprobeError: M skills have no ``Z_α`` as large as ``D^γ``.
+        GeomprobeError: if M skills have no ``Z_α`` as large as ``D^γ``.
     """
     sizes = np.asarray(D, np.float64)
     shares = [squared_shares(alpha_of_area(float(size) ** gamma, M), M) for size in sizes.ravel()]

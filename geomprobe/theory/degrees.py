@@ -1,4 +1,5 @@
-"""Fitting the degree law of section 3, ``p_skill(y_k) ∝ k^{−(α+1)}``, to counted degrees. It has no number in the paper."""
+"""Fits of the degree law of section 3, ``p_skill(y_k) ∝ k^{−(α+1)}``, to counted degrees. The law has no number in the
+paper."""
 
 from dataclasses import dataclass
 
@@ -21,8 +22,8 @@ class DegreeLaw:
     Attributes:
         alpha: α of ``k^{−(α+1)}``.
         interval: confidence interval of α.
-        p_value: how often degrees drawn from the fitted law lie as far from it as these, by a χ² test; NaN where too few skills
-            are used often enough to tell.
+        p_value: the probability that degrees drawn from the fitted law are as far from it as these, by a χ² test; NaN if too
+            few skills are used often enough for the test.
     """
 
     alpha: float
@@ -31,26 +32,26 @@ class DegreeLaw:
 
 
 def fit_degrees(degrees: ArrayLike, *, confidence: float = 0.95) -> DegreeLaw:
-    """The α of the degree law under which ``degrees`` are most likely, if every edge draws its skill independently.
+    """Return the α of the degree law under which ``degrees`` are most likely, if every edge draws its skill independently.
 
     At the maximum the mean of log k equals its expectation under the law. Fitting a line to the logarithms of degrees instead
     would be biased: small degrees have biased logarithms, and a degree of 0 has none. The interval is Wald's, from the Fisher
     information ``N·Var(log k)``.
 
     Args:
-        degrees: of skills k = 1 … M, ``(M,)``, in the order of the law. Sorting them by the degrees themselves would make the
-            law look steeper than it is.
-        confidence: of the interval.
+        degrees: the degrees of skills k = 1 … M, ``(M,)``, in the order of the law. If they were sorted by the degrees
+            themselves, the law would look steeper than it is.
+        confidence: the confidence level of the interval.
 
     Raises:
-        GeomprobeError: there are fewer than two skills, a degree is negative or not finite, or all edges belong to the first or
-            to the last skill.
+        GeomprobeError: if there are fewer than two skills, a degree is negative or not finite, or all edges belong to the first
+            or to the last skill.
     """
     counts = np.asarray(degrees, np.float64)
     if counts.ndim != 1 or not np.isfinite(counts).all() or (counts < 0).any() or not (counts[1:].any() and counts[:-1].any()):
         raise GeomprobeError(
-            "fit_degrees takes how often each skill is used, in the order of the law: finite numbers of at least 0, not all of "
-            "them of the first or all of the last skill"
+            "fit_degrees takes the number of uses of each skill, in the order of the law: finite numbers of at least 0, not "
+            "all of which belong to the first or all to the last skill"
         )
     if not 0 < confidence < 1:
         raise GeomprobeError(f"confidence lies between 0 and 1, got {confidence}")

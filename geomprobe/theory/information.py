@@ -31,10 +31,10 @@ Floats = NDArray[np.float64]
 
 
 def distribution(p: ArrayLike) -> Floats:
-    """``p`` as a float64 array.
+    """Return ``p`` as a float64 array.
 
     Raises:
-        GeomprobeError: an entry is negative or not finite, or the entries do not sum to 1 within 1e-9.
+        GeomprobeError: if an entry is negative or not finite, or the entries do not sum to 1 within 1e-9.
     """
     values = np.asarray(p, np.float64)
     if not np.isfinite(values).all() or (values < 0).any():
@@ -45,7 +45,7 @@ def distribution(p: ArrayLike) -> Floats:
 
 
 def entropy(p: ArrayLike) -> float:
-    """``H(X) = −Σ p(x) log p(x)`` (Def. 2.1); the joint entropy where ``p`` has several axes.
+    """Return ``H(X) = −Σ p(x) log p(x)`` (Def. 2.1), or the joint entropy if ``p`` has several axes.
 
     >>> entropy([0.5, 0.5])  # log 2
     0.6931471805599453
@@ -54,14 +54,14 @@ def entropy(p: ArrayLike) -> float:
 
 
 def conditional_entropy(joint: ArrayLike, given: int | tuple[int, ...] = 1) -> float:
-    """``H(X | Y) = −Σ p(y) Σ p(x | y) log p(x | y)`` (Def. 2.2).
+    """Return ``H(X | Y) = −Σ p(y) Σ p(x | y) log p(x | y)`` (Def. 2.2).
 
     Args:
         joint: the joint distribution.
         given: the axes of Y. All other axes are X.
 
     Raises:
-        GeomprobeError: not a distribution, or it has no such axis.
+        GeomprobeError: if ``joint`` is not a distribution, or has no such axis.
 
     >>> conditional_entropy([[0.5, 0], [0, 0.5]])  # each variable determines the other
     0.0
@@ -75,7 +75,7 @@ def conditional_entropy(joint: ArrayLike, given: int | tuple[int, ...] = 1) -> f
 
 
 def entropies_given(joint: ArrayLike) -> Floats:
-    """``H(X | Y = y)`` of every y (the inner sum of Def. 2.2), ``(skills,)``; NaN where p(y) = 0.
+    """Return ``H(X | Y = y)`` of every y (the inner sum of Def. 2.2), ``(skills,)``; NaN where p(y) = 0.
 
     Args:
         joint: p(x, y), ``(texts, skills)``.
@@ -86,10 +86,10 @@ def entropies_given(joint: ArrayLike) -> Floats:
 
 
 def kl_divergence(p: ArrayLike, q: ArrayLike) -> float:
-    """``KL(P ‖ Q) = −Σ P(x) log(Q(x) / P(x))`` (Def. 2.3). It is infinite where Q(x) = 0 < P(x).
+    """Return ``KL(P ‖ Q) = −Σ P(x) log(Q(x) / P(x))`` (Def. 2.3). It is infinite where Q(x) = 0 < P(x).
 
     Raises:
-        GeomprobeError: not distributions, or over different outcomes.
+        GeomprobeError: if they are not distributions, or have different outcomes.
     """
     first, second = distribution(p), distribution(q)
     if first.shape != second.shape:
@@ -100,9 +100,9 @@ def kl_divergence(p: ArrayLike, q: ArrayLike) -> float:
 
 
 def divergences(joint: ArrayLike) -> Floats:
-    """``KL(p(· | y) ‖ p)`` of every y, ``(skills,)``; NaN where p(y) = 0.
+    """Return ``KL(p(· | y) ‖ p)`` of every y, ``(skills,)``; NaN where p(y) = 0.
 
-    Assumption 3.16 takes these divergences not to change during training, and Lemma 3.17 says that their mean under p(y) is
+    Assumption 3.16 says that these divergences do not change during training, and Lemma 3.17 that their mean under p(y) is
     ``H(X) − H(X | Y)``.
 
     Args:
@@ -114,7 +114,7 @@ def divergences(joint: ArrayLike) -> Floats:
 
 
 def is_instantaneous(code: Sequence[str]) -> bool:
-    """Whether no codeword is a prefix of another one (Def. 3.2). Two equal codewords are prefixes of each other.
+    """Return whether no codeword is a prefix of another one (Def. 3.2). Two equal codewords are prefixes of each other.
 
     >>> is_instantaneous(["0", "10", "11"]), is_instantaneous(["0", "01"])
     (True, False)
@@ -124,9 +124,9 @@ def is_instantaneous(code: Sequence[str]) -> bool:
 
 
 def expected_code_length(p: ArrayLike, code: Sequence[str]) -> float:
-    """``l(C) = Σ p(x) |C(x)|`` in binary symbols (Def. 3.3).
+    """Return ``l(C) = Σ p(x) |C(x)|`` in binary symbols (Def. 3.3).
 
-    Of an instantaneous code it is at least ``entropy(p) / log(2)``, and equal to it where each codeword has ``−log₂ p(x)``
+    For an instantaneous code it is at least ``entropy(p) / log(2)``, and equal to it if each codeword has ``−log₂ p(x)``
     symbols.
 
     Args:
@@ -134,7 +134,7 @@ def expected_code_length(p: ArrayLike, code: Sequence[str]) -> float:
         code: one codeword for each outcome.
 
     Raises:
-        GeomprobeError: not a distribution, or not one codeword for each outcome.
+        GeomprobeError: if ``p`` is not a distribution, or there is not one codeword for each outcome.
     """
     probabilities = distribution(p)
     if probabilities.shape != (len(code),):
@@ -143,7 +143,7 @@ def expected_code_length(p: ArrayLike, code: Sequence[str]) -> float:
 
 
 def huffman_code(p: ArrayLike) -> list[str]:
-    """An instantaneous code of least expected length (Huffman 1952): a codeword for each outcome of ``p``, ``(n,)``.
+    """Return an instantaneous code of least expected length (Huffman 1952): a codeword for each outcome of ``p``, ``(n,)``.
 
     >>> huffman_code([0.5, 0.25, 0.25])
     ['0', '10', '11']
@@ -162,10 +162,10 @@ def huffman_code(p: ArrayLike) -> list[str]:
 
 
 def awgn_capacity(bandwidth: ArrayLike) -> Floats:
-    """``W log(1 + 1/W)`` of bandwidths W > 0 (the remark after Def. 3.4), in nats. It increases with W, from 0 to 1.
+    """Return ``W log(1 + 1/W)`` of bandwidths W > 0 (the remark after Def. 3.4), in nats. It increases with W, from 0 to 1.
 
     Raises:
-        GeomprobeError: a bandwidth is not a positive finite number.
+        GeomprobeError: if a bandwidth is not a positive finite number.
     """
     w = np.asarray(bandwidth, np.float64)
     if not (np.isfinite(w) & (w > 0)).all():

@@ -1,4 +1,4 @@
-"""Fitting ``L = L₀ + λY^γ``, and whether the points call for a power law at all."""
+"""Fits of ``L = L₀ + λY^γ``, and whether the points require a power law at all."""
 
 from dataclasses import dataclass
 
@@ -12,22 +12,23 @@ __all__ = ["PowerLaw", "fit_power_law"]
 Floats = NDArray[np.float64]
 
 _STEEPEST = 10.0
-"""Largest exponent looked for."""
+"""Largest exponent of the search."""
 _LARGEST_CHANGE = 100.0
-"""Largest ``|γ|·log(x_max/x_min)`` looked for: beyond, ``x^γ`` is a spike at one end."""
+"""Largest ``|γ|·log(x_max/x_min)`` of the search. Beyond it, ``x^γ`` is a spike at one end."""
 _SMALLEST_CHANGE = 1e-5
-"""Smallest: below, ``x^γ`` is a logarithm, and its coefficient loses digits."""
+"""Smallest ``|γ|·log(x_max/x_min)`` of the search. Below it, ``x^γ`` is a logarithm, and its coefficient loses digits."""
 _ROUNDING = 1e-12
-"""Residuals below this share of the largest ``|y|`` are rounding, and tell no model from another."""
+"""Residuals below this share of the largest ``|y|`` are rounding errors, which do not distinguish models."""
 
 
 @dataclass(frozen=True)
 class PowerLaw:
     """``y = constant + coefficient · x^exponent``, fitted by :func:`fit_power_law`. Calling it with x gives y.
 
-    ``weights`` are Akaike weights of ``"power"``, ``"log-linear"`` (a + b·log x) and ``"constant"``: how far the points speak
-    for each among the three, not the chance that it is true. ``best`` is the heaviest. Intervals take the power law for
-    granted: look at ``weights`` first. ``r2`` is the share of the variance of y explained, 0 where y does not vary.
+    ``weights`` are Akaike weights of ``"power"``, ``"log-linear"`` (a + b·log x) and ``"constant"``: how much the points
+    support each of the three, compared with the others. They are not probabilities that a model is true. ``best`` is the model
+    with the largest weight. Intervals assume that the power law is true, so look at ``weights`` first. ``r2`` is the share of
+    the variance of y that is explained, and 0 if y does not vary.
     """
 
     constant: float
@@ -44,25 +45,28 @@ class PowerLaw:
 
 
 def fit_power_law(x: ArrayLike, y: ArrayLike, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> PowerLaw:
-    """Least-squares fit of ``y = L₀ + λx^γ`` with bootstrap intervals, beside a + b·log x and a constant.
+    """Return the least-squares fit of ``y = L₀ + λx^γ`` with bootstrap intervals, compared with fits of a + b·log x and of a
+    constant.
 
-    For each γ the best L₀ and λ are linear, so only γ is searched: over a grid, then by Gauss–Newton steps kept in a bracket
-    (variable projection, Golub & Pereyra 1973; Kaufman 1975). No start has to be guessed. The range is ``|γ| ≤ 10``, and less
-    where x spans more than ``e^10``: ``|γ|·log(x_max/x_min) ≤ 100``. An end of the range says that the points do not hold γ.
+    For each γ the best L₀ and λ solve a linear problem, so only γ is searched: over a grid, then by Gauss–Newton steps within a
+    bracket (variable projection, Golub & Pereyra 1973; Kaufman 1975). No initial value is needed. The range is ``|γ| ≤ 10``,
+    and smaller if x spans more than ``e^10``: ``|γ|·log(x_max/x_min) ≤ 100``. If γ is at an end of the range, the points do not
+    determine it.
 
     Intervals are percentiles over ``resamples`` fits to the fitted values plus residuals drawn with replacement, scaled up by
-    √(n/(n−3)) and, each time anew, by √((n−3)/χ²_{n−3}), as Student's t does for a linear model: few points give wide
-    intervals. They assume noise of one size at every x.
+    √(n/(n−3)) and, for each fit, by a random √((n−3)/χ²_{n−3}), as in Student's t for a linear model: few points give wide
+    intervals. They assume that the noise has the same size at every x.
 
-    Weights are from AICc, or AIC below 6 points, where the correction does not exist and a power law is flattered.
+    Weights are computed from AICc. For fewer than 6 points the correction does not exist, and AIC is used, which favours the
+    power law.
 
     Args:
-        x: ``(n,)`` positive, at least 4 different values: to fewer, three numbers can be fitted whatever they are.
+        x: ``(n,)`` positive numbers, with at least 4 different values, because the three parameters fit any 3 points.
         y: ``(n,)``.
-        confidence: of both intervals.
+        confidence: the confidence level of both intervals.
 
     Raises:
-        GeomprobeError: points are too few, not finite or of unequal number, or an x is not positive.
+        GeomprobeError: if there are too few points, x and y differ in length, a number is not finite, or an x is not positive.
 
     >>> law = fit_power_law([1, 2, 4, 8, 16], [3.0, 2.5, 2.25, 2.125, 2.0625])
     >>> round(law.constant, 6), round(law.coefficient, 6), round(law.exponent, 6), law.best

@@ -4,8 +4,8 @@ on finite distributions of a text X and the skill Y. Entropies are in nats.
 - A prompting function f is *perfect* if ``p(x | Y = y) = p(x | f(Y) = f(y))`` for all x and y (Def. 3.9). Then
   ``H(X | Y = y) = H(X | Ȳ = f(y))`` for every skill (Lemma 3.10), and ``H(X | Y) = H(X | Ȳ)`` (Theorem 3.11), with Ȳ = f(Y).
 - A skill y is *irrelevant* to a context if ``p(x | context, Y = y) = p(x | Y = y)`` for all x (Def. 3.12). A context is *good*
-  (*bad*) to a skill if ``H(X | context, Y = y)`` is below (above) ``H(X | Y = y)`` (Def. 3.13). Irrelevance leaves the entropy
-  as it is (Lemma 3.14).
+  (*bad*) to a skill if ``H(X | context, Y = y)`` is below (above) ``H(X | Y = y)`` (Def. 3.13). If a skill is irrelevant, its
+  entropy does not change (Lemma 3.14).
 - Theorem 3.15 is about one fixed context. If every skill is irrelevant to it or the context is good (bad) to it, the context
   lowers (raises) the conditional entropy, the mean over skills under p_skill(y). It does so strictly if it is good (bad) to
   a skill of positive probability.
@@ -27,17 +27,17 @@ Floats = NDArray[np.float64]
 
 
 def is_perfect_prompt(joint: ArrayLike, prompt: ArrayLike, *, tolerance: float = 1e-12) -> bool:
-    """Whether ``p(x | Y = y) = p(x | f(Y) = f(y))`` for all x and y, to within ``tolerance`` (Def. 3.9).
+    """Return whether ``p(x | Y = y) = p(x | f(Y) = f(y))`` for all x and y, to within ``tolerance`` (Def. 3.9).
 
     Skills that never occur have no ``p(x | Y = y)`` and do not count.
 
     Args:
         joint: p(x, y), ``(texts, skills)``.
         prompt: the prompt f(y) of each skill as a number, ``(skills,)``.
-        tolerance: largest difference of two probabilities that are taken to be equal.
+        tolerance: largest difference of two probabilities that count as equal.
 
     Raises:
-        GeomprobeError: not a joint distribution of two variables, or not one prompt for each skill.
+        GeomprobeError: if ``joint`` is not a joint distribution of two variables, or there is not one prompt for each skill.
     """
     p, prompted, place = _prompted(joint, prompt)
     used = p.sum(0) > 0
@@ -46,7 +46,7 @@ def is_perfect_prompt(joint: ArrayLike, prompt: ArrayLike, *, tolerance: float =
 
 
 def prompted_entropies(joint: ArrayLike, prompt: ArrayLike) -> Floats:
-    """``H(X | Ȳ = f(y))`` of every skill y, ``(skills,)`` (Lemma 3.10); NaN where the prompt never occurs.
+    """Return ``H(X | Ȳ = f(y))`` of every skill y, ``(skills,)`` (Lemma 3.10); NaN where the prompt never occurs.
 
     Arguments and errors are those of :func:`is_perfect_prompt`.
     """
@@ -56,7 +56,7 @@ def prompted_entropies(joint: ArrayLike, prompt: ArrayLike) -> Floats:
 
 
 def prompted_entropy(joint: ArrayLike, prompt: ArrayLike) -> float:
-    """``H(X | Ȳ)`` with Ȳ = f(Y) (Theorem 3.11).
+    """Return ``H(X | Ȳ)`` with Ȳ = f(Y) (Theorem 3.11).
 
     Arguments and errors are those of :func:`is_perfect_prompt`.
     """
@@ -79,16 +79,16 @@ def _prompted(joint: ArrayLike, prompt: ArrayLike) -> tuple[Floats, Floats, NDAr
 
 
 def context_kinds(given: ArrayLike, with_context: ArrayLike, *, tolerance: float = 1e-12) -> list[str]:
-    """What one context is to each skill: ``"irrelevant"`` (Def. 3.12), ``"good"`` or ``"bad"`` (Def. 3.13), or ``"neither"``
-    where it changes the distribution of texts, but not its entropy.
+    """Return for each skill how one context affects it: ``"irrelevant"`` (Def. 3.12), ``"good"`` or ``"bad"`` (Def. 3.13), or
+    ``"neither"`` if it changes the distribution of texts, but not its entropy.
 
     Args:
         given: p(x | Y = y), ``(texts, skills)``.
         with_context: p(x | context, Y = y), ``(texts, skills)``.
-        tolerance: largest difference of two probabilities, or of two entropies, that are taken to be equal.
+        tolerance: largest difference of two probabilities, or of two entropies, that count as equal.
 
     Raises:
-        GeomprobeError: a column is not a distribution, or the shapes differ.
+        GeomprobeError: if a column is not a distribution, or the shapes differ.
     """
     before, after = _given(given, with_context)
     irrelevant = (np.abs(after - before) <= tolerance).all(0)
@@ -98,7 +98,7 @@ def context_kinds(given: ArrayLike, with_context: ArrayLike, *, tolerance: float
 
 
 def context_kind(p_skill: ArrayLike, given: ArrayLike, with_context: ArrayLike, *, tolerance: float = 1e-12) -> str:
-    """Which case of Theorem 3.15 one context is.
+    """Return which case of Theorem 3.15 applies to one context.
 
     ``"irrelevant"``: every skill is irrelevant to it; the conditional entropy stays as it is. ``"good"`` or ``"bad"``: it is
     good (bad) to at least one skill and irrelevant to the others; the conditional entropy falls (rises). ``"mixed"``: the
@@ -111,7 +111,7 @@ def context_kind(p_skill: ArrayLike, given: ArrayLike, with_context: ArrayLike, 
         tolerance: as in :func:`context_kinds`.
 
     Raises:
-        GeomprobeError: as in :func:`context_kinds`, or there is not one probability for each skill.
+        GeomprobeError: as in :func:`context_kinds`, or if there is not one probability for each skill.
     """
     weights = _weights(p_skill, given)
     kinds = {
@@ -122,7 +122,7 @@ def context_kind(p_skill: ArrayLike, given: ArrayLike, with_context: ArrayLike, 
 
 
 def context_change(p_skill: ArrayLike, given: ArrayLike, with_context: ArrayLike) -> float:
-    """``H(X | context, Y) − H(X | Y)``, both as means over skills under p_skill(y), as in Theorem 3.15.
+    """Return ``H(X | context, Y) − H(X | Y)``, both as means over skills under p_skill(y), as in Theorem 3.15.
 
     Arguments and errors are those of :func:`context_kind`.
     """

@@ -1,4 +1,4 @@
-"""Skills and the laws of scaling that follow from them (section 3: Def. 3.4, Assumption 3.5, Lemma 3.6, Theorems 3.7 and 3.8).
+"""Skills and the scaling laws that follow from them (section 3: Def. 3.4, Assumption 3.5, Lemma 3.6, Theorems 3.7 and 3.8).
 
 Texts are linked to the skills that they use, as in figure 2. Skill k of M is used with probability
 ``p_skill(y_k) = k^{−(α+1)} / Z_α``, where ``Z_α = Σ_{k≤M} k^{−(α+1)}``.
@@ -26,11 +26,13 @@ __all__ = ["SkillModel", "power_sum"]
 Floats = NDArray[np.float64]
 
 _ADDED = 100_000
-"""FLOPs of so many skills are added one by one. Those of later skills come from Euler and Maclaurin's formula."""
+"""The FLOPs of this number of skills are added one by one. Those of later skills are computed by the Euler–Maclaurin
+formula."""
 _LISTED = 10**8
 """Largest M whose probabilities are listed: 0.8 GB."""
 _ROUNDING = 1e-12
-"""FLOPs that lack no more than this share count as enough: a sum depends on the order of its terms."""
+"""FLOPs that are too few by at most this share count as enough, because the rounding of a sum depends on the order of its
+terms."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,10 @@ class SkillModel:
         alpha: α > 0 of the degree law.
         M: number of skills, or ``math.inf``.
         B: ``H(X | y)`` of a skill that is not yet comprehended.
-        C: ``H(X | y)`` of a skill that is; less than B.
+        C: ``H(X | y)`` of a skill that is comprehended; less than B.
 
     Raises:
-        GeomprobeError: a number is out of range.
+        GeomprobeError: if a number is out of range.
 
     >>> model = SkillModel(alpha=0.5, M=10**6, B=5.0, C=1.0)
     >>> [round(float(h), 3) for h in model.conditional_entropy([0, 100, 10**6])]
@@ -73,7 +75,7 @@ class SkillModel:
         """``p_skill(y_k)`` of k = 1 … M, ``(M,)``.
 
         Raises:
-            GeomprobeError: there are too many skills to list.
+            GeomprobeError: if there are too many skills to list.
         """
         weights = self._ranks() ** -(1 + self.alpha)
         shares: Floats = weights / weights.sum()
@@ -88,13 +90,14 @@ class SkillModel:
     def conditional_entropy(self, n: ArrayLike) -> Floats:
         """``H(X | Y) = C + (B − C) Σ_{i>n} p_skill(y_i)`` once n skills are comprehended (Lemma 3.6), exactly.
 
-        A number between two integers counts as the lower one, and one above M as M.
+        A number of skills between two integers counts as the lower one, and a number above M counts as M.
         """
         learned = np.minimum(np.floor(_amount("n", n)), self.M)
         return self.C + (self.B - self.C) * power_sum(1 + self.alpha, learned, self.M) / self.area
 
     def conditional_entropy_integral(self, n: ArrayLike) -> Floats:
-        """``C + (B − C) ∫_n^M y^{−α−1} / Z_α dy``, the integral for the sum in the proof of Lemma 3.6, for 0 < n ≤ M.
+        """``C + (B − C) ∫_n^M y^{−α−1} / Z_α dy``, with the integral that replaces the sum in the proof of Lemma 3.6, for
+        0 < n ≤ M.
 
         It exceeds the sum by at most ``(B − C) p_skill(y_n)``.
         """
@@ -102,15 +105,16 @@ class SkillModel:
         return np.asarray(self.C + (self.B - self.C) * tail / self.area)
 
     def learned_from_parameters(self, N: ArrayLike, r: float = 1.0) -> Floats:
-        """Skills that N parameters comprehend if every ``r`` of them comprehend one (Theorem 3.7): ``N/r``, at most M."""
+        """Return the number of skills that N parameters comprehend if every ``r`` of them comprehend one (Theorem 3.7):
+        ``N/r``, at most M."""
         return np.minimum(np.floor(_amount("N", N) / _positive("r", r)), self.M)
 
     def flops_to_learn(self, n: ArrayLike, delta: float = 1.0) -> Floats:
-        """``S = Σ_{i≤n} (B − C) / (p_skill(y_i) Δ)``: the FLOPs that comprehend n skills (proof of Theorem 3.8).
+        """``S = Σ_{i≤n} (B − C) / (p_skill(y_i) Δ)``: the FLOPs that it takes to comprehend n skills (proof of Theorem 3.8).
 
         Args:
             n: number of skills, at most M.
-            delta: Δ, by how much each FLOP lowers the conditional entropy of the skill that it contributes to.
+            delta: Δ, the amount by which each FLOP lowers the conditional entropy of the skill that it contributes to.
         """
         learned = np.floor(_amount("n", n))
         if (learned > self.M).any():
@@ -118,7 +122,8 @@ class SkillModel:
         return (self.B - self.C) * self.area / _positive("delta", delta) * _rising_sum(1 + self.alpha, learned)
 
     def learned_from_flops(self, S: ArrayLike, delta: float = 1.0) -> Floats:
-        """How many skills S FLOPs comprehend: the most whose :meth:`flops_to_learn` is at most S (Theorem 3.8)."""
+        """Return the number of skills that S FLOPs comprehend: the largest number whose :meth:`flops_to_learn` is at most S
+        (Theorem 3.8)."""
         power = 2 + self.alpha
         paid = _amount("S", S) * _positive("delta", delta) / ((self.B - self.C) * self.area) * (1 + _ROUNDING)
         # n^p / p ≤ Σ_{i≤n} i^(p−1) ≤ (n+1)^p / p: it is the upper end, or the number below it
@@ -126,16 +131,16 @@ class SkillModel:
         return np.where(_rising_sum(power - 1, n) > paid, n - 1, n)
 
     def asymptote(self, resource: str, *, r: float = 1.0, delta: float = 1.0) -> tuple[float, float]:
-        """Coefficient and exponent of the power that ``H(X | Y) − C`` tends to for 1 ≪ n ≪ M.
+        """Return the coefficient and the exponent of the power law that ``H(X | Y) − C`` approaches for 1 ≪ n ≪ M.
 
         Args:
-            resource: what it is a power of: ``"skills"`` (n, Lemma 3.6), ``"parameters"`` (N, Theorem 3.7) or ``"flops"``
-                (S, Theorem 3.8).
-            r: parameters of a skill.
+            resource: the variable of the power law: ``"skills"`` (n, Lemma 3.6), ``"parameters"`` (N, Theorem 3.7) or
+                ``"flops"`` (S, Theorem 3.8).
+            r: number of parameters that comprehend one skill.
             delta: Δ of Theorem 3.8.
 
         Raises:
-            GeomprobeError: there is no such resource.
+            GeomprobeError: if there is no such resource.
 
         >>> SkillModel(alpha=0.5, M=10**12, B=5.0, C=1.0).asymptote("flops")[1]  # −α/(α+2)
         -0.2
@@ -152,9 +157,10 @@ class SkillModel:
         raise GeomprobeError(f"asymptote({resource!r}): expected skills, parameters or flops")
 
     def sample_graph(self, texts: int, skills_per_text: int = 1, *, seed: int = 0) -> NDArray[np.int64]:
-        """Edges ``(e, 2)`` of a random skill graph as in figure 2: a text and a skill, both counted from 0, sorted.
+        """Return the edges ``(e, 2)`` of a random skill graph as in figure 2. An edge is a text and a skill, both counted from
+        0, and edges are sorted.
 
-        Every text draws its skills from :meth:`p_skill`. A skill that it draws twice is one edge.
+        Every text draws its skills from :meth:`p_skill`. If it draws a skill twice, there is one edge.
         """
         skills = np.random.default_rng(seed).choice(int(self.M), (texts, skills_per_text), p=self.p_skill())
         edges = np.stack([np.repeat(np.arange(texts), skills_per_text), skills.ravel()], 1)

@@ -43,7 +43,7 @@ class SweepTracker:
     The file ``wandb.json`` in the folder contains the id of the run, and the names and times of the records that were logged by
     online sessions that ended normally. All other records are logged again by the next session, for two reasons: W&B keeps up
     to 32 kB in memory, which is lost if the process is killed, and each offline session writes a new file, which must contain
-    all records. So no point is lost; a point may be logged twice, with the same value.
+    all records. So no point is lost, but a point may be logged twice, with the same value.
 
     Errors of W&B never stop a sweep: the first one is issued as a warning, and the sweep continues without W&B.
 

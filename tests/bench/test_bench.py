@@ -87,7 +87,7 @@ def test_a_budget_is_looked_at_in_every_window() -> None:
     assert 0 < results["largest_cost_of_200_steps"] < 1
     assert results["interval_at_the_end"] > 1
     assert max(map(len, table(results).splitlines())) <= 80
-    with pytest.raises(GeomprobeError, match="a budget is looked at over 200 steps after the first 50"):
+    with pytest.raises(GeomprobeError, match="a budget is measured over 200 steps after the first 50"):
         bench_budget(tiny(), share=0.1, steps=20)
 
 

@@ -22,7 +22,7 @@ from torch._dynamo.utils import counters
 from transformers import DynamicCache
 
 import geomprobe.probe
-import geomprobe.reading
+import geomprobe.reading.compute
 from geomprobe import (
     AttentionProfile,
     Decoder,
@@ -109,9 +109,9 @@ def test_padding() -> None:
 
 @guarantee(
     "padding without a mask, with `Probe(pad_token_id=…)`",
-    "Exact: runs of that token at both ends of a row are not counted. Where it also ends texts, the first of a run at the end "
-    "is counted, and noted. On the left, a model without a mask itself attends to padding; the hidden states are those that it "
-    "computed.",
+    "Exact: runs of that token at both ends of a row are not counted. If the same token also ends texts, the first "
+    "token of the run at the end is counted, and a note says so. With padding on the left and no mask, the model "
+    "itself attends to the padding, and the hidden states are those that it computed.",
     Guard(forward_context, "padding_runs", lambda ids, *_: torch.zeros_like(ids, dtype=torch.bool)),
 )
 def test_a_padding_token_that_is_named() -> None:
@@ -125,8 +125,7 @@ def test_a_padding_token_that_is_named() -> None:
 
 @guarantee(
     "padding without a mask",
-    "Approximate: padding is counted, and a note says so, because rows begin or end with padding tokens, or with 32 equal "
-    "ones.",
+    "Approximate: padding is counted. A note says so if rows begin or end with padding tokens, or with 32 equal tokens.",
     Guard(PaddingCheck, "look", lambda self, call: None),
 )
 def test_padding_without_a_mask() -> None:
@@ -137,7 +136,7 @@ def test_padding_without_a_mask() -> None:
 
 
 @guarantee(
-    "rows of one repeated token, which harnesses run to find a batch size",
+    "rows of one repeated token, as evaluation harnesses run to find a batch size",
     "Approximate: they are counted, and a note says so.",
     Guard(PaddingCheck, "look", lambda self, call: None),
 )
@@ -149,8 +148,9 @@ def test_rows_of_one_token() -> None:
 
 @guarantee(
     "packed documents (position ids that restart, `cu_seq_lens`, block masks)",
-    "Exact, for the hidden states that the model computed: the probe never mixes documents. (Under SDPA, Transformers itself "
-    "keeps them apart by position ids only without a mask and with `use_cache=False`.)",
+    "Exact, for the hidden states that the model computed: the probe never mixes documents. (Under SDPA, "
+    "Transformers itself keeps documents apart by their position ids only if there is no mask and "
+    "`use_cache=False`.)",
     STARTS,
 )
 def test_packed_documents() -> None:
@@ -167,7 +167,7 @@ def test_packed_documents() -> None:
 
 @guarantee(
     "position ids that skip ahead, with a mask",
-    "Exact. They go on with one text, as the model does.",
+    "Exact. The tokens before and after the gap belong to one text, as they do for the model.",
     Guard(
         forward_context,
         "text_starts",
@@ -180,7 +180,7 @@ def test_positions_that_skip_ahead() -> None:
 
 @guarantee(
     "texts longer than d",
-    "Exact, by the d×d form, in memory that does not grow with the text.",
+    "Exact. Their numbers are computed from d×d matrices, in memory that does not grow with the text.",
     Guard(information_gain, "_text_gains", lambda rows, sigma: (gains(scaled_factor(rows.gram(), sigma)[0]), rows.valid)),
 )
 def test_texts_longer_than_d(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +214,8 @@ def test_rows_that_are_not_finite() -> None:
 
 @guarantee(
     "training, evaluation, and forwards in training mode without gradients (reference models, rollouts, old log-probabilities)",
-    "Exact, as the modes `train`, `eval` and `no_grad`, which are never mixed.",
+    "Exact, as the modes `train`, `eval` and `no_grad`, which are never mixed. Texts that run inside `Probe.fixed()` are the "
+    "mode `fixed`.",
     Guard(hooks, "mode_of", lambda training, grad: "train" if training else "eval"),
 )
 def test_modes() -> None:
@@ -343,8 +344,8 @@ def test_rows_that_end_apart_in_a_loop() -> None:
 
 @guarantee(
     '`generate` without a cache, and `RepresentationEntropy` with `center="text"`, `rows="last"` or `rows="mean"`',
-    "Approximate: `rankme` and `alpha_req` contain the rounding with which the model computes a token again, and a note says "
-    "so. Other numbers agree to float32.",
+    "Approximate: `rankme` and `alpha_req` contain rounding errors, because the model computes earlier tokens again "
+    "for each new one, and a note says so. Other numbers agree to float32.",
     Guard(Recorder, "_is_recomputed", lambda self, context: False),
 )
 def test_rows_that_are_computed_again() -> None:
@@ -394,8 +395,8 @@ def one_call(cls: type[GenerateCall]) -> GenerateCall:
 
 
 @guarantee(
-    "growing prefixes of a text in calls of their own",
-    "Exact. They are texts of their own.",
+    "growing prefixes of a text, each in a separate call",
+    "Exact. Each call counts as a text of its own.",
     Guard(GenerateCall, "current", classmethod(lambda cls: cls("one call", IDS, None, moves=False))),
 )
 def test_growing_prefixes() -> None:
@@ -413,7 +414,7 @@ def nearest_loop(cls: type[GenerateCall]) -> GenerateCall | None:
 
 @guarantee(
     "calls of the model inside `generate`, by a stopping criterion, a logits processor or a streamer",
-    "Exact. They are texts of their own.",
+    "Exact. Each call counts as a text of its own.",
     Guard(GenerateCall, "current", classmethod(nearest_loop)),
 )
 def test_calls_inside_generate() -> None:
@@ -456,7 +457,7 @@ def test_a_chat() -> None:
 
 
 @guarantee(
-    "a cache that was filled unseen, or copied",
+    "a cache that was filled while the probe did not observe it, or that was copied",
     "Left out with a note. The measurement goes on with the next text.",
     PAST,
 )
@@ -498,7 +499,7 @@ def test_recurrent_states() -> None:
 
 @guarantee(
     "beam search, assisted decoding",
-    "Left out with a note, because rows move and drafts are removed. `on_gain` refuses.",
+    "Left out with a note, because rows move and drafts are removed. `on_gain` raises an error.",
     REARRANGED,
     Guard(GenerateCall, "current", classmethod(lambda cls: None)),
 )
@@ -512,7 +513,7 @@ def test_beam_search_and_assisted_decoding() -> None:
 
 @guarantee(
     "rows of a cache that are moved or repeated between forwards (`reorder_cache`, `batch_repeat_interleave`)",
-    "Left out with a note. Repeated rows are counted up to there.",
+    "Left out with a note. Repeated rows are counted up to that point.",
     REARRANGED,
     Guard(CachedSequence, "batch", property(lambda self: ANY)),
 )
@@ -546,7 +547,7 @@ def test_a_layer_at_two_depths() -> None:
 
 
 @guarantee(
-    "LayerDrop, layers replaced after the probe was attached, layers that run more often than they stand in the model",
+    "LayerDrop, layers replaced after the probe was attached, layers that run more often than they occur in the model",
     "Left out with a note. A forward is counted at every site or at none.",
     ONCE,
 )
@@ -616,7 +617,7 @@ def test_a_forward_inside_another() -> None:
 @guarantee(
     "sites of one reading that were measured on different tokens, for whatever reason",
     "Approximate: the sites cannot be compared, and a note names those with fewer tokens.",
-    Guard(geomprobe.reading, "_uneven_sites", lambda counts: []),
+    Guard(geomprobe.reading.compute, "_uneven_sites", lambda counts: []),
 )
 def test_uneven_sites() -> None:
     model = tiny()
@@ -737,8 +738,8 @@ def test_precision() -> None:
 
 @guarantee(
     "models too wide for d×d sums at every layer",
-    "Approximate: `RepresentationEntropy(sketch=512)` measures its error, `sketch_residual`. Numbers of texts and information "
-    "gains stay exact.",
+    "Approximate with `RepresentationEntropy(sketch=512)`, which reports its error as `sketch_residual`. Entropies "
+    "of single texts and information gains stay exact.",
     Guard(entropy, "sketched_eigenvalues", lambda state, sketch, **options: (SKETCHED(state, sketch)[0], torch.zeros(()))),
 )
 def test_a_sketch() -> None:
@@ -893,8 +894,8 @@ CAUSAL = Guard(
 
 @guarantee(
     "attention under SDPA and flash attention",
-    "Exact. Weights are computed from the queries, keys, mask, scale, soft cap and sinks of the call, in chunks of rows, "
-    "before dropout. Under eager they are the model's own.",
+    "Exact. Weights are computed from the queries, keys, mask, scale, soft cap and sinks of the call, in chunks of "
+    "rows, before dropout. Under eager attention, the model's own weights are read.",
     CAUSAL,
 )
 def test_attention() -> None:
@@ -907,7 +908,7 @@ def test_attention() -> None:
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="PyTorch compiles flex attention for AVX2 on")
 @guarantee(
     "attention under flex attention",
-    "Exact, by its block mask. Inside a compiled graph it is left out with a note.",
+    "Exact, from its block mask. Inside a compiled graph it is left out with a note.",
     CAUSAL,
 )
 def test_flex_attention(dynamo: None) -> None:
@@ -921,8 +922,8 @@ def test_flex_attention(dynamo: None) -> None:
 
 
 @guarantee(
-    "attention of models that do not use the attention functions of Transformers (Falcon), or have none (Mamba)",
-    "Refused when the probe is attached, except under eager, whose weights are read.",
+    "attention of models that do not use the attention functions of Transformers (Falcon), or that have no attention (Mamba)",
+    "Refused when the probe is attached. Exception: under eager attention, Falcon's weights are read.",
     Guard(attention_tap, "custom_attention", lambda base, layers: []),
 )
 def test_attention_of_other_models() -> None:
@@ -945,8 +946,9 @@ def largest(logits: Tensor) -> tuple[Tensor, None]:
 
 @guarantee(
     "routers of mixtures of experts",
-    "Exact: the experts that the model used, after biases and groups, as their module is called with them, or as the router "
-    "returns them. `router_entropy` is NaN where no known rule explains the weights of the experts.",
+    "Exact. The chosen experts are those that the model used, after biases and groups: they are read where the "
+    "experts are called, or from what the router returns. `router_entropy` is NaN where no known rule explains the "
+    "weights of the experts.",
     Guard(router_tap, "_choice", lambda values: largest(values[0]) if len(values) > 1 else None),
 )
 def test_routers_of_mixtures() -> None:
@@ -963,8 +965,8 @@ def test_routers_of_mixtures() -> None:
 
 
 @guarantee(
-    "a router that does not tell which experts it chose",
-    "Left out with a note. `Decoder(routers=…)` names one that does.",
+    "a router that does not show which experts it chose",
+    "Left out with a note. `Decoder(routers=…)` names a router that does.",
     Guard(Router, "_largest", lambda self, logits: largest(logits)),
 )
 def test_a_router_that_does_not_tell() -> None:
@@ -979,7 +981,8 @@ def test_a_router_that_does_not_tell() -> None:
 
 
 @guarantee(
-    "`RouterProfile` of a model in which no router is found, or several in one layer, or of which a rank has only some experts",
+    "`RouterProfile` of a model in which no router is found, or with several routers in one layer, or with only some "
+    "of the experts on a rank",
     "Refused when the probe is attached.",
     Guard(hooks, "find_routers", lambda decoder, wanted: {}),
 )

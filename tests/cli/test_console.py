@@ -309,7 +309,7 @@ def test_help_fits_80_columns_and_cuts_nothing(name: str, monkeypatch: pytest.Mo
         if parameter.name == "dtype":
             assert "<float32|bfloat16|float16|auto>" in result.stdout
         if parameter.name == "what":
-            assert "<overhead|decode|memory|lasso|attention|sweep|precision>" in result.stdout
+            assert "<overhead|decode|memory|lasso|attention|sweep|precision|alarms>" in result.stdout
 
 
 def test_the_version() -> None:

@@ -191,5 +191,7 @@ def test_parts_of_a_batch_are_the_batch(layout: str) -> None:
         assert torch.equal(torch.stack([part.counts for part in parts]).sum(0), rows.counts)
     for i, part in enumerate(parts):
         for field in fields(AttentionRows):
+            if getattr(attention, field.name) is None:  # single heads, which nobody asked for
+                continue
             torch.testing.assert_close(getattr(part.attention, field.name), getattr(attention, field.name)[:, [i]])
     assert list(rows.split(2**30)) == [rows]

@@ -190,23 +190,23 @@ def pickled_adapter_beside_weights(folder: Path) -> str:
 HOSTILE = {
     "code for the config": Fault(
         code_for_config,
-        "cannot load '…': it needs Python code that comes with it, which is not run without your word: "
+        "cannot load '…': it needs Python code that comes with it, which is run only if you allow it: "
         "trust_remote_code=True, or --trust-remote-code where the command has it",
     ),
     "code for the model": Fault(
         code_for_model,
-        "cannot load '…': it needs Python code that comes with it, which is not run without your word: "
+        "cannot load '…': it needs Python code that comes with it, which is run only if you allow it: "
         "trust_remote_code=True, or --trust-remote-code where the command has it",
     ),
     "code elsewhere": Fault(
         code_elsewhere,
-        "cannot load '…': it needs Python code that comes with it, which is not run without your word: "
+        "cannot load '…': it needs Python code that comes with it, which is run only if you allow it: "
         "trust_remote_code=True, or --trust-remote-code where the command has it",
     ),
     "code for the tokenizer": Fault(
         code_for_tokenizer,
-        "cannot load the tokenizer of '…': it needs Python code that comes with it, which is not run without "
-        "your word: trust_remote_code=True, or --trust-remote-code where the command has it",
+        "cannot load the tokenizer of '…': it needs Python code that comes with it, which is run only if "
+        "you allow it: trust_remote_code=True, or --trust-remote-code where the command has it",
     ),
     "code for attention": Fault(
         code_for_attention, "…: config.json asks for code of evil/attention on the hub, which is not run"

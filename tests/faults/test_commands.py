@@ -124,7 +124,7 @@ def unknown_option(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @fault(
-    "commands: a dtype that is none",
+    "commands: a dtype that does not exist",
     says="Usage: geomprobe sweep [OPTIONS] …Error: Invalid value for '--dtype': …'int8' is not one of 'float32', 'bfloat16', "
     "'float16', 'auto'.",
     kept="nothing is read or measured; the exit code is 2",

@@ -157,7 +157,7 @@ def template_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @fault(
-    "data: a list that is not one of messages",
+    "data: a list whose entries are not messages",
     says="…/a.jsonl, line 2: field 'text' is a list of other things than messages, expected text, or a list of messages that "
     "have a role and a content: name another field (--field)",
     kept="nothing is measured",
@@ -192,7 +192,7 @@ def latin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @fault(
     "data: half of a surrogate pair",
-    says="…/a.jsonl, line 2: field 'text' is not valid Unicode text (…surrogates not allowed): mend or remove it",
+    says="…/a.jsonl, line 2: field 'text' is not valid Unicode text (…surrogates not allowed): correct or remove it",
     kept="nothing is measured",
 )
 def surrogate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -211,7 +211,7 @@ def cut_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @fault(
-    "data: JSON of 200,000 levels",
+    "data: JSON with 200,000 nested levels",
     says="…/a.jsonl, line 2: not JSON (maximum recursion depth exceeded…); expected one JSON object per line",
     kept="nothing is measured",
 )
@@ -250,7 +250,7 @@ def all_empty(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @fault(
-    "data: a .gz that does not have the check sum of its text",
+    "data: a .gz whose checksum does not match its text",
     says="cannot read …/a.jsonl.gz after line …: the compressed file is damaged or not complete (…)",
     kept="nothing is measured",
 )

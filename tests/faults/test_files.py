@@ -141,7 +141,7 @@ _manifest("manifest_binary", "`manifest.json` contains other bytes", f"not JSON 
 _manifest("manifest_list", "`manifest.json` is `[]`", f"it is a list, expected an object; {OUT}", lambda text: "[]")
 _manifest(
     "manifest_deep",
-    "`manifest.json` is a list of 200,000 levels",
+    "`manifest.json` is a list with 200,000 nested levels",
     f"not JSON of geomprobe (nested too deeply); {OUT}",
     lambda text: DEEP,
 )
@@ -248,7 +248,9 @@ _record(
     "line_nan", "a line with NaN, which is not JSON", f": not JSON (NaN is not JSON); {LINE}", _changed("loss", to=float("nan"))
 )
 _record("line_list", "a line `[]`", f": it is a list, expected an object; {LINE}", lambda line: "[]")
-_record("line_deep", "a line of 200,000 levels", f": not JSON of geomprobe (nested too deeply); {LINE}", lambda line: DEEP)
+_record(
+    "line_deep", "a line with 200,000 nested levels", f": not JSON of geomprobe (nested too deeply); {LINE}", lambda line: DEEP
+)
 _record(
     "line_foreign",
     "a line of another program",
@@ -343,7 +345,12 @@ def _full_disk(name: str, file: str, says: str) -> None:
         return said
 
     run.__name__ = name
-    fault(f"the disk is full at `{file}`", says=says, kept="the records before; none is recorded as failed", slow=True)(run)
+    fault(
+        f"the disk is full when `{file}` is written",
+        says=says,
+        kept="the earlier records; no checkpoint is recorded as failed",
+        slow=True,
+    )(run)
 
 
 FULL = "cannot write …: [Errno 28] No space left on device; give a file in a writable folder with enough free space"
@@ -411,7 +418,7 @@ def fails_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @fault(
-    "the weights of a measured checkpoint are others now",
+    "the weights of a measured checkpoint have changed since",
     says="checkpoint-4: the weights have changed since …/run was written: give another folder to measure the new ones",
     kept=REFUSED,
 )
@@ -518,7 +525,7 @@ def _reading(name: str, case: str, says: str, text: Callable[[str], str]) -> Non
 
 GIVE = "give what Reading.to_dict() or to_json() returned"
 _reading("reading_list", "`[]`", f"it is a list, expected an object; {GIVE}", lambda text: "[]")
-_reading("reading_deep", "200,000 levels", f"not JSON of geomprobe (nested too deeply); {GIVE}", lambda text: DEEP)
+_reading("reading_deep", "200,000 nested levels", f"not JSON of geomprobe (nested too deeply); {GIVE}", lambda text: DEEP)
 _reading(
     "reading_newer",
     "a newer format",

@@ -68,7 +68,7 @@ def test_the_first_token_does_not_hide_the_differences_of_the_others() -> None:
     lines = str(inspection(("a", "b", "c"), (4.605, 1.0, 1.1))).splitlines()
     assert lines[-1].split() == ["·", "▁", "█"]
     assert "information gain of each token at final_norm, 1.00 (▁) to 1.10 nats (█)" in lines
-    assert "the first token (·) has none before it: its gain is 4.61 nats in any text" in lines
+    assert "the first token (·) has no token before it: its gain is 4.61 nats in any text" in lines
     assert "▁" not in str(inspection(("a",), (4.605,)))
 
 

@@ -222,7 +222,7 @@ def test_a_loss_that_is_nan_rings_and_the_file_goes_on(tmp_path: Path) -> None:
     [
         ({"alarms_when": 5}, "no alarm could ring: alarms_when= selected none of the steps$"),
         ({"warmup_steps": 2}, "no alarm could ring: alarms_when= selected none of the steps after step 4"),
-        ({}, "no alarm could ring: 2 steps were read for them, and the rules compare with 4 before"),
+        ({}, "too few numbers to compare: 2 steps were read for them, and a rule needs 4 before"),
     ],
 )
 def test_a_training_too_short_to_ring_says_so(tmp_path: Path, options: dict[str, int], said: str) -> None:

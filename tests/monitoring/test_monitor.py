@@ -398,7 +398,7 @@ def test_an_alarm_tells_what_where_how_far_and_what_next() -> None:
         ({"step": True}, "expected a whole number"),
         ({"step": 1.0}, "expected a whole number"),
         ({"mode": 3}, "expected a name"),
-        ({"loss": torch.tensor(1.0)}, "loss = Tensor: expected a plain number; of a tensor give .item()"),
+        ({"loss": torch.tensor(1.0)}, "loss = Tensor: expected a plain number; for a tensor give .item()"),
         ({"gradient_norm": "1.0"}, "gradient_norm = str: expected a plain number"),
         ({"numbers": {"repeated_batch": True}}, "repeated_batch = bool: expected a plain number"),
     ],

@@ -32,13 +32,13 @@ def test_a_collapse_and_its_recovery() -> None:
     )
 
 
-def test_a_flat_series_says_that_nothing_turned() -> None:
+def test_a_flat_series_says_that_there_is_no_clear_change() -> None:
     assert said(series(18.4, 18.0, 19.9, 18.9, 18.2)) == (
-        "Nothing turned: the effective rank at the last layer (final_norm) stayed between 18 and 19.9 of 128 (untrained 18.4), "
-        "while the loss went from 5.56 to 1.41."
+        "No clear change: the effective rank at the last layer (final_norm) stayed between 18 and 19.9 of 128 (untrained "
+        "18.4), while the loss went from 5.56 to 1.41."
     )
     assert said(series(5.0, 5.0, 5.0), loss=None).startswith(
-        "Nothing turned: the effective rank at the last layer (final_norm) "
+        "No clear change: the effective rank at the last layer (final_norm) "
     )
     assert "stayed at 5 of 128" in said(series(5.0, 5.0, 5.0))
 
@@ -46,7 +46,7 @@ def test_a_flat_series_says_that_nothing_turned() -> None:
 def test_a_change_within_the_spread_of_untrained_models_is_none() -> None:
     assert said(series(18.4, 12.0, 18.4)).startswith("Fall, then recovery: ")
     within = said(series(18.4, 12.0, 18.4, spread=7.0))
-    assert within.startswith("Nothing turned: ")
+    assert within.startswith("No clear change: ")
     assert "two untrained models differ by 7" in within
 
 
@@ -67,7 +67,7 @@ def test_a_change_within_the_spread_of_untrained_models_is_none() -> None:
 def test_a_monotone_series_has_no_turn(values: tuple[float, ...], start: str) -> None:
     text = said(series(*values))
     assert text.startswith(start)
-    assert ", without a turn, while the loss " in text
+    assert ", without changing direction, while the loss " in text
 
 
 def test_a_dip_without_recovery_is_no_turn() -> None:
@@ -104,10 +104,10 @@ def test_noise_is_no_collapse(seed: int) -> None:
     values = tuple(18.0 * math.exp(draw.gauss(0, 0.3)) for _ in range(60))
     noisy = Series("effective rank", "final_norm", tuple(f"step {i}" for i in range(60)), values, width=128)
     text = said(noisy)
-    assert text.startswith("No clear course: the effective rank at the last layer (final_norm) changed direction ")
+    assert text.startswith("No clear trend: the effective rank at the last layer (final_norm) changed direction ")
     assert f"between {min(values):.3g} and {max(values):.3g} of 128" in text
     small = replace(noisy, values=tuple(18.0 + 0.1 * (value - 18.0) for value in values))
-    assert said(small).startswith("Nothing turned: ")
+    assert said(small).startswith("No clear change: ")
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -121,7 +121,7 @@ def test_a_collapse_is_seen_through_noise(seed: int) -> None:
 
 def test_two_checkpoints_cannot_turn() -> None:
     assert said(series(18.4, 2.2)) == (
-        "Two checkpoints, which cannot show a turn: the effective rank at the last layer (final_norm) went from 18.4 to 2.2 of "
+        "Only two checkpoints: the effective rank at the last layer (final_norm) went from 18.4 to 2.2 of "
         "128 at step 2 (untrained 18.4), while the loss went from 5.56 to 1.41."
     )
 
@@ -138,7 +138,7 @@ def test_numbers_that_are_not_finite_are_left_out_and_told() -> None:
     assert "fell from 18.4 to 2.2 at step 4, then rose to 20" in text
     assert text.endswith("2 of 5 checkpoints have no finite number there.")
     nothing = said(series(math.nan, math.nan))
-    assert nothing == "Nothing to tell: the effective rank at the last layer (final_norm) is not finite at any checkpoint."
+    assert nothing == "No number: the effective rank at the last layer (final_norm) is not finite at any checkpoint."
 
 
 def test_a_loss_that_is_not_finite_is_told() -> None:
@@ -151,13 +151,13 @@ def test_a_loss_that_is_not_finite_is_told() -> None:
 def test_the_last_site_leads_and_the_others_are_counted() -> None:
     text = said(series(20.0, 20.1, 20.0, site="embed"), series(20, 19, 9, 1.5, 9, site="layer_00"), series(*DIP[:6]))
     assert "at the last layer (final_norm) fell" in text
-    assert text.endswith("It turned at 2 of 3 sites, most at layer_00 (20 to 1.5).")
+    assert text.endswith("It changed direction at 2 of 3 sites, most at layer_00 (20 to 1.5).")
 
 
 def test_another_site_leads_if_the_last_one_does_not_turn() -> None:
     text = said(series(20, 19, 9, 1.5, 9, site="layer_00"), series(18.4, 18.3, 18.4))
     assert text.startswith("Collapse, then partial recovery: the effective rank at layer_00 fell from 20 to 1.5")
-    assert text.endswith("It turned at 1 of 2 sites.")
+    assert text.endswith("It changed direction at 1 of 2 sites.")
 
 
 def test_other_numbers_have_neither_a_bound_nor_a_fixed_sign() -> None:

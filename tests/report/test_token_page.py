@@ -352,7 +352,7 @@ def test_without_javascript_the_text_is_there(viewer: Viewer) -> None:
     page = framed(viewer, "")
     text = "The capital of France is Paris.⏎ The capital of China is Beijing"
     expect(page.locator("#text")).to_have_text(text, use_inner_text=True)
-    expect(page.locator("noscript p")).to_contain_text("the gain at one site only, final_norm.")
+    expect(page.locator("noscript p")).to_contain_text("only the gain, at final_norm.")
     expect(page.locator(".layer")).to_be_hidden()
     expect(page.locator(".detail")).to_be_hidden()
     expect(page.locator(".legend")).to_have_text("gain 1.004.00 nats")

@@ -41,7 +41,7 @@ def test_too_few_edges_leave_the_law_undecided() -> None:
 
 @pytest.mark.parametrize("degrees", [[5], [5, 0, 0], [0, 0, 5], [1, -1, 2], [1, math.nan], [[1, 2], [3, 4]], []])
 def test_degrees_that_tell_no_exponent_are_refused(degrees: list[float]) -> None:
-    with pytest.raises(GeomprobeError, match="how often each skill is used"):
+    with pytest.raises(GeomprobeError, match="the number of uses of each skill"):
         fit_degrees(degrees)
 
 
