@@ -185,7 +185,7 @@ class Alarms:
         if not any(counts.values()) and not self._read:
             after = f" after step {self._after}, where twice the warm-up ends" if self._after else ""
             return f"no alarm could ring: alarms_when= selected none of the steps{after}"
-        if counts and all(count < rule.window for rule, count in counts.items()):
+        if counts and not self.rung and all(count < rule.window for rule, count in counts.items()):
             return (
                 f"the alarms had too few numbers to compare: {max(counts.values())} steps were read for them, and a rule needs "
                 f"{min(rule.window for rule in counts)} before the one that rings. Give a smaller alarms_when="

@@ -488,7 +488,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             with self._guarded(state):
                 if self.probe is not None and alarms.texts is not None:
                     loss = alarms.texts.run(model, self.probe, args.device)
-            fixed = self._report("fixed", "fixed", state, commit=commit, more=_loss({"loss": loss}, "loss"))
+            more = {} if loss is None or not math.isfinite(loss) else {"loss": loss}
+            fixed = self._report("fixed", "fixed", state, commit=commit, more=more)
             if self._goes_on(state):
                 with self._guarded(state):
                     rings = alarms.judge_texts(step, fixed, loss, rings)
@@ -684,7 +685,7 @@ def _saved(args: TrainingArguments, state: TrainerState) -> StepFile:
     return StepFile(os.path.join(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", _FILE))
 
 
-def _loss(logs: Mapping[str, float | None] | None, name: str) -> dict[str, float]:
+def _loss(logs: Mapping[str, float] | None, name: str) -> dict[str, float]:
     """What the file has of a loss that Trainer logs: nothing if there is none, or if it is not a finite number."""
     try:
         loss = float((logs or {}).get(name, math.nan))
