@@ -93,6 +93,7 @@ class Alarms:
         self.rung: list[Alarm] = []
         self.numbers = StepNumbers()
         self._after = 0
+        self._read = False  # whether any step was read for alarms
 
     @classmethod
     def of(
@@ -131,7 +132,8 @@ class Alarms:
         Raises:
             GeomprobeError: if the fixed texts do not fit the model.
         """
-        self.monitor, self.rung, self.numbers, self._after = self._monitor(), [], StepNumbers(), after
+        self.monitor, self.rung, self.numbers = self._monitor(), [], StepNumbers()
+        self._after, self._read = after, False
         if self.texts is not None:
             self.texts.prepare(model, tokenizer, most=most)
         else:
@@ -149,7 +151,7 @@ class Alarms:
     def judge(self, step: int, reading: Reading | None) -> list[Alarm]:
         """Check the numbers of the training texts of a step against the rules, and return the alarms that ring. This is a
         collective operation, and all processes get the same alarms."""
-        self.due = False
+        self.due, self._read = False, True
         return self.monitor.update(step, reading, mode="train", numbers=self.numbers.end())
 
     def wants_texts(self, step: int, rings: Sequence[Alarm]) -> bool:
@@ -174,7 +176,20 @@ class Alarms:
 
     @property
     def silent(self) -> str | None:
-        """A message about the rules that never had a number, or ``None``."""
+        """A message at the end of a training about the rules that could not ring, or ``None``."""
+        tracks = self.monitor.state_dict()["tracks"]
+        counts = {
+            rule: max((len(track["readings"]) for track in tracks[rule.name].values()), default=0)
+            for rule in self.monitor.rules
+        }
+        if not any(counts.values()) and not self._read:
+            after = f" after step {self._after}, where twice the warm-up ends" if self._after else ""
+            return f"no alarm could ring: alarms_when= selected none of the steps{after}"
+        if counts and not self.rung and all(count < rule.window for rule, count in counts.items()):
+            return (
+                f"the alarms had too few numbers to compare: {max(counts.values())} steps were read for them, and a rule needs "
+                f"{min(rule.window for rule in counts)} before the one that rings. Give a smaller alarms_when="
+            )
         signals = {rule.name: rule.signal for rule in self.monitor.rules}
         # Most models have no router, and need not be told so.
         names = [name for name in self.monitor.without_data if not signals[name].startswith("router_")]

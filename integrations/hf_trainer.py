@@ -333,8 +333,9 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """:meta private:"""
-        if (alarms := self._alarms) is not None and alarms.due:
-            alarms.numbers.add(*micro_batch()[:2])
+        if (alarms := self._alarms) is not None and alarms.due and self._takes_part():
+            with self._guarded(state):
+                alarms.numbers.add(*micro_batch(state)[:2])
 
     def on_step_end(
         self,
@@ -479,7 +480,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         step, due = state.global_step, alarms.due
         if due and self._goes_on(state):
             with self._guarded(state), self._timed():
-                *batch, alarms.numbers.gradient_norm = micro_batch()
+                *batch, alarms.numbers.gradient_norm = micro_batch(state)
                 alarms.numbers.add(*batch)
                 rings = alarms.judge(step, readings[0] if readings else None)
         if (reads := alarms.wants_texts(step, rings)) and self._goes_on(state):
@@ -487,7 +488,8 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             with self._guarded(state):
                 if self.probe is not None and alarms.texts is not None:
                     loss = alarms.texts.run(model, self.probe, args.device)
-            fixed = self._report("fixed", "fixed", state, commit=commit, more={} if loss is None else {"loss": loss})
+            more = {} if loss is None or not math.isfinite(loss) else {"loss": loss}
+            fixed = self._report("fixed", "fixed", state, commit=commit, more=more)
             if self._goes_on(state):
                 with self._guarded(state):
                     rings = alarms.judge_texts(step, fixed, loss, rings)

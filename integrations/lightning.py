@@ -324,7 +324,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
         return None
 
     def _write(self, trainer: Any, reading: Reading, step: int, fixed: float | None) -> None:
-        line = record_of(reading) | ({} if fixed is None else {"loss": fixed})
+        line = record_of(reading) | ({} if fixed is None or not math.isfinite(fixed) else {"loss": fixed})
         if reading.mode == "train" and self._losses:
             # Lightning has divided each loss by the batches of a whole step. The last step of an epoch may have fewer.
             loss = float(torch.stack(self._losses).mean()) * trainer.accumulate_grad_batches

@@ -24,10 +24,16 @@ _LOSS, _INPUTS, _NORM = "tr_loss_step", "inputs", "grad_norm"
 """Names of variables in the loop of Trainer."""
 
 
-def micro_batch() -> MicroBatch:
+def micro_batch(state: object) -> MicroBatch:
     """Return what the loop of the Trainer that is calling a callback now has: callbacks get none of it, and Trainer's log has
-    means over several steps."""
+    means over several steps.
+
+    Args:
+        state: the state of this Trainer. The loop of another one, in which this one trains, is not read.
+    """
     frame = inspect.currentframe()
     while frame is not None and _LOSS not in frame.f_code.co_varnames:
         frame = frame.f_back
-    return MicroBatch() if frame is None else MicroBatch(*map(frame.f_locals.get, (_LOSS, _INPUTS, _NORM)))
+    if frame is None or getattr(frame.f_locals.get("self"), "state", None) is not state:
+        return MicroBatch()
+    return MicroBatch(*map(frame.f_locals.get, (_LOSS, _INPUTS, _NORM)))

@@ -102,6 +102,57 @@ def test_random_numbers_and_flags_are_restored_after_an_exception() -> None:
     assert probe.read("train")["tokens/embed"] == 18
 
 
+class _Keeps(torch.nn.Module):
+    """Keeps what it was called with, as rotary embeddings of a dynamic base keep frequencies for the longest text so far."""
+
+    counts: torch.Tensor
+    table: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(1), persistent=False)
+        self.register_buffer("counts", torch.zeros(2))
+        self.longest = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.longest = x.shape[1]
+        self.register_buffer("table", torch.ones(x.shape[1]), persistent=False)
+        self.counts[0] += 1
+        return x
+
+
+def test_what_a_model_keeps_of_a_forward_is_restored() -> None:
+    model = tiny("llama").train()
+    keeps = _Keeps()
+    model.model.embed_tokens = torch.nn.Sequential(model.model.embed_tokens, keeps)
+    with Probe(model) as probe:
+        model(input_ids=token_batch(2, 5))
+        table = keeps.table
+        with probe.fixed():
+            model(input_ids=TEXTS)
+            assert keeps.longest == 9
+        assert keeps.longest == 5
+        assert keeps.table is table
+        assert keeps.counts.tolist() == [1, 0]
+        assert [name for name, _ in keeps.named_buffers()] == ["table", "counts"]
+
+
+def test_a_rotary_embedding_that_grows_with_the_texts_does_not_shrink() -> None:
+    """After texts that are longer than the model was made for, its frequencies stay those of the longest one."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    found = []
+    for fixed in (False, True):
+        model = tiny("llama", max_position_embeddings=16, rope_parameters=rope).train()
+        with Probe(model) as probe:
+            model(input_ids=token_batch(1, 40))
+            if fixed:
+                with probe.fixed():
+                    model(input_ids=TEXTS)
+            ids = token_batch(1, 20)
+            found.append(model(input_ids=ids, labels=ids).loss.item())
+    assert found[0] == found[1]
+
+
 def test_a_probe_without_the_mode_says_so() -> None:
     probe = Probe(tiny(), modes=["train"])
     with pytest.raises(GeomprobeError, match=r"measures the modes train: make it with 'fixed' among its modes"), probe.fixed():

@@ -51,8 +51,9 @@ class Clock:
         return perf_counter() - self._host
 
     def add_since(self, mark: float) -> None:
-        """Add the time of the host since a mark. Spans since then are part of it."""
-        self._host = perf_counter() - mark
+        """Add the time of the host since a mark. Spans since then are part of it. Inside a span it adds nothing."""
+        if not self._inside:
+            self._host = perf_counter() - mark
 
     @contextmanager
     def span(self, device: torch.device | None = None) -> Iterator[None]:

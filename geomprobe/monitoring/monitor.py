@@ -103,6 +103,8 @@ class Monitor:
     """
 
     def __init__(self, rules: Sequence[Rule] = DEFAULT_RULES) -> None:
+        if not isinstance(rules, Sequence):
+            raise GeomprobeError(f"Monitor({rules!r}): expected a list of Rule")
         self.rules = tuple(rules)
         if other := [rule for rule in self.rules if not isinstance(rule, Rule)]:
             raise GeomprobeError(f"Monitor(): expected a list of Rule, but it has {other[0]!r}")
@@ -302,10 +304,12 @@ class Monitor:
         )
 
     def _others(self, rule: Rule, mode: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The other modes that have moved, and those that have not. Their latest reading must be as new as the hits."""
-        track = self._tracks[rule.name][mode]
+        """The other modes that have moved, and those that have not. Their latest reading must be as new as the hits, and not of
+        an earlier training, whose steps were higher."""
+        modes = self._tracks[rule.name]
+        track = modes[mode]
         since = min([track.step, *(step for step, _ in track.readings[-rule.hits :])])
-        others = [(name, one) for name, one in self._tracks[rule.name].items() if name != mode and one.step >= since]
+        others = [(name, one) for name, one in modes.items() if name != mode and since <= one.step <= track.step]
         moved = tuple(name for name, one in others if one.streak > 0 or one.began is not None)
         return moved, tuple(name for name, one in others if one.streak < 0 and one.began is None)
 

@@ -50,6 +50,11 @@ def test_spans_add_and_do_not_nest() -> None:
         with clock.span():
             time.sleep(0.02)
     assert 0.04 <= clock.seconds < 0.4
+    with clock.span():  # a forward of fixed texts, whose own hooks mark their time
+        mark = clock.mark()
+        time.sleep(0.2)
+        clock.add_since(mark)
+    assert 0.24 <= clock.seconds < 0.4
     before = clock.seconds
     with pytest.raises(ZeroDivisionError), clock.span():
         raise ZeroDivisionError

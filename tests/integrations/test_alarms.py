@@ -196,6 +196,42 @@ def test_the_default_metrics_are_those_of_the_default_rules(tmp_path: Path) -> N
     assert callback.monitor.without_data == ("router_load_entropy_down",)  # which this model does not have
 
 
+class Breaks(TrainerCallback):  # type: ignore[misc]
+    """Makes the loss NaN from the fifth step on."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step == 4:
+            with torch.no_grad():
+                model.lm_head.weight.fill_(float("nan"))
+
+
+def test_a_loss_that_is_nan_rings_and_the_file_goes_on(tmp_path: Path) -> None:
+    callback = watching(alarms=[Rule(signal="loss", direction="up", difference=0.3, window=2, hits=1)])
+    train(tmp_path, Breaks(), callback, max_steps=8)
+    assert rings(callback) == [(6, "loss_up", "train"), (6, "loss_up", "fixed")]
+    lines = StepFile(tmp_path / "trained" / "geomprobe.jsonl").records()
+    assert [(line["step"], "loss" in line) for line in lines if line.get("mode") == "fixed"] == [
+        (4, True),
+        (6, False),
+        (8, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"alarms_when": 5}, "no alarm could ring: alarms_when= selected none of the steps$"),
+        ({"warmup_steps": 2}, "no alarm could ring: alarms_when= selected none of the steps after step 4"),
+        ({}, "too few numbers to compare: 2 steps were read for them, and a rule needs 4 before"),
+    ],
+)
+def test_a_training_too_short_to_ring_says_so(tmp_path: Path, options: dict[str, int], said: str) -> None:
+    options = {"alarms_when": 2} | options
+    callback = watching(when=1, texts=None, texts_when=None, alarms_when=options.pop("alarms_when"))
+    with pytest.warns(RuntimeWarning, match=said):
+        train(tmp_path, callback, max_steps=4, **options)
+
+
 def on_two_ranks(folder: str) -> None:
     rank = os.environ["RANK"]
     callback = watching()

@@ -53,6 +53,14 @@ def test_a_mode_that_was_read_before_the_hits_is_not_compared() -> None:
         assert dataclasses.replace(again, moved=alarm.moved, unmoved=alarm.unmoved) == alarm
 
 
+def test_a_mode_of_an_earlier_training_is_not_compared() -> None:
+    """A monitor that was given to a second training has only read its training texts there."""
+    monitor = two_modes(dict.fromkeys(range(0, 60, 10), 1.0))[0]
+    monitor.update(60, mode="fixed", numbers={"x": 1.0})
+    found = [alarm for step in range(1, 50) for alarm in monitor.update(step, numbers={"x": 1.0 + (step >= 40)})]
+    assert [(alarm.step, alarm.moved, alarm.unmoved) for alarm in found] == [(41, ("train",), ())]
+
+
 def test_numbers_and_named_arguments_are_the_same() -> None:
     """None is no number, and hides none that is given by its name."""
     monitor = Monitor(
@@ -411,6 +419,9 @@ def test_rules_that_are_none_or_have_one_name_are_refused() -> None:
         Monitor([UP, dataclasses.replace(UP, ratio=3.0)])
     with pytest.raises(GeomprobeError, match="expected a list of Rule"):
         Monitor(["entropy"])  # type: ignore[list-item]
+    for wrong in (None, 3, Monitor):
+        with pytest.raises(GeomprobeError, match="expected a list of Rule"):
+            Monitor(wrong)  # type: ignore[arg-type]
 
 
 def _without(state: dict[str, Any], name: str) -> dict[str, Any]:
