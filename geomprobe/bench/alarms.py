@@ -254,8 +254,7 @@ def _early(faults: Sequence[_Fault], group: str) -> dict[str, Any]:
         "caught": len(leads),
         "caught_before_damage": sum(lead > 0 for lead in leads),
         "caught_before_first_touch": sum(
-            fault.first[group] is not None and fault.touched is not None and fault.first[group] < fault.touched
-            for fault in faults
+            rang < touched for f in faults if (rang := f.first[group]) is not None and (touched := f.touched) is not None
         ),
         "median_lead": _median(leads),
     }

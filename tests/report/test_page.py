@@ -116,7 +116,7 @@ def document(runs: Callable[[str], list[Run]], documents: dict[str, str]) -> Cal
 def draw_all(page: Page) -> None:
     """Open the folded groups, and draw what is on show."""
     page.evaluate("folded.forEach(group => { group.open = true; })")
-    page.evaluate("plots.filter(plot => plot.offsetParent && !drawn.has(plot)).forEach(draw)")
+    page.evaluate("plots.filter(plot => plot.offsetParent && !drawn.has(plot)).forEach(plot => draw(plot))")
     page.wait_for_function("plots.every(plot => !plot.offsetParent || plot.querySelector('.xtick, .ytick'))")
 
 
