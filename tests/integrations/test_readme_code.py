@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 from geomprobe import Probe, Reading
 from geomprobe.files import StepFile
+from geomprobe.models.toy import byte_tokenizer
 from tests.capture.test_own_decoder import GPT
 from tests.readme_block import ROOT
 from tests.tiny_models import tiny, token_batch
@@ -52,7 +53,7 @@ class Names(dict[str, Any]):
         for package in map(import_module, ("geomprobe", "geomprobe.integrations")):
             self.update({name: getattr(package, name) for name in package.__all__})
         ids = token_batch(100)
-        model, gpt = tiny().train(), GPT()
+        model, gpt = tiny(vocabulary=256).train(), GPT()
         options: Any = {"max_steps": 50, "per_device_train_batch_size": 2, "report_to": "none", "save_strategy": "no"}
         self.update(
             model=model,
@@ -67,11 +68,13 @@ class Names(dict[str, Any]):
             Trainer=Trainer,
             writer=lambda numbers, step: self.logged.append((step, numbers)),
             callback=lambda gain: None,
+            texts={"input_ids": ids[2:4]},
             step=7,
         )
 
     def __missing__(self, name: str) -> Any:
         made = {"reading": self.reading, "probe": self.probe, "accelerator": self.accelerator, "fabric": self.fabric}
+        made |= {"tokenizer": self.tokenizer, "before": self.reading, "after": self.reading, "text": self.text}
         made |= {"lightning": self.lightning, "logger": self.logger, "module": self.module}
         if name not in made:
             raise KeyError(name)
@@ -84,6 +87,14 @@ class Names(dict[str, Any]):
 
     def reading(self) -> Reading:
         return self.probe().read("train")
+
+    def text(self) -> str:
+        return self.reading().to_json()
+
+    def tokenizer(self) -> Any:
+        made = byte_tokenizer()
+        made.pad_token = made.convert_ids_to_tokens(0)
+        return made
 
     def accelerator(self) -> Accelerator:
         accelerator = Accelerator(cpu=True, log_with="wandb")

@@ -67,9 +67,10 @@ def read_run(directory: Path, *, patience: float = 20) -> RunFile:
     """
     (path,) = run_files(directory)
     deadline = time.monotonic() + patience
-    while not (records := [Record.FromString(data) for data in _records(path.read_bytes())]) or not records[-1].HasField(
-        "exit"
-    ):
+    while True:
+        records = [Record.FromString(data) for data in _records(path.read_bytes())]
+        if any(record.HasField("exit") for record in records):  # statistics of the system can follow it
+            break
         assert time.monotonic() < deadline, f"{path} has no end: {records[-1:]}"
         time.sleep(0.05)
     (run_id,) = {record.run.run_id for record in records if record.HasField("run")}
