@@ -212,8 +212,9 @@ class Probe:
 
         All forwards inside are measured, in the mode ``fixed``, even those that ``when`` would not select, and even if the
         probe is paused; ``when`` does not count them. The model runs in evaluation mode without gradients. Afterwards the
-        training continues as if these forwards had not run: the ``training`` flag of each module and the state of torch's
-        random number generators are restored. Autocast is as it was where the context begins. The time of everything that runs
+        training continues as if these forwards had not run: the ``training`` flag and the buffers of each module, and the
+        state of torch's random number generators, are restored (a buffer of more than 65,536 elements only if it was
+        replaced). Autocast is as it was where the context begins. The time of everything that runs
         inside is part of the cost.
 
         With several processes, run the same texts on all of them, through the model inside ``DistributedDataParallel`` or the

@@ -1,7 +1,6 @@
 """A callback that runs a probe inside Hugging Face Trainer and logs its readings together with the loss."""
 
 import logging
-import math
 import os
 import re
 import shlex
@@ -38,16 +37,15 @@ from geomprobe.integrations.names import Log, check_log, flat
 from geomprobe.integrations.outlets import Outlets
 from geomprobe.integrations.picture import PICTURE, draw_layers
 from geomprobe.integrations.ranks import on_any_rank
-from geomprobe.integrations.records import reading_of, record_of
+from geomprobe.integrations.records import loss_record, reading_of, record_of
 from geomprobe.integrations.steps import Steps
 from geomprobe.integrations.trainer_loop import micro_batch
 from geomprobe.integrations.trainer_trackers import TrainerTrackers
-from geomprobe.integrations.training_plot import plot_training
+from geomprobe.integrations.watched import Watched
 from geomprobe.schedule import Schedule, as_schedule, budget
 
 if TYPE_CHECKING:
     import numpy as np
-    from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
 __all__ = ["ProbeCallback"]
@@ -88,7 +86,7 @@ class _Gate:
         return self.in_step or self.evaluating
 
 
-class ProbeCallback(TrainerCallback):  # type: ignore[misc]
+class ProbeCallback(Watched, TrainerCallback):  # type: ignore[misc]
     """Measure the geometry of a model while Trainer trains it, and log the numbers next to the loss.
 
         Trainer(model, args, train_dataset=data, callbacks=[ProbeCallback(when=50)]).train()
@@ -232,16 +230,6 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         self._drawn = 0  # readings in the latest picture
         self._finalizer: Callable[[], object] = _nothing
 
-    @property
-    def alarms(self) -> list[Alarm]:
-        """The alarms that rang, in order."""
-        return [] if self._alarms is None else list(self._alarms.rung)
-
-    @property
-    def monitor(self) -> Monitor | None:
-        """The monitor of the alarms."""
-        return None if self._alarms is None else self._alarms.monitor
-
     def close(self) -> None:
         """Remove the probe from the model. ``history`` is kept. Calling this twice is safe.
 
@@ -251,24 +239,6 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         """
         self._finalizer()
         self.probe = None
-
-    def plot(self, metric: str = "effective_rank", *, mode: str = "train", ax: "Axes | None" = None) -> "Axes":
-        """Draw a metric at every site over the steps so far, below the loss, from the file of readings.
-
-        Args:
-            metric: the name of a number of the readings.
-            mode: the mode of the readings and of the loss, such as ``"train"`` or ``"eval"``.
-            ax: the matplotlib axes to draw on. Default: those of a new figure of ``matplotlib.pyplot``.
-
-        Returns:
-            The axes of the map of sites and steps.
-
-        Raises:
-            GeomprobeError: if there is no reading of this mode (with several processes, only the main process writes the file),
-                or if there is no such metric.
-        """
-        axes: Axes = plot_training(self._file, metric, mode=mode, ax=ax)
-        return axes
 
     # -- called by Trainer --------------------------------------------------------------------------------------------------
 
@@ -369,7 +339,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """:meta private:"""
-        if self._writes and self._takes_part() and (loss := _loss(logs, "loss")):
+        if self._writes and self._takes_part() and (loss := loss_record((logs or {}).get("loss"))):
             self._append(state.global_step, loss)
 
     def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -392,7 +362,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             return
         prefix = _prefix(metrics or {})
         name = prefix if prefix.startswith("eval") else f"eval_{prefix}"
-        self._report("eval", name, state, more=_loss(metrics, f"{prefix}_loss"))
+        self._report("eval", name, state, more=loss_record((metrics or {}).get(f"{prefix}_loss")))
         self._gate.most_forwards = 0
         self._gate.evaluating = name != "eval"  # if there are several evaluation sets, the next one follows
 
@@ -488,8 +458,7 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]
             with self._guarded(state):
                 if self.probe is not None and alarms.texts is not None:
                     loss = alarms.texts.run(model, self.probe, args.device)
-            more = {} if loss is None or not math.isfinite(loss) else {"loss": loss}
-            fixed = self._report("fixed", "fixed", state, commit=commit, more=more)
+            fixed = self._report("fixed", "fixed", state, commit=commit, more=loss_record(loss))
             if self._goes_on(state):
                 with self._guarded(state):
                     rings = alarms.judge_texts(step, fixed, loss, rings)
@@ -683,15 +652,6 @@ def _nothing() -> None:
 def _saved(args: TrainingArguments, state: TrainerState) -> StepFile:
     """The file of readings in a checkpoint."""
     return StepFile(os.path.join(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", _FILE))
-
-
-def _loss(logs: Mapping[str, float] | None, name: str) -> dict[str, float]:
-    """What the file has of a loss that Trainer logs: nothing if there is none, or if it is not a finite number."""
-    try:
-        loss = float((logs or {}).get(name, math.nan))
-    except (TypeError, ValueError, RuntimeError):  # None, a text or several numbers, which a trainer of one's own may log
-        return {}
-    return {"loss": loss} if math.isfinite(loss) else {}
 
 
 def _prefix(metrics: dict[str, float]) -> str:

@@ -1,6 +1,5 @@
 """A callback that runs a probe inside a Trainer of Lightning, and logs its readings where the loss is logged."""
 
-import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +16,13 @@ from geomprobe.integrations.alarms import Alarms, OnAlarm, attached
 from geomprobe.integrations.names import Log, check_log, flat
 from geomprobe.integrations.outlets import Outlets
 from geomprobe.integrations.ranks import on_any_rank
-from geomprobe.integrations.records import interval_of, record_of
+from geomprobe.integrations.records import interval_of, loss_record, record_of
 from geomprobe.integrations.steps import Steps
-from geomprobe.integrations.training_plot import plot_training
+from geomprobe.integrations.watched import Watched
 from geomprobe.schedule import Budget, Schedule, as_schedule, budget
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 try:
     from lightning.pytorch import Callback
@@ -33,7 +32,7 @@ except ImportError:
 __all__ = ["LightningCallback"]
 
 
-class LightningCallback(Callback):  # type: ignore[misc]
+class LightningCallback(Watched, Callback):  # type: ignore[misc]
     """Measure the geometry of a model while Lightning trains it.
 
         lightning.Trainer(logger=logger, callbacks=[LightningCallback(when=50)]).fit(module, data)
@@ -207,29 +206,6 @@ class LightningCallback(Callback):  # type: ignore[misc]
             self.probe.close()
             self.probe = None
 
-    def plot(self, metric: str = "effective_rank", *, mode: str = "train", ax: "Axes | None" = None) -> "Axes":
-        """Draw a metric at every site over the steps so far, below the loss, from the file of readings.
-
-        Args:
-            metric: the name of a number of the readings.
-            mode: the mode of the readings and of the loss, such as ``"train"`` or ``"eval"``.
-            ax: the matplotlib axes to draw on. Default: those of a new figure of ``matplotlib.pyplot``.
-
-        Returns:
-            The axes of the map of sites and steps.
-
-        Raises:
-            GeomprobeError: if there is no reading of this mode (with several processes, only the main process writes the file),
-                or if there is no such metric.
-        """
-        axes: Axes = plot_training(self._file, metric, mode=mode, ax=ax)
-        return axes
-
-    @property
-    def alarms(self) -> list[Alarm]:
-        """The alarms that rang, in order."""
-        return [] if self._alarms is None else list(self._alarms.rung)
-
     def _attached(self, pl_module: Any) -> Probe:
         decoder = None if self._decoder is None else self._decoder(pl_module)
         modes: list[Literal["train", "eval", "fixed"]] = (
@@ -324,11 +300,10 @@ class LightningCallback(Callback):  # type: ignore[misc]
         return None
 
     def _write(self, trainer: Any, reading: Reading, step: int, fixed: float | None) -> None:
-        line = record_of(reading) | ({} if fixed is None or not math.isfinite(fixed) else {"loss": fixed})
+        line = record_of(reading) | loss_record(fixed)
         if reading.mode == "train" and self._losses:
             # Lightning has divided each loss by the batches of a whole step. The last step of an epoch may have fewer.
-            loss = float(torch.stack(self._losses).mean()) * trainer.accumulate_grad_batches
-            line |= {"loss": loss} if math.isfinite(loss) else {}
+            line |= loss_record(torch.stack(self._losses).mean() * trainer.accumulate_grad_batches)
         self._append(step, line)
         self._log_numbers(trainer, flat(reading, self._log), step)
 

@@ -1,5 +1,6 @@
 """The lines of ``geomprobe.jsonl``: readings, with what they cost."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from geomprobe import Cost, Reading
 from geomprobe.files import check_shape
 
-__all__ = ["interval_of", "reading_of", "record_of"]
+__all__ = ["interval_of", "loss_record", "reading_of", "record_of"]
 
 _COST = {"seconds": float, "share": float, "interval": int | None}
 
@@ -15,6 +16,16 @@ _COST = {"seconds": float, "share": float, "interval": int | None}
 def record_of(reading: Reading) -> dict[str, Any]:
     """Return the record of a reading, which is written as a line."""
     return reading.to_dict() | ({} if reading.cost is None else {"cost": asdict(reading.cost)})
+
+
+def loss_record(loss: object) -> dict[str, float]:
+    """Return the record of a loss: nothing if it is not a finite number, such as ``None``, a text or several numbers, which a
+    trainer of one's own may log."""
+    try:
+        number = float(loss)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        return {}
+    return {"loss": number} if math.isfinite(number) else {}
 
 
 def reading_of(record: dict[str, Any]) -> Reading:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from geomprobe.bench.induced import ARCHITECTURES, EVENTS, FAULTS, GRADUAL, TRIED, Plan, Row, train
-from geomprobe.files import write_whole
+from geomprobe.errors import GeomprobeError
+from geomprobe.files import Format, check_shape, read_json, write_whole
 from geomprobe.monitoring.alarm import Alarm
 from geomprobe.monitoring.monitor import Monitor
 from geomprobe.monitoring.rules import DEFAULT_RULES, Rule
@@ -34,6 +35,12 @@ __all__ = [
 
 REPORTED = 2000
 """The first seed of the trainings that are reported. Limits are set from those with seeds from 0 on."""
+
+FORMAT = 1
+"""Number of the format of the files that are kept. It rises when the trainings change, so that they are run again."""
+
+_ROW = {"step": int, "mode": str, "numbers": {str: float | None}, "reading": {str: object}}
+_SHAPE = {"format": Format(FORMAT), "plan": {"architecture": str, "seed": int, "what": str}, "rows": [_ROW]}
 
 DAMAGE = 0.1
 """A training is damaged if the loss of the fixed texts ends so many nats above that of its quiet pair."""
@@ -77,15 +84,11 @@ def bench_calibration(
     return {
         name: {
             "limit": limits[name.split(" ")[0]],
-            "quiet": _largest(change for plan, change in of_rule.items() if plan.what == "quiet"),
-            "events": _largest(change for plan, change in of_rule.items() if plan.what != "quiet"),
+            "quiet": max((change for plan, change in of_rule.items() if plan.what == "quiet"), default=None),
+            "events": max((change for plan, change in of_rule.items() if plan.what != "quiet"), default=None),
         }
         for name, of_rule in found.items()
     }
-
-
-def _largest(values: Iterable[float]) -> float | None:
-    return max(values, default=None)
 
 
 def calibration_table(results: Mapping[str, Any]) -> str:
@@ -154,14 +157,7 @@ def rings(rows: Iterable[Row], rules: Sequence[Rule]) -> list[tuple[int, str, st
 
 def update(monitor: Monitor, row: Row) -> list[Alarm]:
     """Check what was read at a step against the rules."""
-    return monitor.update(
-        row.step,
-        row.reading,
-        mode=row.mode,
-        loss=row.numbers.get("loss"),
-        gradient_norm=row.numbers.get("gradient_norm"),
-        numbers={name: value for name, value in row.numbers.items() if name not in _LOSS},
-    )
+    return monitor.update(row.step, row.reading, mode=row.mode, numbers=row.numbers)
 
 
 def score(runs: Mapping[Plan, list[Row]], groups: Mapping[str, Sequence[Rule]] = _GROUPS) -> dict[str, Any]:
@@ -308,7 +304,7 @@ def runs_of(plans: Sequence[Plan], *, keep: Path | None = None, workers: int | N
     """
     from tqdm import tqdm
 
-    found = {plan: _load(file) for plan in plans if keep is not None and (file := keep / _name(plan)).exists()}
+    found = {plan: _load(file, plan) for plan in plans if keep is not None and (file := keep / _name(plan)).exists()}
     missing = [plan for plan in plans if plan not in found]
     pool = ProcessPoolExecutor(
         min(workers or len(os.sched_getaffinity(0)), max(1, len(missing))), get_context("spawn"), _one_thread
@@ -319,8 +315,8 @@ def runs_of(plans: Sequence[Plan], *, keep: Path | None = None, workers: int | N
             plan = waits[done]
             found[plan] = done.result()
             if keep is not None:
-                lines = (json.dumps(_plain(row)) for row in found[plan])
-                write_whole(keep / _name(plan), ("\n".join(lines) + "\n").encode())
+                kept = {"format": FORMAT, "plan": asdict(plan), "rows": list(map(_plain, found[plan]))}
+                write_whole(keep / _name(plan), json.dumps(kept, allow_nan=False))
             bar.update()
     return {plan: found[plan] for plan in plans}
 
@@ -333,15 +329,31 @@ def _one_thread() -> None:
 
 def _name(plan: Plan) -> str:
     words = "-".join("".join(c if c.isalnum() else " " for c in plan.what).split())
-    return f"{plan.architecture}-{plan.seed}-{words}.jsonl"
+    return f"{plan.architecture}-{plan.seed}-{words}.json"
 
 
 def _plain(row: Row) -> dict[str, object]:
-    return asdict(row) | {"reading": row.reading.to_dict()}
+    numbers = {name: value if math.isfinite(value) else None for name, value in row.numbers.items()}
+    return {"step": row.step, "mode": row.mode, "numbers": numbers, "reading": row.reading.to_dict()}
 
 
-def _load(path: Path) -> list[Row]:
+def _load(path: Path, plan: Plan) -> list[Row]:
+    """What was read in a training that was run before.
+
+    Raises:
+        GeomprobeError: if the file is not that of this training.
+    """
+    advice = "remove it, and the training is run again"
+    kept = read_json(path, advice=advice)
+    check_shape(kept, _SHAPE, str(path), advice=advice)
+    if kept["plan"] != asdict(plan):
+        raise GeomprobeError(f"{path} is that of another training than {plan}: {advice}")
     return [
-        Row(**(record | {"reading": Reading.from_dict(record["reading"])}))
-        for record in map(json.loads, path.read_text("utf-8").splitlines())
+        Row(
+            row["step"],
+            row["mode"],
+            {name: math.nan if value is None else value for name, value in row["numbers"].items()},
+            Reading.from_dict(row["reading"], what=str(path), advice=advice),
+        )
+        for row in kept["rows"]
     ]

@@ -20,7 +20,7 @@ from geomprobe.sweeps.records import Record, Run
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["FigureGroup", "figure_page", "report_page"]
+__all__ = ["report_page"]
 
 _NORMALISED = {
     "of its maximum": "entropy",
