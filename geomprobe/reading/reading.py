@@ -1,16 +1,18 @@
-"""``Reading``: the numbers that a probe measured."""
+"""``Reading``: the numbers that a probe measured.
+
+What prints and draws them is imported where it is used, because every program that has a probe waits for this module.
+"""
 
 from typing import TYPE_CHECKING
 
 from geomprobe.errors import GeomprobeError
-from geomprobe.reading.comparison import Comparison
 from geomprobe.reading.data import ReadingData
-from geomprobe.reading.plots import plot_reading
-from geomprobe.reading.table import headline, notebook_table, terminal_notes, terminal_table
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
+
+    from geomprobe.reading.comparison import Comparison
 
 __all__ = ["Reading"]
 
@@ -59,9 +61,11 @@ class Reading(ReadingData):
             MissingKeyError: if the reading has no such number or curve. The message names the nearest ones.
             GeomprobeError: if a curve is requested without its site, or ``ax`` is not an axes.
         """
+        from geomprobe.reading.plots import plot_reading
+
         return plot_reading(self, metric, site=site, ax=ax)
 
-    def compare(self, other: "Reading") -> Comparison:
+    def compare(self, other: "Reading") -> "Comparison":
         """Return the differences ``other − self`` of all numbers that both readings have, as a mapping that can be printed
         and plotted.
 
@@ -74,6 +78,8 @@ class Reading(ReadingData):
         """
         if not isinstance(other, Reading):
             raise GeomprobeError(f"Reading.compare({other!r:.60}): expected another Reading")
+        from geomprobe.reading.comparison import Comparison
+
         return Comparison(self, other)
 
     def to_pandas(self) -> "pandas.DataFrame":
@@ -90,12 +96,18 @@ class Reading(ReadingData):
 
     def __str__(self) -> str:
         """Return a table for 80 columns with one line per site. A bar shows each effective rank from 0 to ``min(n, d)``."""
+        from geomprobe.reading.table import terminal_notes, terminal_table
+
         return "\n".join([terminal_table(self), *terminal_notes(self)])
 
     def _repr_html_(self) -> str:
         """Return an HTML table for notebooks."""
+        from geomprobe.reading.table import notebook_table
+
         return notebook_table(self)
 
     def __repr__(self) -> str:
+        from geomprobe.reading.table import headline
+
         shape = f"{len(self.metrics)} metrics at {len(self.sites)} sites, {len(self.curves)} curves, {len(self.notes)} notes"
         return f"<Reading {headline(self)!r:.150}: {shape}>"
