@@ -173,12 +173,12 @@ def _table(run: Run, metric: str = "effective_rank") -> str:
     rows = [(name, record.loss, record.reading) for name, record in known if record is not None and record.reading is not None]
     tokens = reading[f"tokens/{sites[0]}"]
     lines = [f"effective rank of {tokens:,.0f} held-out bytes, at most {records[0].width}", ""]
-    lines.append(f"{'step':>9} {'loss':>5}" + "".join(f"{site:>11}" for site in sites))
+    lines.append(f"{'step':>9}{'loss':>5}" + "".join(f"{site:>11}" for site in sites))
     for name, loss, numbers in rows:
         values = "".join(f"{numbers[f'{metric}/{site}']:>11.1f}" for site in sites)
-        lines.append(f"{name:>9} {math.nan if loss is None else loss:>5.2f}{values}")
+        lines.append(f"{name:>9}{math.nan if loss is None else loss:>5.2f}{values}")
     courses = [_trajectory([numbers[f"{metric}/{site}"] for _, _, numbers in rows[-len(records) :]]) for site in sites]
-    return "\n".join([*lines, " " * 15 + "".join(f"{course[-10:]:>11}" for course in courses)])
+    return "\n".join([*lines, " " * 14 + "".join(f"{course[-10:]:>11}" for course in courses)])
 
 
 def _trajectory(values: list[float]) -> str:

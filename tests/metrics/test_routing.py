@@ -265,10 +265,10 @@ def test_a_dense_model_is_refused(family: str) -> None:
     assert not hooks(model)
 
 
-def trained(balancing: float) -> dict[str, float]:
+def trained(balancing: float, seed: int) -> dict[str, float]:
     """The numbers of the last ten of 80 steps, mean over layers, of a mixture that learns to spell."""
     model = tiny("mixtral", layers=2, vocabulary=128, num_local_experts=16, router_aux_loss_coef=balancing).train()
-    optimizer, draw = torch.optim.AdamW(model.parameters(), lr=1e-2), torch.Generator().manual_seed(0)
+    optimizer, draw = torch.optim.AdamW(model.parameters(), lr=1e-2), torch.Generator().manual_seed(seed)
     text = torch.tensor([min(ord(character), 127) for character in prose(200_000)])
     with Probe(model, METRICS, when=lambda step: step >= 70, sites=[0, 1], on_error="raise") as probe:
         for _ in range(80):
@@ -284,10 +284,18 @@ def trained(balancing: float) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_a_mixture_that_is_trained_without_its_balancing_loss_collapses() -> None:
-    without, balanced = trained(0.0), trained(0.02)
-    assert without["router_largest_share"] > 1.4 * balanced["router_largest_share"]
-    assert without["router_dead_experts"] > balanced["router_dead_experts"]
-    assert without["router_load_entropy"] < balanced["router_load_entropy"] - 0.15
+    seeds = range(3)  # one training depends on the last bits of its machine: the largest shares were 1.3 to 2 times as large
+    without, balanced = ([trained(weight, seed) for seed in seeds] for weight in (0.0, 0.02))
+    for one, other in zip(without, balanced, strict=True):
+        assert one["router_load_entropy"] < other["router_load_entropy"] - 0.05
+        assert one["router_largest_share"] > other["router_largest_share"]
+    mean = {
+        name: np.mean([one[name] - other[name] for one, other in zip(without, balanced, strict=True)]) for name in without[0]
+    }
+    assert mean["router_load_entropy"] < -0.1
+    assert mean["router_entropy"] < -0.1
+    assert mean["router_largest_share"] > 0.05
+    assert mean["router_dead_experts"] > 0
 
 
 class Gate(nn.Linear):
