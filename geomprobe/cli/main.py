@@ -49,14 +49,15 @@ def options(
     """The options of ``geomprobe`` itself."""
 
 
-@app.command(cls=Command, short_help="Train a small model with a probe, sweep, and report.")
+@app.command(cls=Command, short_help="Train and measure a small model, and write a report.")
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder for checkpoints, readings, W&B runs and the report.")] = Path(
         "geomprobe-demo"
     ),
     steps: Annotated[int, typer.Option(help="Number of optimizer steps.", min=1)] = 400,
 ) -> None:
-    """Train a small GPT-NeoX with a probe, sweep over its checkpoints, and write a report (offline, CPU, three minutes)."""
+    """Train a small GPT-NeoX under a probe, measure its checkpoints again in a sweep, and write a report. This needs no network
+    and no GPU, and takes three to four minutes."""
     from geomprobe.cli.demo import run
 
     keeps(f"The checkpoints that were saved are kept in {out}; the same command starts the demo from its beginning")
@@ -71,13 +72,14 @@ def inspect(
     site: Annotated[
         str | None,
         typer.Option(
-            help="Also print from which earlier tokens the Lasso reproduces each token at this site, such as final_norm."
+            help="Also print the earlier tokens from which the Lasso reproduces each token at this site, such as final_norm or "
+            "layer_05."
         ),
     ] = None,
     token: Annotated[
         list[str] | None,
         typer.Option(
-            help="With --site: print the Lasso, ridge and attention weights of this token only, given by number or as written; "
+            help="With --site: print the Lasso, ridge and attention weights of this token only. Give its number or its text; "
             "may be repeated."
         ),
     ] = None,
@@ -100,7 +102,8 @@ def inspect(
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
     ] = False,
 ) -> None:
-    """Run one text through a model, and print a table of all sites and the information gain of each token."""
+    """Run one text through a model, and print a table of all sites (the layers, embed and final_norm) and the information gain
+    of each token."""
     if (text is None) == (file is None):
         raise GeomprobeError("expected one text: give either TEXT or --file FILE")
     if token and site is None:
@@ -208,8 +211,9 @@ def report(
     ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
-    """Write a page with figures. For sweeps it shows every metric by layer, training step and model size, with null baselines.
-    For a training with a probe it shows what changed, the loss above a map of all layers, and the curves that trackers get."""
+    """Write a page with figures. For sweeps, it shows every metric by layer, training step and model size, with null baselines.
+    For a training that a callback measured, it shows what changed, the loss, a map of all layers, and the numbers that
+    trackers get."""
     from geomprobe.report.page import report_page
     from geomprobe.report.training_file import Training, find_training
     from geomprobe.report.training_page import training_page
@@ -248,7 +252,7 @@ def dashboard(
     show(views.to_json(project, entity, name) if dry_run else views.save(project, entity, name))
 
 
-app.add_typer(paper, name="paper", short_help="Compute the figures and tables of the paper on any model.")
+app.add_typer(paper, name="paper", short_help="Compute the figures and tables of Tan, Li, Huang (2024).")
 
 
 class Bench(StrEnum):
@@ -269,15 +273,16 @@ def bench(
     what: Annotated[
         Bench,
         typer.Argument(
-            help="overhead: a forward and a training step. decode: generation, with the gain of each token as it appears. "
-            "memory: growth with the number of tokens. lasso: the Lasso solver. attention: summaries of attention weights. "
-            "sweep: a sweep over two checkpoints. "
-            "precision: rounding errors of the ways to compute Gram matrices. alarms: how often and how early alarms ring in "
-            "small trainings, healthy ones and ones with a fault."
+            help="overhead: the cost of a measured forward and training step. decode: the cost during generation, with the "
+            "gain of each new token. memory: how the memory grows with the number of tokens. lasso: the Lasso solver and those "
+            "of other libraries. attention: the cost of summaries of attention weights. sweep: a sweep, and plain loading and "
+            "running. precision: rounding errors of the ways to compute Gram matrices. alarms: how often and how early "
+            "alarms ring in small trainings, with and without a fault."
         ),
     ],
     model: Annotated[
-        str | None, typer.Option(help="Hub id, directory or .gguf file of a model. Default: random weights.")
+        str | None,
+        typer.Option(help="Hub id, directory or .gguf file of a model. Default: random weights. lasso and sweep need one."),
     ] = None,
     device: Device = None,
     dtype: Annotated[Dtype, typer.Option(help="Dtype of the weights; auto keeps the dtype of the checkpoint.")] = Dtype.float32,
@@ -286,7 +291,9 @@ def bench(
         int | None, typer.Option(help="Number of tokens per text. Default: 256, or 512 for lasso.", min=1)
     ] = None,
     tokens: Annotated[int, typer.Option(help="For sweep: number of tokens per checkpoint.", min=64)] = 65_536,
-    rounds: Annotated[int, typer.Option(help="Number of interleaved rounds.", min=3)] = 9,
+    rounds: Annotated[
+        int, typer.Option(help="Number of rounds, in each of which everything that is compared runs once.", min=3)
+    ] = 9,
     every: Annotated[
         int | None, typer.Option(help="For overhead: measure only every N-th forward, as when=every(N) does.", min=1)
     ] = None,
@@ -301,7 +308,9 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="For alarms: run only a few trainings, to try the benchmark.")] = False,
     calibrate: Annotated[
         bool,
-        typer.Option("--calibrate", help="For alarms: print the changes in healthy trainings from which the limits were set."),
+        typer.Option(
+            "--calibrate", help="For alarms: print the largest changes in healthy trainings, which limits must exceed."
+        ),
     ] = False,
     keep: Annotated[
         Path | None,
@@ -309,8 +318,8 @@ def bench(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Measure the cost of geomprobe: runs with and without a probe alternate, and their ratio is given in wall time and in CPU
-    time, with its quartiles."""
+    """Measure the cost of geomprobe. The programs that are compared take turns, and their ratio is given in wall time and in
+    CPU time, with its quartiles. The benchmarks precision and alarms measure other things than cost."""
     keeps("Nothing is kept; run the same command to start again" if keep is None else "Run the same command to go on")
     if what is not Bench.alarms and (quick or calibrate or keep is not None):
         raise GeomprobeError(f"bench {what}: --quick, --calibrate and --keep belong to bench alarms")

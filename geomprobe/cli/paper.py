@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["EXPERIMENTS", "app"]
 
 EXPERIMENTS = {
-    "fig1": ("fig1_entropy", "Figure 1: entropy against model size, for the published numbers and for given models."),
+    "fig1": ("fig1_entropy", "Figure 1: entropy against model size, from published numbers and for the given models."),
     "fig2": ("fig2_skill_graph", "Figure 2: the graph of texts and the skills that they use."),
     "theory": (
         "sec3_scaling_laws",
@@ -34,7 +34,8 @@ EXPERIMENTS = {
 """In the order of the paper, for every experiment its module, which contains it as ``FIG1`` and so on, and its help text."""
 
 app = typer.Typer(
-    help="Compute the figures and tables of the paper on any model. Each command writes a picture, a page and the numbers.",
+    help="Compute the figures and tables of the paper, The Information of Large Language Model Geometry (Tan, Li, Huang 2024), "
+    "on any model. Each command writes a picture, a page and the numbers.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -146,17 +147,18 @@ _SHORT = {
     "fig3": "Figure 3: information gain against length.",
     "tokens": "Section 4.2: what the Lasso and attention pick.",
     "fig4": "Figure 4: embeddings of texts in contexts.",
-    "fig5": "Figure 5: JS distances of these texts.",
-    "fig6": "Figure 6: logdet and Riemannian distances of them.",
+    "fig5": "Figure 5: JS distances of the texts of figure 4.",
+    "fig6": "Figure 6: three other distances of these texts.",
     "errata": "Errors in the printed paper, shown with numbers.",
 }
-"""What the list of commands says, in one line of a terminal."""
+"""The description of each command in the list of commands, in one line of a terminal."""
 
 for _name, (_, _help) in EXPERIMENTS.items():
     app.command(_name, cls=Command, help=_help, short_help=_SHORT[_name])(_command(_one(_name)))
 app.command(
     "all",
     cls=Command,
-    help="Run all of these commands, and write one page with all pictures and verdicts (offline, CPU, under ten minutes).",
-    short_help="Run all of these commands, and write one page.",
+    help="Run the commands of all figures and tables, and write one page with all pictures and verdicts. Without --models this "
+    "needs no network and no GPU, and takes less than ten minutes.",
+    short_help="Run all commands above except concordance; write one page.",
 )(_command(_all))

@@ -37,9 +37,10 @@ def to_markdown() -> str:
     ]
     errata = [(item.name, item.erratum, _code(f"geomprobe paper {item.command}")) for item in ITEMS if item.erratum]
     parts = [
-        "## Concordance\n\nEvery item of the paper in its order. A statement *holds* if it does in every case of its test.\n",
+        "## Concordance\n\nEvery item of the paper in its order. "
+        "A statement *holds* if it is true in every case of its test.\n",
         _table(("item", "what it is", "computed by", "tested by", "verdict"), rows),
-        "## Errata\n\nWhat is wrong as printed, or needs a condition.\n",
+        "## Errata\n\nThese statements are wrong as printed, or need a condition.\n",
         _table(("item", "erratum", "in numbers"), errata),
     ]
     return "\n".join(parts)

@@ -11,11 +11,11 @@ class Item(NamedTuple):
     Attributes:
         name: its number as the paper has it, or where it stands.
         subject: what it is about, in a few words.
-        functions: what computes it here: dotted names, which can be imported.
-        test: the test that computes it independently: ``file::test``.
-        verdict: ``definition``, ``holds`` … in a few words.
-        command: the subcommand of ``geomprobe paper`` that shows it; empty where it is a function alone.
-        erratum: what is wrong with its print, and what is right.
+        functions: the dotted names of what computes it here.
+        test: the test that checks it independently, as ``file::test``.
+        verdict: the verdict in a few words, such as ``definition`` or ``holds``.
+        command: the subcommand of ``geomprobe paper`` that shows it; empty if none does.
+        erratum: what is wrong as printed, and what is correct; empty if nothing is wrong.
     """
 
     name: str
@@ -57,7 +57,7 @@ ITEMS = (
         "the scaling law L = L₀ + λY^γ",
         ("geomprobe.theory.power_law.fit_power_law",),
         "tests/theory/test_power_law.py::test_exact_laws_are_recovered",
-        "an empirical law, cited; fitted with its constant",
+        "an empirical law that the paper cites; fitted here with its constant L₀",
         "theory",
     ),
     Item(
@@ -97,7 +97,7 @@ ITEMS = (
         "the skill graph of texts and their skills",
         ("geomprobe.paper.fig2_skill_graph.FIG2", "geomprobe.theory.skills.SkillModel.sample_graph"),
         "tests/theory/test_skills.py::test_a_sampled_graph_has_the_degrees_of_the_model",
-        "sampled from the model of section 3",
+        "graphs sampled from the model of section 3",
         "fig2",
     ),
     Item(
@@ -240,7 +240,8 @@ ITEMS = (
         "tests/theory/test_prompting.py::test_theorem_3_15_on_1000_contexts",
         "holds with an erratum",
         "theory",
-        "The strict inequality needs a good (bad) skill of positive probability; the sum keeps p_skill(y), not p(y | context).",
+        "The strict inequality needs a good (bad) skill of positive probability. The sum must keep p_skill(y), "
+        "not p(y | context).",
     ),
     Item(
         "Assumption 3.16",
@@ -341,7 +342,7 @@ ITEMS = (
     ),
     Item(
         "Figure 3",
-        "information gain and its difference against length, by model size",
+        "information gain of a text, and of each further token, against length, by model size",
         ("geomprobe.paper.fig3_information_gain.FIG3",),
         "tests/paper/test_fig1_fig3_sizes.py::test_figure_3_is_the_gain_of_texts",
         "depends on the models: see the command",
@@ -386,11 +387,11 @@ ITEMS = (
         "tests/paper/test_sec4_tokens.py::test_the_picks_are_scikit_learns",
         "depends on the models: see the command",
         "tokens",
-        "The attention rows list [,], which the sentence does not contain: probably [.].",
+        "The attention rows list [,], which the sentence does not contain. Probably [.] is meant.",
     ),
     Item(
         "Figure 4",
-        "texts of two contexts by mean and by last embeddings",
+        "texts of two contexts, compared by mean and by last-token embeddings",
         ("geomprobe.paper.fig4_6_contexts.FIG4",),
         "tests/paper/test_fig4_6_contexts.py::test_embeddings_against_numpy",
         "depends on the models: see the command",
@@ -398,7 +399,7 @@ ITEMS = (
     ),
     Item(
         "Logdet distance, section 4.3",
-        "between covariances",
+        "a distance between covariances",
         ("geomprobe.core.distance.covariance_distances",),
         "tests/core/test_distance.py::test_singular_covariances_agree_with_scipy_at_the_paper_s_delta",
         "definition",
@@ -406,7 +407,7 @@ ITEMS = (
     ),
     Item(
         "JS distance, section 4.3",
-        "between covariances, γ = 100",
+        "a distance between covariances; γ = 100",
         ("geomprobe.core.distance.covariance_distances",),
         "tests/core/test_distance.py::test_full_covariances_agree_with_scipy",
         "definition",
@@ -414,7 +415,7 @@ ITEMS = (
     ),
     Item(
         "Figure 5",
-        "texts of two contexts by the JS distance",
+        "texts of two contexts, compared by the JS distance",
         ("geomprobe.paper.fig4_6_contexts.FIG5",),
         "tests/paper/test_fig4_6_contexts.py::test_three_figures_of_one_reading",
         "depends on the models: see the command",
@@ -422,7 +423,7 @@ ITEMS = (
     ),
     Item(
         "Figure 6",
-        "texts of two contexts by the other distances",
+        "texts of two contexts, compared by the other distances",
         ("geomprobe.paper.fig4_6_contexts.FIG6",),
         "tests/paper/test_fig4_6_contexts.py::test_three_figures_of_one_reading",
         "depends on the models: see the command",
@@ -430,7 +431,7 @@ ITEMS = (
     ),
     Item(
         "Riemannian distance, appendix A",
-        "between covariances",
+        "a distance between covariances",
         ("geomprobe.core.distance.covariance_distances",),
         "tests/core/test_distance.py::test_full_covariances_agree_with_scipy",
         "definition",
@@ -438,7 +439,7 @@ ITEMS = (
     ),
     Item(
         "Log-Euclidean distance, appendix A",
-        "between covariances",
+        "a distance between covariances",
         ("geomprobe.core.distance.covariance_distances",),
         "tests/core/test_distance.py::test_full_covariances_agree_with_scipy",
         "definition",
@@ -451,14 +452,14 @@ ITEMS = (
         "tests/core/test_distance.py::test_theorem_a_1_js_tends_to_its_leading_term",
         "holds with an erratum",
         "errata",
-        "The remainder is O(γ³) for d² and O(γ²) for d.",
+        "The remainder is O(γ³) for the square of the distance, and O(γ²) for the distance.",
     ),
     Item(
         "Appendix B",
-        "country names in the prompt",
+        "the country names of the prompts",
         ("geomprobe.paper.context_texts.COUNTRIES",),
         "tests/paper/test_fig4_6_contexts.py::test_countries_are_those_of_appendix_b",
-        "its fifteen names, each with its full stop",
+        "the fifteen printed names, each with a full stop",
         "fig4",
     ),
 )

@@ -70,13 +70,13 @@ def remarks(runs: Sequence[Run]) -> list[str]:
     read = [record for run in runs for record in run.checkpoints]
     notes = []
     if len({record.tokens for record in read}) > 1:
-        notes.append("These checkpoints read different tokens, so compare their numbers with care.")
+        notes.append("These checkpoints were measured on different tokens, so compare their numbers with care.")
     counts = {
         record.reading.get(f"tokens/{record.reading.sites[-1]}") for record in read if record.reading and record.reading.sites
     }
     if len(counts) > 1:
         notes.append(
-            "These checkpoints read different numbers of tokens, and entropies and ranks grow with the number of tokens."
+            "These checkpoints were measured on different numbers of tokens. Entropies and ranks grow with that number."
         )
     said = dict.fromkeys(note for record in read if record.reading for note in record.reading.notes)
     return notes + [shorten(note, most=300) for note in list(said)[:8]]

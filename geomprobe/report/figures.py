@@ -33,7 +33,7 @@ _FIRST, _LATER = 16, 60
 _AGREEMENT = (
     ("lasso_attention_precision", "share of the most attended tokens that the Lasso picks", "solid", categorical(0)),
     ("lasso_attention_chance", "the same, expected by chance", "dot", categorical(0)),
-    ("lasso_attention_jaccard", "share of tokens picked by either that both pick", "solid", categorical(3)),
+    ("lasso_attention_jaccard", "share of all picked tokens that both pick", "solid", categorical(3)),
 )
 
 
@@ -101,18 +101,17 @@ def _by_layer(sites: Sequence[str]) -> dict[str, Any]:
     """The axis of sites 0, 1, 2 …, with ticks at both ends and at round numbers of layers.
 
     >>> _by_layer(["embed", *(f"layer_{i:02d}" for i in range(30)), "final_norm"])["ticktext"]
-    ['embed', '5', '10', '15', '20', '25', 'final']
+    ['embed', '5', '10', '15', '20', '25', 'final_norm']
     """
     numbers = {i: int(site[6:]) for i, site in enumerate(sites) if site.startswith("layer_") and site[6:].isdecimal()}
     step = next(step for step in (1, 2, 5, 10, 20, 50, len(sites)) if len(sites) <= 7 * step)
     last = len(sites) - 1
     between = [i for i, number in numbers.items() if number % step == 0 and step / 2 < i < last - step / 2]
     ticks = [0, *between, last]
-    named = {"embed": "embed", "final_norm": "final"}
     return _ticked(
         "layer",
         ticks,
-        [str(numbers[i]) if i in numbers else named.get(sites[i], escape_label(sites[i], most=10)) for i in ticks],
+        [str(numbers[i]) if i in numbers else escape_label(sites[i], most=10) for i in ticks],
     )
 
 

@@ -1,4 +1,4 @@
-"""The first sentence of a report and of the demo: what a number did over the checkpoints, where, and by how much.
+"""The first sentence of a report and of the demo: how a number changed over the checkpoints, where, and by how much.
 
 A change of a number counts if it is at least
 
@@ -63,7 +63,7 @@ class Series:
     @property
     def where(self) -> str:
         """The number with its site, such as ``"the effective rank at layer_05"``."""
-        return f"the {self.name} at " + ("the last layer (final_norm)" if self.site == "final_norm" else self.site)
+        return f"the {self.name} " + ("after the last layer (final_norm)" if self.site == "final_norm" else f"at {self.site}")
 
     @property
     def bound(self) -> str:
@@ -83,7 +83,7 @@ class Series:
 
 
 def describe_run(courses: Sequence[Series], loss: tuple[float, float] | None = None) -> Finding:
-    """Return what one number does over the checkpoints of a run, compared with the untrained model.
+    """Return how one number changes over the checkpoints of a run, compared with the untrained model.
 
     The sentence is about the last site if it has a turn, because the model predicts from its rows; or else about the site with
     the largest turn; or else about the last site.
@@ -100,11 +100,11 @@ def describe_run(courses: Sequence[Series], loss: tuple[float, float] | None = N
     sentences = [f"{text}{_of_loss(loss, single=len(told.series.values) == 1)}."]
     if turned and len(paths) > 1:
         where = f"all {len(paths)}" if len(turned) == len(paths) else f"{len(turned)} of {len(paths)}"
-        depth = "" if most is told else f", most at {most.series.site} ({' to '.join(map(spoken_number, most.deepest))})"
+        depth = "" if most is told else f", and most at {most.series.site} ({' to '.join(map(spoken_number, most.deepest))})"
         sentences.append(f"It changed direction at {where} sites{depth}.")
     every = courses[paths.index(told)].values
     if missing := len(every) - len(told.series.values):
-        sentences.append(f"{missing} of {len(every)} checkpoints have no finite number there.")
+        sentences.append(f"{missing} of {len(every)} measurements gave no finite number there.")
     if not told.series.values:
         sentences = [f"{text}."]
     return Finding(lead, " ".join(sentences), told.series.site)
@@ -256,13 +256,13 @@ def _told(path: _Path) -> tuple[str, str]:
     """The words that a sentence about a series begins with, and the rest of it up to the loss."""
     series, values = path.series, path.series.values
     if not values:
-        return "No number", f"{series.where} is not finite at any checkpoint"
+        return "No number", f"{series.where} is not finite in any measurement"
     end = f"{spoken_number(values[-1])}{series.bound}"
     if len(values) == 1:
-        return "One checkpoint", f"{series.where} is {end} at {series.places[-1]}{series.baseline}"
+        return "One measurement", f"{series.where} is {end} at {series.places[-1]}{series.baseline}"
     if len(values) == 2:
         course = f"went from {spoken_number(values[0])} to {end} at {series.places[-1]}{series.baseline}"
-        return "Only two checkpoints", f"{series.where} {course}"
+        return "Only two measurements", f"{series.where} {course}"
     if path.extreme is None:
         return "No clear change", f"{series.where} {_flat(series)}"
     low, high = min(values), max(values)

@@ -183,7 +183,7 @@ def _sections(runs: Sequence[Run], lead: Finding | None) -> list[Section]:
     published = [
         FigureGroup(
             f"Protocol {name}: {escape(protocol.title)}",
-            f"The numbers of {escape(protocol.source)}. Measured are: {_code(protocol.texts)}.",
+            f"The numbers of {escape(protocol.source)}. What was measured: {_code(protocol.texts)}.",
             _code(protocol.differs),
             _by_run(runs, {describe(metric).title.partition(" (")[0]: metric for metric in protocol.shown}, _layers),
             1,
@@ -214,7 +214,7 @@ def _glance(runs: Sequence[Run], metric: str | None, lead: Finding | None) -> li
     site = lead.site if lead is not None and len(runs) == 1 and runs[0].axis == "step" else None
     course = figures.over_checkpoints(runs, metric, most=1, site=site)
     if course is not None:
-        course.update_layout(title_text=f"{describe(metric).title} at {escape_label(site or 'the last layer')}")
+        course.update_layout(title_text=f"{describe(metric).title} at {escape_label(site or 'the last measured layer')}")
     layers = figures.heatmap(runs[0], metric) if len(runs) == 1 else None
     return [course, layers, figures.over_checkpoints(runs, "loss", most=1)]
 

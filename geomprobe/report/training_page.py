@@ -35,8 +35,8 @@ _MAPS = ("effective_rank", "entropy", "anisotropy", "gain_per_token", "alpha_req
 """The metrics that have a map, in the order of the switch."""
 
 _ABOUT = (
-    "The colour of lines goes from faint to strong, from shallow to deep layers. Every reading is one step of the training, or "
-    "one evaluation."
+    "The colour of lines goes from faint (shallow layers) to strong (deep layers). Each reading is one step of the training, "
+    "one evaluation, or one run of the fixed texts."
 )
 
 
@@ -47,8 +47,9 @@ def training_page(training: Training) -> str:
     overviews = {mode: as_run(mode, [_overview(record) for record in run.checkpoints]) for mode, run in drawn.items()}
     maps = FigureGroup(
         "The loss, and every layer over the training",
-        "The loss that the trainer logged, and a map of one metric, in which colours show its value at every layer, with one "
-        "column for each reading. Look for steps at which several layers change, and see whether the loss changes there too.",
+        "The loss that the trainer logged, and a map of one metric. The colours of the map show the value at every layer, with "
+        "one column for each reading. Look for steps at which several layers change, and see whether the loss changes there, "
+        "too.",
         "If a metric and the loss change at the same step, one need not cause the other. Ranks and entropies grow with the "
         "number of tokens.",
         _views(
@@ -61,9 +62,9 @@ def training_page(training: Training) -> str:
         1,
     )
     curves = FigureGroup(
-        "The numbers of the overview",
+        "The numbers that trackers get",
         "The numbers that trackers get by default, at the first, middle and last measured layer and at final_norm.",
-        "Each step has other texts, so readings also differ by chance from one step to the next.",
+        "The texts of a training differ from step to step, so its readings also differ by chance.",
         _views(
             overviews,
             lambda run: {"": [_marked(_lines([run], name, log), training) for name in _measured(run)]},
@@ -215,13 +216,13 @@ def _sites(run: Run) -> list[str]:
 
 def _facts(training: Training) -> list[tuple[str, list[str]]]:
     """What was measured: names and their values."""
-    facts: dict[str, list[str]] = {"Readings": [], "Tokens of a reading": []}
+    facts: dict[str, list[str]] = {"Readings": [], "Tokens per reading": []}
     sites = list(dict.fromkeys(shorten(site) for run in training.runs.values() for site in _sites(run)))
     for mode, run in training.runs.items():
         records, counts = run.checkpoints, _counts(run)
         steps = " to ".join(dict.fromkeys(f"{record.step:,}" for record in (records[0], records[-1])))
         facts["Readings"].append(f"{shorten(mode)}: {len(records):,}, step {steps}")
-        facts["Tokens of a reading"].append(f"{shorten(mode)}: " + " to ".join(dict.fromkeys(f"{n:,.0f}" for n in counts)))
+        facts["Tokens per reading"].append(f"{shorten(mode)}: " + " to ".join(dict.fromkeys(f"{n:,.0f}" for n in counts)))
     facts["Sites"] = sites if len(sites) < 6 else [f"{len(sites)}: {sites[0]} to {sites[-1]}"]
     facts["File"] = [shorten(training.path.name, most=80)]
     return [(name, values) for name, values in facts.items() if values]

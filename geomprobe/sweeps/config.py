@@ -46,7 +46,7 @@ class SweepConfig:
         Says("A folder that contains checkpoint-* folders; or one or more hub ids or directories of models."),
     ]
     _: KW_ONLY
-    data: Annotated[str | Path, Says("A .txt, .jsonl[.gz] or .parquet file, or the id of a dataset (NAME:CONFIG).")]
+    data: Annotated[str | Path, Says("A .txt, .jsonl[.gz] or .parquet file, or the id of a dataset on the hub (NAME:CONFIG).")]
     out: Annotated[str | Path, Says("Output folder; an existing run is resumed.")] = of_field(compare=False)
     revisions: Annotated[Sequence[str], Says("Revisions of one model on the hub: step1,step512,…")] = ()
     field: Annotated[str, Says("Field with the text of a document, or with its list of messages.")] = "text"
@@ -69,10 +69,12 @@ class SweepConfig:
     ] = None
     rows: Annotated[
         Literal["all", "last", "mean"],
-        Says("Also measure entropies and ranks of one row per text: its last row, or the mean of its rows."),
+        Says("Also measure entropies and ranks of one row (hidden state) per text: the last one, or the mean."),
     ] = "all"
     cka_rows: Annotated[Literal["unit", "raw"], Says("Rows that CKA compares: scaled to length one, or as they are.")] = "unit"
-    baselines: Annotated[bool, Says("Also measure null baselines: a model with random weights, and Gaussian rows.")] = True
+    baselines: Annotated[
+        bool, Says("Also measure null baselines: an untrained model, and Gaussian rows (random numbers as hidden states).")
+    ] = True
     dtype: Annotated[DtypeName, Says("Dtype of the weights; auto keeps the dtype of the checkpoint.")] = "float32"
     device: Annotated[str | None, Says("Device, such as cpu, cuda or cuda:1. Default: CUDA if available, else the CPU.")] = (
         of_field(default=None, compare=False)

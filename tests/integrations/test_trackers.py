@@ -350,7 +350,7 @@ def test_without_a_tracker_one_line_names_the_file_that_has_all(tmp_path: Path, 
     ]
     assert [list(Reading.from_dict(record)) for record in records] == [list(reading) for _, reading in callback.history]
     page = training_page(Training.open(file))  # the command that the line names
-    assert "the effective rank at the last layer (final_norm)" in page
+    assert "the effective rank after the last layer (final_norm)" in page
     assert "the loss went from" in page
     trainer(tmp_path, ProbeCallback(when=6), max_steps=6).train()  # a new training begins anew
     assert [record["step"] for record in readings_of(tmp_path)] == [6]

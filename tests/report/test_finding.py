@@ -27,18 +27,18 @@ def said(*courses: Series, loss: tuple[float, float] | None = (5.56, 1.41)) -> s
 
 def test_a_collapse_and_its_recovery() -> None:
     assert said(series(*DIP)) == (
-        "Collapse, then recovery: the effective rank at the last layer (final_norm) fell from 18.4 to 2.2 at step 16, then "
+        "Collapse, then recovery: the effective rank after the last layer (final_norm) fell from 18.4 to 2.2 at step 16, then "
         "rose to 20.3 of 128 at step 128 (untrained 18.4), while the loss went from 5.56 to 1.41."
     )
 
 
 def test_a_flat_series_says_that_there_is_no_clear_change() -> None:
     assert said(series(18.4, 18.0, 19.9, 18.9, 18.2)) == (
-        "No clear change: the effective rank at the last layer (final_norm) stayed between 18 and 19.9 of 128 (untrained "
+        "No clear change: the effective rank after the last layer (final_norm) stayed between 18 and 19.9 of 128 (untrained "
         "18.4), while the loss went from 5.56 to 1.41."
     )
     assert said(series(5.0, 5.0, 5.0), loss=None).startswith(
-        "No clear change: the effective rank at the last layer (final_norm) "
+        "No clear change: the effective rank after the last layer (final_norm) "
     )
     assert "stayed at 5 of 128" in said(series(5.0, 5.0, 5.0))
 
@@ -55,13 +55,13 @@ def test_a_change_within_the_spread_of_untrained_models_is_none() -> None:
     [
         (
             (18.4, 16.0, 14.0, 12.0, 11.0),
-            "Fall: the effective rank at the last layer (final_norm) fell from 18.4 to 11 of 128 ",
+            "Fall: the effective rank after the last layer (final_norm) fell from 18.4 to 11 of 128 ",
         ),
         (
             (18.4, 12.0, 8.0, 4.0, 3.0),
-            "Collapse: the effective rank at the last layer (final_norm) fell from 18.4 to 3 of 128 ",
+            "Collapse: the effective rank after the last layer (final_norm) fell from 18.4 to 3 of 128 ",
         ),
-        ((10.0, 14.0, 18.0, 25.0), "Rise: the effective rank at the last layer (final_norm) rose from 10 to 25 of 128 "),
+        ((10.0, 14.0, 18.0, 25.0), "Rise: the effective rank after the last layer (final_norm) rose from 10 to 25 of 128 "),
     ],
 )
 def test_a_monotone_series_has_no_turn(values: tuple[float, ...], start: str) -> None:
@@ -72,8 +72,8 @@ def test_a_monotone_series_has_no_turn(values: tuple[float, ...], start: str) ->
 
 def test_a_dip_without_recovery_is_no_turn() -> None:
     assert said(series(18.4, 12.0, 2.2, 3.1, 4.0)) == (
-        "Collapse without recovery: the effective rank at the last layer (final_norm) fell from 18.4 to 2.2 at step 4, and is "
-        "4 of 128 at step 16 (untrained 18.4), while the loss went from 5.56 to 1.41."
+        "Collapse without recovery: the effective rank after the last layer (final_norm) fell from 18.4 to 2.2 at step 4, and "
+        "is 4 of 128 at step 16 (untrained 18.4), while the loss went from 5.56 to 1.41."
     )
 
 
@@ -104,7 +104,7 @@ def test_noise_is_no_collapse(seed: int) -> None:
     values = tuple(18.0 * math.exp(draw.gauss(0, 0.3)) for _ in range(60))
     noisy = Series("effective rank", "final_norm", tuple(f"step {i}" for i in range(60)), values, width=128)
     text = said(noisy)
-    assert text.startswith("No clear trend: the effective rank at the last layer (final_norm) changed direction ")
+    assert text.startswith("No clear trend: the effective rank after the last layer (final_norm) changed direction ")
     assert f"between {min(values):.3g} and {max(values):.3g} of 128" in text
     small = replace(noisy, values=tuple(18.0 + 0.1 * (value - 18.0) for value in values))
     assert said(small).startswith("No clear change: ")
@@ -121,24 +121,24 @@ def test_a_collapse_is_seen_through_noise(seed: int) -> None:
 
 def test_two_checkpoints_cannot_turn() -> None:
     assert said(series(18.4, 2.2)) == (
-        "Only two checkpoints: the effective rank at the last layer (final_norm) went from 18.4 to 2.2 of "
+        "Only two measurements: the effective rank after the last layer (final_norm) went from 18.4 to 2.2 of "
         "128 at step 2 (untrained 18.4), while the loss went from 5.56 to 1.41."
     )
 
 
 def test_one_checkpoint_is_compared_with_the_untrained_model() -> None:
     assert said(series(18.9), loss=(1.41, 1.41)) == (
-        "One checkpoint: the effective rank at the last layer (final_norm) is 18.9 of 128 at step 1 (untrained 18.4), and the "
-        "loss is 1.41."
+        "One measurement: the effective rank after the last layer (final_norm) is 18.9 of 128 at step 1 (untrained 18.4), and "
+        "the loss is 1.41."
     )
 
 
 def test_numbers_that_are_not_finite_are_left_out_and_told() -> None:
     text = said(series(18.4, math.nan, 2.2, math.inf, 20.0))
     assert "fell from 18.4 to 2.2 at step 4, then rose to 20" in text
-    assert text.endswith("2 of 5 checkpoints have no finite number there.")
+    assert text.endswith("2 of 5 measurements gave no finite number there.")
     nothing = said(series(math.nan, math.nan))
-    assert nothing == "No number: the effective rank at the last layer (final_norm) is not finite at any checkpoint."
+    assert nothing == "No number: the effective rank after the last layer (final_norm) is not finite in any measurement."
 
 
 def test_a_loss_that_is_not_finite_is_told() -> None:
@@ -150,8 +150,8 @@ def test_a_loss_that_is_not_finite_is_told() -> None:
 
 def test_the_last_site_leads_and_the_others_are_counted() -> None:
     text = said(series(20.0, 20.1, 20.0, site="embed"), series(20, 19, 9, 1.5, 9, site="layer_00"), series(*DIP[:6]))
-    assert "at the last layer (final_norm) fell" in text
-    assert text.endswith("It changed direction at 2 of 3 sites, most at layer_00 (20 to 1.5).")
+    assert "after the last layer (final_norm) fell" in text
+    assert text.endswith("It changed direction at 2 of 3 sites, and most at layer_00 (20 to 1.5).")
 
 
 def test_another_site_leads_if_the_last_one_does_not_turn() -> None:
@@ -174,7 +174,7 @@ def test_two_runs_are_told_apart_where_they_differ_most() -> None:
     other = replace(series(*DIP), values=(18.4, 17.0, 12.0, 9.0, 9.5, 12.0, 16.0, 21.0))
     text = str(compare_runs({"a": (series(*DIP), 1.41), "b": (other, 1.39)}))
     assert text == (
-        "They differ most at step 16: the effective rank at the last layer (final_norm) is 2.2 in a and 9.5 of 128 in b "
+        "They differ most at step 16: the effective rank after the last layer (final_norm) is 2.2 in a and 9.5 of 128 in b "
         "(untrained 18.4). At step 128 it is 20.3 in a and 21 of 128 in b, with a loss of 1.41 and 1.39."
     )
 
@@ -182,7 +182,7 @@ def test_two_runs_are_told_apart_where_they_differ_most() -> None:
 def test_runs_that_do_not_differ() -> None:
     other = replace(series(*DIP), values=tuple(value * 1.02 for value in DIP))
     text = str(compare_runs({"a": (series(*DIP), 1.41), "b": (other, None)}))
-    assert text.startswith("No difference: the effective rank at the last layer (final_norm) differs by at most ")
+    assert text.startswith("No difference: the effective rank after the last layer (final_norm) differs by at most ")
     assert "in a and " in text
 
 
@@ -207,10 +207,10 @@ def test_models_are_told_with_their_own_widths_and_baselines() -> None:
         for name, rank, width, null in shapes
     ]
     assert str(describe_models(models, [3.1, 2.7, 2.2], by_size=True)) == (
-        "The smallest and the largest of 3 models: the effective rank at the last layer (final_norm) is 310 of 512 in 70m "
+        "The smallest and the largest of 3 models: the effective rank after the last layer (final_norm) is 310 of 512 in 70m "
         "(untrained 355) and 1,510 of 4,096 in 6.9b, with a loss of 3.1 and 2.2."
     )
     assert str(describe_models(models, [3.1, None, 2.2], by_size=False)) == (
-        "The lowest and the highest of 3 models: the effective rank at the last layer (final_norm) is 200 of 1,024 in 410m and "
-        "1,510 of 4,096 in 6.9b."
+        "The lowest and the highest of 3 models: the effective rank after the last layer (final_norm) is 200 of 1,024 in 410m "
+        "and 1,510 of 4,096 in 6.9b."
     )

@@ -285,7 +285,9 @@ def test_the_finding_and_a_whole_figure_are_seen_at_once(viewer: Viewer, documen
     box = first.bounding_box()
     assert box is not None
     assert box["y"] + box["height"] <= 800
-    assert page.locator(".summary").first.inner_text().startswith("Collapse: the effective rank at the last layer (final_norm)")
+    assert (
+        page.locator(".summary").first.inner_text().startswith("Collapse: the effective rank after the last layer (final_norm)")
+    )
     page.wait_for_function("plots[0].querySelector('.textpoint')")
     texts = [text for text in first.locator(".plot").first.locator(".textpoint").all_text_contents() if text]
     assert len(texts) == 2  # the last one is the lowest
@@ -349,9 +351,9 @@ def test_what_was_measured_and_what_failed(document: Callable[[str], str]) -> No
 
 def test_other_tokens_are_pointed_out(tmp_path: Path) -> None:
     records = training(layers=2, steps=[0, 8], length=8)
-    assert "read different tokens" not in report_page([Run.open(write_run(tmp_path / "same", records))])
+    assert "measured on different tokens" not in report_page([Run.open(write_run(tmp_path / "same", records))])
     records[1] = replace(records[1], tokens="other")
-    assert "read different tokens" in report_page([Run.open(write_run(tmp_path / "other", records))])
+    assert "measured on different tokens" in report_page([Run.open(write_run(tmp_path / "other", records))])
 
 
 def test_metrics_that_are_missing_have_no_figure(tmp_path: Path) -> None:
@@ -370,7 +372,7 @@ def test_metrics_that_are_missing_have_no_figure(tmp_path: Path) -> None:
         "Shape of the spectrum",
         "Anisotropy",
     ]
-    assert "the anisotropy at the last layer (final_norm)" in document
+    assert "the anisotropy after the last layer (final_norm)" in document
 
 
 @pytest.mark.parametrize(
@@ -534,7 +536,9 @@ def test_runs_of_one_checkpoint_are_one_run_over_sizes(tmp_path: Path, fitted: l
     document = report_page(runs)
     assert len(fitted[0][0]) == 4
     assert "What changed by model" in document
-    assert "<b>The smallest and the largest of 4 models:</b> the effective rank at the last layer (final_norm) is" in document
+    assert (
+        "<b>The smallest and the largest of 4 models:</b> the effective rank after the last layer (final_norm) is" in document
+    )
     assert "m0 · m1 · m2 · m3" in document
 
 

@@ -76,7 +76,7 @@ def test_the_finding_is_that_of_the_evaluations_whose_texts_are_the_same(file: P
     ranks = [reading["effective_rank/final_norm"] for reading in readings if reading.mode == "eval"]
     text = said(document)
     first, last = f"{ranks[0]:.3g}", f"{ranks[-1]:.3g}"
-    assert f" in evaluation: the effective rank at the last layer (final_norm) fell from {first} to {last}" in text
+    assert f" in evaluation: the effective rank after the last layer (final_norm) fell from {first} to {last}" in text
     assert "the loss went from 4.5 to 2.5" in text
     assert "train: 20, step 50 to 1,000; eval: 4, step 250 to 1,000" in text
     assert "train, step 100: step 100: a remark" in text
@@ -86,7 +86,7 @@ def test_a_turn_is_part_of_the_finding(tmp_path: Path) -> None:
     ranks = {1: 40.0, 2: 7.0, 3: 9.0, 4: 30.0}
     path = write(tmp_path / "geomprobe.jsonl", *(line(step, effective_rank=rank) for step, rank in ranks.items()))
     text = said(training_page(Training.open(path)))
-    assert "effective rank at the last layer (final_norm) fell from 40 to 7 at step 2, then rose to 30 at step 4." in text
+    assert "effective rank after the last layer (final_norm) fell from 40 to 7 at step 2, then rose to 30 at step 4." in text
 
 
 def test_figures_have_the_numbers_of_the_file(file: Path, document: str) -> None:
@@ -127,7 +127,7 @@ def test_a_long_training_draws_some_of_its_readings_and_says_so(tmp_path: Path) 
 def test_metrics_of_ones_own_are_drawn(tmp_path: Path) -> None:
     lines = [(s, Reading("train", SITES, {f"mine/{x}": float(s * i) for i, x in enumerate(SITES)}).to_dict()) for s in (1, 2)]
     document = training_page(Training.open(write(tmp_path / "other.jsonl", *lines)))
-    assert "the mine at the last layer (final_norm) went from 5 to 10" in said(document)
+    assert "the mine after the last layer (final_norm) went from 5 to 10" in said(document)
     assert drawn(document)[0]["data"][0]["z"][-1] == [5, 10]
     assert f"<h1>{tmp_path.name}/other.jsonl</h1>" in document
 
@@ -135,7 +135,7 @@ def test_metrics_of_ones_own_are_drawn(tmp_path: Path) -> None:
 def test_one_reading_and_the_end_of_a_measurement_are_told(tmp_path: Path) -> None:
     path = write(tmp_path / "geomprobe.jsonl", line(1, loss=3.0, last=2), (2, {"stopped": "MemoryError: full <now>"}))
     text = said(training_page(Training.open(path)))
-    assert re.search(r"the effective rank at the last layer \(final_norm\) is \d+ at step 1, and the loss is 3\.", text)
+    assert re.search(r"the effective rank after the last layer \(final_norm\) is \d+ at step 1, and the loss is 3\.", text)
     assert "Measuring stopped at step 2: MemoryError: full <now>" in text
     assert "train: there is only one reading, and a figure needs two." in text
 
