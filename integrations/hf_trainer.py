@@ -487,7 +487,7 @@ class ProbeCallback(Watched, TrainerCallback):  # type: ignore[misc]
             if self.on_error == "raise":
                 self.close()
                 raise
-            self._say(f"the alarms begin anew, and are silent until they have seen enough readings: {error}")
+            self._say(f"the alarms start again, and are silent until they have seen enough readings: {error}")
 
     def _await_evaluation(self, control: TrainerControl) -> None:
         if self._takes_part() and self.evaluate:

@@ -233,7 +233,7 @@ class LightningCallback(Watched, Callback):  # type: ignore[misc]
             except GeomprobeError as error:
                 if self._raise:
                     raise
-                self._warn(f"the alarms begin anew, and are silent until they have seen enough readings: {error}")
+                self._warn(f"the alarms start again, and are silent until they have seen enough readings: {error}")
 
     def _watch(self, trainer: Any, pl_module: Any, reading: Reading | None) -> None:
         """Check what was read in this step against the rules, measure the fixed texts if it is time, and report the alarms. All

@@ -1,5 +1,5 @@
-"""``geomprobe bench alarms``: how often alarms ring in small trainings with a fault, how early, and how often they ring without
-a fault."""
+"""``geomprobe bench alarms``: how often and how early alarms ring in small trainings with a fault, and how often they ring
+without one."""
 
 import json
 import math
@@ -34,16 +34,17 @@ __all__ = [
 ]
 
 REPORTED = 2000
-"""The first seed of the trainings that are reported. Limits are set from those with seeds from 0 on."""
+"""The first seed of the trainings that are reported. Limits were set from trainings with smaller seeds."""
 
 FORMAT = 1
-"""Number of the format of the files that are kept. It rises when the trainings change, so that they are run again."""
+"""Number of the format of the files that are kept. It is raised when the trainings change, so that they are run again."""
 
 _ROW = {"step": int, "mode": str, "numbers": {str: float | None}, "reading": {str: object}}
 _SHAPE = {"format": Format(FORMAT), "plan": {"architecture": str, "seed": int, "what": str}, "rows": [_ROW]}
 
 DAMAGE = 0.1
-"""A training is damaged if the loss of the fixed texts ends so many nats above that of its quiet pair."""
+"""A training is damaged if the loss of the fixed texts ends at least this many nats above that of the quiet training with the
+same seed."""
 
 _LOSS = {"loss", "gradient_norm"}
 _DATA = {"repeated_batch", "token_entropy"}
@@ -56,7 +57,8 @@ _GROUPS: dict[str, tuple[Rule, ...]] = {
     "gradient norm": tuple(rule for rule in DEFAULT_RULES if rule.signal == "gradient_norm"),
     "kurtosis": (_KURTOSIS,),
 }
-"""The rules that are compared: all, without loss, gradient norm and batches, and the rivals."""
+"""The groups of rules that are compared: all default rules, those that are not on the loss, the gradient norm or the batches,
+and their rivals."""
 
 
 def bench_alarms(
@@ -66,7 +68,7 @@ def bench_alarms(
 
     Args:
         seeds: number of seeds.
-        quick: whether to run a few of them only, to see that it works.
+        quick: whether to run only a few of them, to try the benchmark.
         keep: as for :func:`runs_of`.
         workers: as for :func:`runs_of`.
     """
@@ -76,8 +78,8 @@ def bench_alarms(
 def bench_calibration(
     *, seeds: int = 20, quick: bool = False, keep: Path | None = None, workers: int | None = None
 ) -> dict[str, Any]:
-    """Run healthy trainings with other seeds than :func:`bench_alarms`, and return for each rule and mode its limit, and the
-    largest change that lasted, in quiet trainings and in those with an event."""
+    """Run healthy trainings with other seeds than :func:`bench_alarms`, and return for each rule and mode its limit and the
+    largest changes that lasted in quiet trainings and in those with an event."""
     chosen = [plan for plan in plans(0, seeds) if plan.what not in FAULTS | TRIED]
     found = calibrate(runs_of(_some(chosen, quick), keep=keep, workers=workers), [*DEFAULT_RULES, _KURTOSIS])
     limits = {rule.name: rule.limit for rule in (*DEFAULT_RULES, _KURTOSIS)}
@@ -109,8 +111,8 @@ def _some(chosen: Sequence[Plan], quick: bool) -> Sequence[Plan]:
 
 
 def plans(first: int, seeds: int) -> list[Plan]:
-    """Return the trainings of so many seeds: quiet ones of all, events of three tenths and faults of three
-    twentieths of them."""
+    """Return the trainings of ``seeds`` seeds: quiet ones for all seeds, those with an event for three tenths of the seeds, and
+    those with a fault for three twentieths."""
 
     def some(share: float) -> range:
         return range(first, first + math.ceil(share * seeds))
@@ -130,8 +132,8 @@ class _Fault:
 
     Attributes:
         plan: the training.
-        damage: the step from which on the fixed texts stay damaged to the end; ``None`` if they do not end so.
-        touched: the first step from the onset on at which they are damaged, even if they recover.
+        damage: the step from which on the loss of the fixed texts stays too high to the end; ``None`` if it does not end so.
+        touched: the first step from the onset on at which it is too high, even if it recovers.
         first: the step of the first alarm of each group from the onset on, or ``None``.
     """
 
@@ -156,7 +158,7 @@ def rings(rows: Iterable[Row], rules: Sequence[Rule]) -> list[tuple[int, str, st
 
 
 def update(monitor: Monitor, row: Row) -> list[Alarm]:
-    """Check what was read at a step against the rules."""
+    """Check the numbers of a step against the rules, and return the alarms that ring."""
     return monitor.update(row.step, row.reading, mode=row.mode, numbers=row.numbers)
 
 
@@ -243,7 +245,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def _early(faults: Sequence[_Fault], group: str) -> dict[str, Any]:
-    """How many were caught before the damage, and the median lead of those that were caught."""
+    """How many faults were caught, how many of them before the damage, and the median lead of those that were caught."""
     leads = [lead for fault in faults if (lead := fault.lead(group)) is not None]
     return {
         "damaged": len(faults),
@@ -257,7 +259,7 @@ def _early(faults: Sequence[_Fault], group: str) -> dict[str, Any]:
 
 
 def _row(faults: Sequence[_Fault]) -> dict[str, Any]:
-    """One fault, in all its trainings."""
+    """The row of one kind of fault, from all its trainings."""
     damaged = [fault for fault in faults if fault.damage is not None]
     return {
         "runs": len(faults),
@@ -278,7 +280,7 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 def calibrate(runs: Mapping[Plan, list[Row]], rules: Sequence[Rule] = DEFAULT_RULES) -> dict[str, dict[Plan, float]]:
     """Return for each rule and mode the largest limit at which each of these trainings would have rung, by training: the
-    largest change that lasted for as many readings as the rule asks for. A limit above all of healthy trainings is silent."""
+    largest change that lasted for as many readings as the rule has hits. A rule with a limit above all of these is silent."""
     found: dict[str, dict[Plan, float]] = {}
     for plan, rows in runs.items():
         monitor = Monitor(rules)
@@ -299,7 +301,7 @@ def runs_of(plans: Sequence[Plan], *, keep: Path | None = None, workers: int | N
 
     Args:
         plans: the trainings.
-        keep: a folder for what was read, one file for each training. Those that are there are not run again.
+        keep: a folder for what was read, with one file for each training. Trainings that have a file are not run again.
         workers: number of processes. Default: the number of processors.
     """
     from tqdm import tqdm
@@ -341,13 +343,13 @@ def _load(path: Path, plan: Plan) -> list[Row]:
     """What was read in a training that was run before.
 
     Raises:
-        GeomprobeError: if the file is not that of this training.
+        GeomprobeError: if the file is damaged, or belongs to another training.
     """
     advice = "remove it, and the training is run again"
     kept = read_json(path, advice=advice)
     check_shape(kept, _SHAPE, str(path), advice=advice)
     if kept["plan"] != asdict(plan):
-        raise GeomprobeError(f"{path} is that of another training than {plan}: {advice}")
+        raise GeomprobeError(f"{path} belongs to another training than {plan}: {advice}")
     return [
         Row(
             row["step"],

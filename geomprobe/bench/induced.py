@@ -1,8 +1,8 @@
-"""Small trainings with a fault or a healthy event, read on the way: the material of ``geomprobe bench alarms``.
+"""Small trainings with a fault or a healthy event, which are measured as they run. ``geomprobe bench alarms`` uses them.
 
 Each training is a byte-level GPT-NeoX or Llama of 0.2 million parameters that reads Python's help pages for 180 steps. From a
-step between 60 and 99 on, which its seed chooses, one thing is different. All steps before are those of the quiet training of
-the same architecture and seed, bit for bit.
+step between 60 and 99 on, which its seed determines, one thing is different. All steps before are those of the quiet training
+of the same architecture and seed, bit for bit.
 """
 
 import ast
@@ -33,14 +33,14 @@ STEPS = 180
 _EVERY = 2
 _WARMUP = 20
 BEGIN = 2 * _WARMUP
-"""The step after which readings begin: early in a training these numbers move most, for a good reason."""
+"""The step after which readings begin, because it is normal that these numbers move most early in a training."""
 _RATE = 3e-3
 _TEXTS, _LENGTH = 16, 64
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One training: the architecture, the seed of its weights and texts, and what happens, ``"quiet"`` for nothing."""
+    """One training: the architecture, the seed of its weights and texts, and what happens in it (``"quiet"`` if nothing)."""
 
     architecture: str
     seed: int
@@ -59,8 +59,8 @@ class Row:
     Attributes:
         step: the optimizer step, from 1 on.
         mode: what was read.
-        numbers: the loss in nats; of the batch also the norm of the gradient before clipping, whether it was seen before, and
-            the entropy of its tokens; of the fixed texts also the kurtosis, with which alarms are compared.
+        numbers: the loss in nats; for a batch also the norm of the gradient before clipping, whether the batch was seen before,
+            and the entropy of its tokens; for the fixed texts also the kurtosis, with which alarms are compared.
         reading: the reading.
     """
 
@@ -79,9 +79,9 @@ class _Training:
         texts: number of texts in a batch.
         length: number of bytes in a text.
         source: the texts that batches are drawn from.
-        change: what becomes of the token ids of a batch.
-        labels: the labels of these token ids.
-        handles: those of hooks on the model.
+        change: a function that returns the token ids to use in place of those of a batch.
+        labels: a function that returns the labels of token ids.
+        handles: the handles of the hooks on the model.
     """
 
     model: Any
@@ -101,11 +101,11 @@ class _Training:
         self.generator = torch.Generator().manual_seed(self.seed)
 
     def restart(self) -> None:
-        """Begin with an optimizer that has seen no gradient."""
+        """Replace the optimizer with a new one, which has seen no gradient."""
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=_RATE, betas=(0.9, 0.95), weight_decay=0.1)
 
     def batch(self) -> Tensor:
-        """The next batch. Every step draws equally many numbers, so that quiet and other trainings see the same texts."""
+        """The next batch. Every step draws equally many random numbers, so that all trainings of a seed get the same texts."""
         chosen = torch.randint(len(self.source), (4 * _TEXTS,), generator=self.generator)
         return self.change(self.source[chosen[: self.texts], : self.length])
 
@@ -122,7 +122,7 @@ class _Training:
 
 
 Change = Callable[[_Training, int], None]
-"""Makes what is different ``age`` steps after the onset."""
+"""A function that is called before each step from the onset on, with the training and its number of steps since the onset."""
 
 
 def _growing_queries_and_keys(growth: float) -> Change:
@@ -141,7 +141,7 @@ def _growing_queries_and_keys(growth: float) -> Change:
 
 
 def _shrinking_range(shrinkage: float) -> Change:
-    """Clip the hidden states after each layer to a range that becomes smaller at each step, at first ±2."""
+    """Clip the hidden states after each layer to a range that is ±2 at first and becomes smaller at each step."""
 
     def change(training: _Training, age: int) -> None:
         bound = 2 * shrinkage**age
@@ -191,7 +191,7 @@ def _late_labels(training: _Training, age: int) -> None:
 
 
 def _stuck(training: _Training, age: int) -> None:
-    """Give the first batch again at each step."""
+    """Use the first batch from the onset on at each step."""
     if age == 0:
         same = training.batch()
         training.change = lambda ids: same
@@ -216,7 +216,7 @@ def _other_texts(training: _Training, age: int) -> None:
 
 
 def _docstrings() -> Tensor:
-    """The docstrings of Python's library in blocks, which are no help pages."""
+    """The docstrings of Python's standard library, in blocks: texts of another kind than the help pages."""
     found = []
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         nodes = ast.walk(ast.parse(path.read_bytes()))

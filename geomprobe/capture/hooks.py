@@ -35,7 +35,7 @@ class Listener(Protocol):
     """The object that a capture reports to. Exceptions that its methods raise reach the caller of the model."""
 
     def wants(self, continues: bool) -> bool:
-        """Return whether to capture the forward that is about to run. ``continues`` tells that it continues texts that are
+        """Return whether to capture the forward that is about to run. ``continues`` is true if it continues texts that are
         being captured."""
         ...
 
@@ -54,7 +54,7 @@ class Listener(Protocol):
         ...
 
     def noted(self, remark: str) -> None:
-        """Called when a reader of the numbers must know something."""
+        """Called with a remark that a reader of the numbers must know."""
         ...
 
     def drop(self) -> None:
@@ -72,14 +72,14 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class _Previous:
-    """The last forward of a ``generate`` without a cache. The next one runs the same texts with one more token.
+    """The latest forward of a ``generate`` without a cache. The next one runs the same texts with one more token.
 
     Attributes:
         key: the call of ``generate``.
         ids: the token ids that ``generate`` has.
         mask: which columns are tokens of texts that had not ended.
         measured: whether the forward was measured.
-        generated: whether it was a later step than the first.
+        generated: whether it was not the first step of the generation.
     """
 
     key: object
@@ -185,7 +185,7 @@ class Capture:
         return notes + self.padding.notes()
 
     def forget(self, mode: Mode | None) -> None:
-        """Forget what :meth:`notes` tells of ``mode``, or of all modes if it is ``None``."""
+        """Forget what :meth:`notes` returns for ``mode``, or for all modes if it is ``None``."""
         for each in [each for each in self._adapters if mode in (None, each)]:
             del self._adapters[each]
 
@@ -195,7 +195,7 @@ class Capture:
         return tuple(self._sequences)
 
     def attach(self) -> None:
-        """Register the hooks. In a forward that is not measured, each hook costs one attribute look-up."""
+        """Register the hooks. In a forward that is not measured, the hooks of the layers return at once."""
         try:
             if self.attention is not None:  # first: it may refuse
                 self._attach_attention()
@@ -279,7 +279,8 @@ class Capture:
         return {min(place, last) for place in places if place >= 0}
 
     def _observe(self, layers: Tensor, make: Callable[[], attention_tap.AttentionCall]) -> None:
-        """``layers`` is a tensor on the CPU, because Dynamo would compile a graph for every value of an integer."""
+        """Report the call of an attention function of one of ``layers``, which is a tensor on the CPU, because Dynamo would
+        compile a graph for every value of an integer."""
         if torch.compiler.is_compiling():
             dynamo_ops.attended(self._order, self._id, layers, make())
         else:
@@ -318,7 +319,7 @@ class Capture:
             self.routed(layers.tolist(), who, values)
 
     def routed(self, layers: list[int], who: int, values: Sequence[Tensor]) -> None:
-        """Record what the router of one of ``layers`` returned, or its experts were called with."""
+        """Record what the router of one of ``layers`` returned, or what its experts were called with."""
         if self._context is None or self._thread != threading.get_ident():
             return
         try:
@@ -449,7 +450,7 @@ class Capture:
         return ForwardContext(sequence.mode, sequence=sequence)
 
     def _without_cache(self, call: Call) -> ForwardContext | None:
-        """A context of whole texts. Inside ``generate`` they are the texts of the forward before with one more token."""
+        """A context of whole texts. Inside ``generate`` they are the texts of the previous forward with one more token."""
         previous, generate = self._previous, None if call.mode == "train" else GenerateCall.current()
         if generate is None:
             return ForwardContext(call.mode, call.mask, call.starts()) if self._listener.wants(continues=False) else None
@@ -507,9 +508,11 @@ class Capture:
             self.hidden(place, hidden)
 
     def hidden(self, place: int, hidden: Tensor) -> None:
-        """Report the hidden states that passed a place: the number of a site among all sites of the model, or the first of
-        several sites at which one module is used; one more than there are, for an output of the decoder that is not named
-        ``last_hidden_state``. The graph of a layer can receive a number and not a name."""
+        """Report the hidden states that passed a place, which is a number, because the graph of a layer cannot receive a name.
+
+        The place is the number of a site among all sites of the model. For a module that is used at several sites, it is the
+        largest of their numbers. For an output of the decoder that is not named ``last_hidden_state``, it is the number of
+        all sites."""
         if (context := self._context) is None:
             if self._thread is None and not self._interrupted and not _in_backward():  # which runs checkpointed layers again
                 self.called_directly = True
@@ -553,7 +556,7 @@ class Capture:
                         self._listener.captured(context, self._names[number], hidden, beside)
 
     def _take_beside(self, number: int) -> LayerRows:
-        """What is reported beside the hidden states of a site. It is dropped then, unless ``final_norm`` needs it too."""
+        """Return what is reported beside the hidden states of a site, and drop it, unless ``final_norm`` needs it too."""
         layer = min(number, len(self._decoder.layers)) - 1
         rows = LayerRows(self._attended.get(layer), self._routers.rows(layer, *self._shape))
         if number == len(self._decoder.layers) and "final_norm" in self._sites:
@@ -649,7 +652,7 @@ CALLED_DIRECTLY = (
 )
 
 _PASSED = -1
-"""Stands for a pass of the last layer at another depth, which is read where the next layer begins."""
+"""Stands in place of a site for a pass that is not reported: its hidden states are read elsewhere, or are not a site."""
 
 _UNSEEN_CACHE = (
     "a forward that continues from {} tokens of a KV cache that the probe has not seen was left out, because their hidden "
@@ -682,7 +685,7 @@ def _with_ids(arguments: dict[str, Any], parameters: tuple[str, ...] = ()) -> di
 
 
 def _vocabularies(base: nn.Module) -> set[int]:
-    """The widths that logits of a decoder may have. A model of Transformers tells that it has no head."""
+    """The widths that logits of a decoder may have; none for a model of Transformers that says that it has no head."""
     if getattr(base, "get_output_embeddings", lambda: base)() is None:
         return set()
     return {module.num_embeddings for module in base.modules() if isinstance(module, nn.Embedding)}
@@ -690,7 +693,7 @@ def _vocabularies(base: nn.Module) -> set[int]:
 
 _INTEGERS = (torch.int64, torch.int32)
 _NO_IDS = ("attention_mask", "position_ids", "labels", "targets")
-"""The names of arguments that are integers of the same shape as token ids, and may stand before them."""
+"""The names of arguments that are integers of the same shape as token ids, and may come before them."""
 
 
 def _in_backward() -> bool:
@@ -699,7 +702,8 @@ def _in_backward() -> bool:
 
 
 def _is_checkpointed() -> bool:
-    """Whether this runs in the forward of a reentrant checkpoint, which turns gradients off and gets them in backward."""
+    """Whether this runs in the forward of a reentrant checkpoint, which turns gradients off, and gets them when backward runs
+    the forward again."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not CheckpointFunction.forward.__code__:
         frame = frame.f_back

@@ -2,7 +2,7 @@
 
 A router is read where its module returns: it gives logits, and often the numbers of the experts it chose and their weights. If
 the experts themselves are a module that is called with these numbers, as in Transformers, they are read there, because that is
-what the model uses. If neither of them gives a number, it is not guessed.
+what the model uses. If neither of them shows the numbers, the router is refused, except for a few classes whose rule is known.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,18 +21,18 @@ from geomprobe.errors import GeomprobeError
 __all__ = ["EXPERTS", "ROUTER", "Router", "RouterTap", "find_routers"]
 
 ROUTER, EXPERTS = 0, 1
-"""The source of a choice: the router by what it returns, or the experts by what they are called with."""
+"""The module that shows a choice: the router in what it returns, or the experts in what they are called with."""
 
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-"""The names in configs of the number of experts."""
+"""The names of the number of experts in configurations."""
 
 _LARGEST: dict[str, Callable[[Tensor], Tensor]] = {
     "Llama4Router": torch.sigmoid,
     "Llama4TextMoe": torch.sigmoid,
     "JetMoeTopKGating": partial(torch.softmax, dim=-1),
 }
-"""Classes of Transformers that do not return which experts they chose. They choose those with the ``top_k`` largest logits,
-with these weights."""
+"""Classes of Transformers that do not return which experts they chose. They choose those with the ``top_k`` largest logits, and
+these functions give their weights."""
 
 _WAY_OUT = "or leave RouterProfile() out"
 
@@ -43,7 +43,7 @@ class Router:
 
     Attributes:
         module: the module that returns the logits.
-        index: where they stand, if it returns several tensors.
+        index: the position of the logits, if the module returns several tensors.
         experts: the module that may be called with the numbers of the chosen experts.
     """
 
@@ -56,7 +56,7 @@ class Router:
         were called with.
 
         Raises:
-            GeomprobeError: if they do not tell it.
+            GeomprobeError: if these tensors do not show the choice.
         """
         name = type(self.module).__name__
         logits, *others = own
@@ -64,7 +64,7 @@ class Router:
         count = getattr(self.experts, "num_experts", logits.shape[-1])
         if count != logits.shape[-1]:
             raise GeomprobeError(
-                f"the router {name} chooses among {logits.shape[-1]} and there are {count} experts, so it is not known which "
+                f"the router {name} chooses among {logits.shape[-1]}, but there are {count} experts, so it is not known which "
                 f"of its choices are experts: leave RouterProfile() out"
             )
         if weights is None:
@@ -90,7 +90,7 @@ class Router:
 
 
 def _choice(values: Sequence[Tensor]) -> tuple[Tensor, Tensor | None] | None:
-    """The numbers of the chosen experts and their weights among the tensors of a call, or ``None`` if they are not there."""
+    """The numbers of the chosen experts and their weights, among the tensors of a call; ``None`` if there are no numbers."""
     whole = [value for value in values if value.dtype in (torch.int64, torch.int32) and value.dim() > 1]
     if len(whole) != 1:
         return None
@@ -99,7 +99,7 @@ def _choice(values: Sequence[Tensor]) -> tuple[Tensor, Tensor | None] | None:
 
 
 class RouterTap:
-    """The routers that are read, and what they gave in the present forward.
+    """The routers that are read, and the tensors that they and their experts showed in the present forward.
 
     Args:
         routers: the routers by the number of their layer.
@@ -107,10 +107,11 @@ class RouterTap:
 
     def __init__(self, routers: dict[int, Router]) -> None:
         self._routers = routers
-        self._told: dict[tuple[int, int], list[Tensor]] = {}  # by layer and by who tells
+        self._told: dict[tuple[int, int], list[Tensor]] = {}  # by layer, and by ROUTER or EXPERTS
 
     def attach(self, tell: Callable[[Tensor, int, list[Tensor]], None]) -> Iterator[RemovableHandle]:
-        """Register hooks that pass the numbers of the layers of a router, as a tensor, with who tells, and what."""
+        """Register hooks that call ``tell`` with the layers that share a router, as a tensor of their numbers, with
+        :data:`ROUTER` or :data:`EXPERTS`, and with the tensors."""
         layers: dict[nn.Module, list[int]] = {}
         for layer, router in self._routers.items():  # several layers may share one module
             layers.setdefault(router.module, []).append(layer)
@@ -121,16 +122,16 @@ class RouterTap:
                 yield router.experts.register_forward_pre_hook(partial(_called, told), with_kwargs=True)
 
     def put(self, layers: Iterable[int], who: int, values: Sequence[Tensor]) -> None:
-        """Keep a copy of what was told, for the first of ``layers`` that has none yet.
+        """Keep a copy of the tensors ``values`` for the first of ``layers`` that has none yet from ``who``.
 
         Raises:
-            GeomprobeError: if all of them have.
+            GeomprobeError: if all of these layers have some.
         """
         layer = next((layer for layer in layers if (layer, who) not in self._told), None)
         if layer is None:
             raise GeomprobeError(
                 "a router ran more often in one forward than there are layers, so it is not known which rows it was given: "
-                f"run each once, {_WAY_OUT}"
+                f"run each router once, {_WAY_OUT}"
             )
         self._told[layer, who] = [value.detach().clone() for value in values]  # the model may change them in place
 
@@ -138,7 +139,7 @@ class RouterTap:
         """Return the choice of the router of a layer, or ``None`` if it has no router.
 
         Raises:
-            GeomprobeError: if the router did not run, or did not tell.
+            GeomprobeError: if the router did not run, or did not show its choice.
         """
         if layer not in self._routers:
             return None
@@ -150,18 +151,19 @@ class RouterTap:
         return self._routers[layer].rows(own, self._told.get((layer, EXPERTS), ()), batch, length)
 
     def taken(self, layer: int) -> None:
-        """Drop what was told of a layer, of which nothing more is expected in the present forward."""
+        """Drop the tensors of a layer, from which no more are expected in the present forward."""
         self._told.update({key: [] for key in self._told if key[0] == layer})
 
     def forget(self) -> None:
-        """Forget what was told in the present forward."""
+        """Forget the tensors of the present forward."""
         self._told = {}
 
 
 def _returned(
     tell: Callable[[int, list[Tensor]], None], index: int, module: nn.Module, args: tuple[Any, ...], output: Any
 ) -> None:
-    """A forward hook: tell the tensors that a router returned, the logits at ``index`` first, if they are no hidden states."""
+    """A forward hook that passes on the tensors that a router returned, the logits at ``index`` first, if these are not hidden
+    states."""
     values = list(output) if isinstance(output, tuple | list) else [output]
     logits = values.pop(min(index, len(values) - 1))
     hidden = args[0] if args and isinstance(args[0], Tensor) else None
@@ -172,17 +174,17 @@ def _returned(
 def _called(
     tell: Callable[[int, list[Tensor]], None], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """A hook before a forward: tell what experts are called with beside the hidden states."""
+    """A forward pre-hook that passes on what the experts are called with besides the hidden states."""
     tell(EXPERTS, [value for value in (*args, *kwargs.values())[1:] if isinstance(value, Tensor)])
 
 
 def find_routers(decoder: Decoder, wanted: Iterable[int]) -> dict[int, Router]:
     """Return the routers of the layers ``wanted`` that have one: those that ``Decoder(routers=…)`` names, or that Transformers
-    can record (``_can_record_outputs["router_logits"]``), or else the linear map to the number of experts that stands beside
-    ``experts`` in a layer.
+    can record (``_can_record_outputs["router_logits"]``), or else the linear map to the number of experts beside ``experts`` in
+    a layer.
 
     Raises:
-        GeomprobeError: if there are none, several in one layer, or if a rank has only some of the experts.
+        GeomprobeError: if there are none, if one layer has several, or if a rank has only some of the experts.
     """
     base = type(decoder.base).__name__
     recorded = _recorded(decoder.base)
@@ -222,13 +224,13 @@ def find_routers(decoder: Decoder, wanted: Iterable[int]) -> dict[int, Router]:
 
 
 def _recorded(base: nn.Module) -> list[tuple[type[nn.Module], str, int]]:
-    """The classes that Transformers names as those that return router logits, the part of the module's name that it asks for,
-    and the place of the logits in the output."""
+    """The classes that Transformers names as those that return router logits, each with the part that the name of the module
+    must contain, and with the position of the logits in the output."""
     entries = (getattr(base, "_can_record_outputs", None) or {}).get("router_logits", [])
     found = []
     for entry in entries if isinstance(entries, list) else [entries]:
         if isinstance(entry, type):
-            found.append((entry, "", 1))  # the place that Transformers takes for a bare class
+            found.append((entry, "", 1))  # the position that Transformers assumes for a bare class
         elif isinstance(kind := getattr(entry, "target_class", None), type):
             found.append((kind, (entry.layer_name or "").strip("."), entry.index))
     return found
@@ -270,5 +272,5 @@ def _experts(layer: nn.Module, router: nn.Module) -> nn.Module | None:
 
 
 def _is_split(module: nn.Module) -> bool:
-    """Whether Transformers has divided experts among ranks: in the words of version 5.21 and later, or of earlier ones."""
+    """Whether Transformers has divided experts among ranks, as version 5.21 and later mark it, or as earlier ones do."""
     return bool(getattr(module, "_is_expert_parallel", False)) or getattr(module, "_hf_tp_plan", None) == "ep_router"

@@ -41,7 +41,7 @@ class Alarm:
 
     Attributes:
         name: the name of the rule.
-        step: the step of the reading at which the alarm rang, the last of its hits.
+        step: the step of the reading at which the alarm rang, which is the last of its hits in a row.
         mode: the mode of that reading.
         signal: the signal.
         direction: the direction in which the signal moved.
@@ -117,7 +117,7 @@ class Alarm:
         if others:
             return f"It moved on {_joined(others)} too, so the texts alone do not explain it."
         if "fixed" in self.unmoved and self.mode == "train":
-            return "Fixed texts have not moved, so the texts may have changed rather than the model."
+            return "It has not moved on fixed texts, so the training texts may have changed rather than the model."
         if self.unmoved:
             return f"It has not moved on {_joined(self.unmoved)}."
         return "No other texts were compared."

@@ -225,7 +225,7 @@ class Monitor:
         if other := sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name)):
             raise GeomprobeError(
                 f"{what}: the rules {', '.join(other)} are not those it was saved with; give the monitor the same rules, or do "
-                "not load the state, and the baselines begin anew"
+                "not load the state, and the baselines start again"
             )
         if state["tracks"].keys() != own.keys():
             raise GeomprobeError(f"{what}: its tracks are not those of its rules; {advice}")
@@ -304,8 +304,8 @@ class Monitor:
         )
 
     def _others(self, rule: Rule, mode: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The other modes that have moved, and those that have not. Their latest reading must be as new as the hits, and not of
-        an earlier training, whose steps were higher."""
+        """The other modes that have moved, and those that have not. Their latest reading must be as new as the hits, and must
+        not be of an earlier training, whose steps were higher."""
         modes = self._tracks[rule.name]
         track = modes[mode]
         since = min([track.step, *(step for step, _ in track.readings[-rule.hits :])])

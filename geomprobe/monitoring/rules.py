@@ -35,12 +35,12 @@ class Rule:
     ``difference=x``, x > 0   ``v − b ≥ x``       ``b − v ≥ x``
     ========================  ==================  ==================
 
-    Use ``ratio`` for a signal that is positive by definition: an entropy, an effective rank, a norm. With b ≤ 0 or v < 0 no
-    reading is a hit. Use ``difference`` for a signal that can be zero or negative, or is a logarithm, so that its differences
-    are logarithms of ratios: ``residual_growth``, ``attention_top_logit``, a cross-entropy, a share near 0.
+    Use ``ratio`` for a signal that is positive by definition: an entropy, an effective rank, a norm. With a ratio, no reading
+    is a hit if b ≤ 0 or v < 0. Use ``difference`` for a signal that can be zero or negative, or is a logarithm, so that its
+    differences are logarithms of ratios: ``residual_growth``, ``attention_top_logit``, a cross-entropy, a share near 0.
 
-    The rule rings at the first of ``hits`` hits in a row. It is silent until ``window`` readings were seen, and a drift that
-    stays below the limit within a window never rings. Any single number can be wrong for a healthy reason: a rule tells that
+    The rule rings after ``hits`` hits in a row. It is silent until it has seen ``window`` readings, and a drift that
+    stays below the limit within a window never rings. Any single number can move for a healthy reason: a rule shows that
     something changed, not that something is broken.
 
     Args:
@@ -53,11 +53,12 @@ class Rule:
         sites: the sites to combine, in this order. ``None``: all that have the signal, in the order of the reading.
         over: how the values of sites are combined: ``"mean"``, ``"median"``, ``"min"``, ``"max"``, ``"first"`` or ``"last"``.
             Values that are not finite are left out.
-        hits: number of hits in a row that ring. At most half of ``window``, after which the baseline follows a jump.
+        hits: number of hits in a row after which the rule rings. At most half of ``window``, because the baseline follows a
+            jump after that.
         window: number of readings in the baseline.
         meaning: what an alarm may mean, in sentences.
         look_at: what to look at next, in sentences.
-        name: the name of the rule, which no other rule of a monitor has. Default: ``<signal>_<direction>``.
+        name: the name of the rule, which must be unique in a monitor. Default: ``<signal>_<direction>``.
 
     Raises:
         GeomprobeError: if not exactly one of ``ratio`` and ``difference`` is given, or an argument is out of range.
@@ -82,7 +83,7 @@ class Rule:
     def __post_init__(self) -> None:
         if not isinstance(self.signal, str) or not self.signal or "/" in self.signal:
             raise GeomprobeError(
-                f"Rule(signal={self.signal!r}): expected a name without a site, such as 'entropy'; sites stand in sites="
+                f"Rule(signal={self.signal!r}): expected a name without a site, such as 'entropy'; give sites as sites=(…)"
             )
         if not self.name:
             object.__setattr__(self, "name", f"{self.signal}_{self.direction}")
@@ -125,7 +126,7 @@ class Rule:
         return baseline / value if value else math.inf
 
     def identity(self) -> dict[str, Any]:
-        """Return all that the alarms of the rule depend on, as JSON has it."""
+        """Return everything that the alarms of the rule depend on, as a dict that can be written as JSON."""
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _TEXTS}
         return own | {"sites": None if self.sites is None else list(self.sites)}
 
@@ -202,7 +203,7 @@ DEFAULT_RULES: tuple[Rule, ...] = (
         signal="loss",
         direction="down",
         difference=0.5,
-        meaning="The loss fell faster than training usually lowers it: the texts became easier, or repeat themselves.",
+        meaning="The loss fell faster than training usually lowers it: the texts became easier, or repeat.",
         look_at="Look at the texts of these steps, the share of repeated batches, and how many tokens have a label.",
     ),
     Rule(
@@ -216,7 +217,7 @@ DEFAULT_RULES: tuple[Rule, ...] = (
         signal="repeated_batch",
         direction="up",
         difference=0.5,
-        meaning="Batches that were seen before come again. A second epoch in the same order does this, too.",
+        meaning="Batches that were seen before were seen again, as they are in a second epoch in the same order.",
         look_at="Look at the sampler, the seed of its shuffling, and the place in the data at which a resumed run begins.",
     ),
     Rule(
@@ -236,7 +237,7 @@ DEFAULT_RULES: tuple[Rule, ...] = (
         over="min",
         meaning=(
             "The experts of a mixture divide the tokens less evenly than before, in at least one layer: some receive most of "
-            "them. So it is when routing collapses, and also in the first steps of a healthy training."
+            "them. This happens when routing collapses, and also in the first steps of a healthy training."
         ),
         look_at=(
             "Look at the curve router_load and at router_dead_experts in the layer named, and at the coefficient of the "
@@ -246,8 +247,9 @@ DEFAULT_RULES: tuple[Rule, ...] = (
 )
 """The rules of a :class:`~geomprobe.Monitor` by default.
 
-Each limit is at least 1.3 times the largest change that lasted for two readings in 146 healthy trainings of small models (for a
-ratio, what is above 1). 90 of them had an event, such as a new optimizer or other texts. ``geomprobe bench alarms --calibrate``
-runs 100 of them. The limit of ``router_load_entropy`` is just above the largest change in healthy trainings of mixtures with
-two layers and eight experts, read from step 40 on. Larger models and later stages of training were not measured: set limits
-from healthy runs of your own, as the README of this folder tells. A rule whose signal is not measured cannot ring."""
+Each limit is at least 1.3 times the largest change that lasted for two readings in 146 healthy trainings of small models (of
+a ratio, the part above 1 is multiplied). 90 of them had an event, such as a new optimizer or other texts. ``geomprobe bench
+alarms --calibrate`` runs 100 of them. The limit of ``router_load_entropy`` is just above the largest change in healthy
+trainings of mixtures with two layers and eight experts, read from step 40 on. Larger models and later stages of training
+were not measured: set limits from healthy runs of your own, as the README of this folder explains. A rule whose signal is
+not measured cannot ring."""

@@ -127,7 +127,7 @@ def test_without_a_saved_state_alarms_begin_anew_and_say_so(tmp_path: Path) -> N
     checkpoint = tmp_path / "trained" / "checkpoint-4"
     assert not (checkpoint / "geomprobe-alarms.json").exists()
     with pytest.warns(
-        RuntimeWarning, match="the alarms begin anew, .*geomprobe-alarms.json does not exist: this checkpoint was"
+        RuntimeWarning, match="the alarms start again, .*geomprobe-alarms.json does not exist: this checkpoint was"
     ):
         train(tmp_path, watching(on_error="warn"), resume=str(checkpoint), **saving)
 

@@ -368,7 +368,7 @@ def test_modes_have_baselines_of_their_own_and_an_alarm_compares_them() -> None:
     at(12, 3.0, 50.0)
     (alone,) = at(13, 3.0, 50.0)
     assert (alone.mode, alone.moved, alone.unmoved) == ("train", ("train",), ("fixed",))
-    assert "Fixed texts have not moved" in str(alone)
+    assert "It has not moved on fixed texts" in str(alone)
     at(14, 3.0, 150.0)
     (both,) = at(15, 3.0, 150.0)
     assert (both.mode, both.moved, both.unmoved) == ("fixed", ("fixed", "train"), ())

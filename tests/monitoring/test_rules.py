@@ -54,7 +54,7 @@ def test_sites_are_combined(over: Any, expected: float) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"signal": "entropy/layer_03"}, "sites stand in sites="),
+        ({"signal": "entropy/layer_03"}, "give sites as sites="),
         ({"signal": ""}, "expected a name"),
         ({"direction": "both"}, "expected 'up' or 'down'"),
         ({"over": "sum"}, "expected one of 'mean', 'median'"),
