@@ -337,11 +337,12 @@ class Probe:
         if self.fault is not None:
             return f"the probe stopped at {type(self.fault).__name__}: {self.fault}"
         if seen:
-            return f"the model ran in {' and '.join(seen)} mode only"
+            calls = " or ".join(f"read({name!r})" for name in seen)
+            return f"the model ran in {' and '.join(seen)} mode only: call {calls}"
         if self._status == "new":
             return "the probe was never attached; run the model inside 'with Probe(model) as probe:'"
         if self.paused:
-            return "the probe is paused"
+            return "the probe is paused: set probe.paused = False"
         if self._capture.called_directly:
             return CALLED_DIRECTLY
         if self._recorder.notes:

@@ -523,7 +523,7 @@ class ProbeCallback(Watched, TrainerCallback):  # type: ignore[misc]
             fault = self.fault if self.probe is None else self.probe.fault
             self._stopped = on_any_rank(fault is not None)
             if self.probe is not None and self._stopped:
-                raise fault or GeomprobeError("measuring stopped on another rank, see the warning there for the cause")
+                raise fault or GeomprobeError("measuring stopped on another rank: see the warning on that rank for the cause")
         return self.probe is not None
 
     def _read_and_log(

@@ -58,7 +58,10 @@ def bench_budget(model: nn.Module, *, share: float, batch: int = 2, length: int 
         GeomprobeError: if there are fewer than 250 steps.
     """
     if steps < _START + _WINDOW:
-        raise GeomprobeError(f"steps={steps}: a budget is measured over {_WINDOW} steps after the first {_START}")
+        raise GeomprobeError(
+            f"steps={steps}: a budget is measured over {_WINDOW} steps after the first {_START}: give at least "
+            f"{_START + _WINDOW}"
+        )
     step = training_step(model, tokens_for(model, batch, length))
     model.train()
     seconds, costs, measured = [], [], 0

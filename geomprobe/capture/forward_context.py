@@ -209,7 +209,9 @@ def cache_of(arguments: dict[str, Any]) -> Any:
                 "batching, in which one row holds parts of many texts, cannot be measured: use generate()"
             )
     if len({id(cache) for cache in found}) > 1:
-        raise GeomprobeError(f"the decoder was called with {len(found)} caches, and a probe can follow one")
+        raise GeomprobeError(
+            f"the decoder was called with {len(found)} caches, and a probe can follow only one: call it with one of them"
+        )
     return found[0] if found else None
 
 

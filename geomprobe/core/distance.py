@@ -35,7 +35,9 @@ Distance = Literal["logdet", "js", "riemann", "log_euclidean", "frobenius"]
 _CHUNK = 2**21
 """Number of entries of the matrices in one chunk: 16 MiB in float64."""
 
-_INDEFINITE = "a covariance is not positive definite, even with δ added: give a larger delta, or the texts' rows"
+_INDEFINITE = (
+    "a covariance is not positive definite, even with δ added: give a larger delta, or the rows of the texts to text_distances"
+)
 
 
 def text_distances(rows: Sequence[Tensor], distance: Distance, *, delta: float = 1e-6, gamma: float = 100.0) -> Tensor:
@@ -57,7 +59,9 @@ def text_distances(rows: Sequence[Tensor], distance: Distance, *, delta: float =
     delta = _regulariser(distance, delta, gamma)
     widths = {text.shape[1:] for text in rows}
     if len(widths) != 1 or any(text.ndim != 2 or not len(text) or not text.isfinite().all() for text in rows):
-        raise GeomprobeError("text_distances takes one or more texts of finite rows (n, d), all of one width d and none empty")
+        raise GeomprobeError(
+            "text_distances: expected one or more texts of finite rows (n, d), none of them empty, and all of one width d"
+        )
     padded = torch.nn.utils.rnn.pad_sequence([text.double() / len(text) ** 0.5 for text in rows], batch_first=True)
     k, n, width = padded.shape
     if 2 * n >= width:
@@ -137,16 +141,16 @@ def vector_distances(vectors: Tensor) -> Tensor:
 def _regulariser(distance: str, delta: float, gamma: float) -> float:
     """The number that is added to the diagonal."""
     if distance not in get_args(Distance):
-        raise GeomprobeError(f"no distance {distance!r}: there are {', '.join(get_args(Distance))}")
+        raise GeomprobeError(f"unknown distance {distance!r}: expected one of {', '.join(get_args(Distance))}")
     if not (delta > 0 and gamma > 0):
-        raise GeomprobeError(f"delta and gamma are positive, got {delta} and {gamma}")
+        raise GeomprobeError(f"expected delta and gamma above 0, got {delta} and {gamma}")
     return 1 / gamma if distance == "js" else delta
 
 
 def _checked(covariances: Tensor) -> Tensor:
     sigma = covariances.double()
     if sigma.ndim != 3 or not sigma.isfinite().all() or not torch.allclose(sigma, sigma.mT, rtol=1e-6, atol=1e-12):
-        raise GeomprobeError(f"distances are between finite symmetric matrices (k, d, d), got shape {tuple(sigma.shape)}")
+        raise GeomprobeError(f"expected covariances as finite symmetric matrices (k, d, d), got shape {tuple(sigma.shape)}")
     return sigma
 
 

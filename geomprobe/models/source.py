@@ -112,7 +112,10 @@ def check_source(source: Source, config: Any = None) -> None:
         return
     for named in _values(config, "_attn_implementation", "_experts_implementation"):
         if "/" in named:
-            raise GeomprobeError(f"{source.name}: config.json asks for code of {printable(named)} on the hub, which is not run")
+            raise GeomprobeError(
+                f"{source.name}: config.json asks for code of {printable(named)} on the hub, which is not run; "
+                "remove it from config.json"
+            )
     weights = getattr(config, "transformers_weights", None)
     if weights is not None and not str(weights).endswith((".safetensors", ".safetensors.index.json")):
         raise _pickled(source, str(weights))

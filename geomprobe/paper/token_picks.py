@@ -210,7 +210,10 @@ def _last(word: str, tokens: Sequence[str]) -> int:
     end = "".join(tokens).rfind(word) + len(word)
     ends = list(accumulate(map(len, tokens)))
     if end < len(word):
-        raise GeomprobeError(f"the tokenizer gives {''.join(tokens)!r} for the paper's sentence: expected {word!r} in it")
+        raise GeomprobeError(
+            f"the tokenizer gives {''.join(tokens)!r} for the paper's sentence, without {word!r}: give a model with "
+            "another tokenizer"
+        )
     return next(t for t, reached in enumerate(ends) if reached >= end)
 
 

@@ -160,7 +160,7 @@ class ReadingData(Mapping[str, float]):
             raise GeomprobeError(f"{what}: {'/'.join(slashed[0])!r} has a slash in the name of a metric or a site; {advice}")
         widths = data.get("widths", {})
         if wrong := [site for site, width in widths.items() if width < 1 or site not in data["sites"]]:
-            raise GeomprobeError(f"{what}: {wrong[0]!r} of widths is no site with a width of at least 1; {advice}")
+            raise GeomprobeError(f"{what}: widths has {wrong[0]!r}, which is not a site, or has a width below 1; {advice}")
         return cls(data["mode"], tuple(data["sites"]), values, data["notes"], curves, widths)
 
     def to_json(self) -> str:

@@ -65,7 +65,9 @@ def on_all_ranks(make: Callable[[], T], group: dist.ProcessGroup | None = None) 
     if error is not None:
         raise error
     if any(failed):
-        raise GeomprobeError(f"rank {failed.index(True)} could not add its sums to those of the others, see the error there")
+        raise GeomprobeError(
+            f"rank {failed.index(True)} could not add its sums to those of the others: see the error on that rank"
+        )
     return made
 
 

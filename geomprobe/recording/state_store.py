@@ -219,7 +219,9 @@ class StateStore:
             width = state["sum"].shape[-1] if "sum" in state else 1
             kept = places[place].new_state(width, torch.device("meta"))
             if differ := kept.keys() ^ state.keys():
-                raise GeomprobeError(f"{_shown(place)!r} of this state and of this probe differ by {min(differ)!r}: {advice}")
+                raise GeomprobeError(
+                    f"{_shown(place)!r} has other sums in this state than in this probe ({min(differ)!r}): {advice}"
+                )
             if wrong := [name for name, value in state.items() if value.dim() != kept[name].dim()]:
                 raise GeomprobeError(f"{_shown(place)!r} of this state has a sum {wrong[0]!r} of another shape: {advice}")
 

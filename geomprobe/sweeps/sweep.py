@@ -272,7 +272,7 @@ class _Sweep:
         loaded = self._load(checkpoint)
         texts = self._cut(loaded)
         if texts.digest != record.tokens or _weights(checkpoint, loaded) != record.weights:
-            raise GeomprobeError("its weights or its tokenizer have changed")
+            raise GeomprobeError("its weights or its tokenizer have changed since it was measured")
         return anchor_grams(loaded, self._batches(texts)[0][0], self.config.cka_rows)
 
     # -- records --------------------------------------------------------------------------------------------------------------

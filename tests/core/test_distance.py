@@ -164,7 +164,7 @@ def test_theorem_a_1_assumes_a_small_gamma() -> None:
     assert float(js_leading_term(sigmas, 0.49)[0, 1]) == pytest.approx(0.49 / math.sqrt(8))
     with pytest.raises(GeomprobeError, match=r"gamma below 1/max\(‖A‖, ‖B‖\) = 0\.5, got 0\.5"):
         js_leading_term(sigmas, 0.5)
-    with pytest.raises(GeomprobeError, match=r"positive, got 1\.0 and -1"):
+    with pytest.raises(GeomprobeError, match=r"above 0, got 1\.0 and -1"):
         js_leading_term(sigmas, -1)
     with pytest.raises(GeomprobeError, match="symmetric"):
         js_leading_term(torch.tensor([[[1.0, 2.0], [0.0, 1.0]]]), 0.1)
@@ -225,10 +225,10 @@ def test_vectors_are_compared_without_cancellation() -> None:
     ("rows", "options", "said"),
     [
         ([(3, 4), (3, 5)], {}, "all of one width"),
-        ([(3, 4), (0, 4)], {}, "none empty"),
+        ([(3, 4), (0, 4)], {}, "none of them empty"),
         ([], {}, "one or more texts"),
-        ([(3, 4)], {"delta": 0.0}, "positive, got 0.0"),
-        ([(3, 4)], {"distance": "stein"}, "no distance 'stein': there are logdet, js"),
+        ([(3, 4)], {"delta": 0.0}, "above 0, got 0.0"),
+        ([(3, 4)], {"distance": "stein"}, "unknown distance 'stein': expected one of logdet, js"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(rows: list[tuple[int, int]], options: dict[str, str], said: str) -> None:

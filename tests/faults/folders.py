@@ -209,7 +209,8 @@ HOSTILE = {
         "you allow it: trust_remote_code=True, or --trust-remote-code where the command has it",
     ),
     "code for attention": Fault(
-        code_for_attention, "…: config.json asks for code of evil/attention on the hub, which is not run"
+        code_for_attention,
+        "…: config.json asks for code of evil/attention on the hub, which is not run; remove it from config.json",
     ),
     "pickled weights": Fault(
         pickled_weights,

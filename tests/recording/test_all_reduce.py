@@ -223,7 +223,7 @@ def training(out: str) -> None:
         assert len(told) == (broken[0] is not None)
         assert all(("disk full" in text) == (dist.get_rank() == 0) for text in told)
         assert dist.get_rank() == 0 or all(
-            "measuring stopped on another rank, see the warning there for the cause" in text for text in told
+            "measuring stopped on another rank: see the warning on that rank for the cause" in text for text in told
         )
     for place, name in ((Recorder, "with_sequences"), (all_reduce, "pad_to")):
         callback = ProbeCallback(when=budget(0.9))
