@@ -196,8 +196,8 @@ class Alarms:
         if not names:
             return None
         return (
-            f"these rules of the alarms never had a number, and could not ring: {', '.join(names)}. Their metric is not "
-            "measured (metrics=…), or this trainer does not tell their number"
+            f"these rules of the alarms never had a number, so they could not ring: {', '.join(names)}. Their metric is not "
+            "measured (metrics=…), or this trainer does not provide their number"
         )
 
     @property

@@ -124,8 +124,8 @@ class ProbeCallback(Watched, TrainerCallback):  # type: ignore[misc]
     and whether the same batch was read before (``repeated_batch``), where Trainer knows them. The state of the alarms is saved
     in each checkpoint (``geomprobe-alarms.json``), so a resumed training has the same alarms as one that never stopped.
 
-    Not measured are evaluations outside of training (use a ``Probe`` for them), ``predict``, and forwards that other callbacks
-    run.
+    Evaluations outside of training (use a ``Probe`` for them), ``predict``, and forwards that other callbacks run are not
+    measured.
 
     Args:
         metrics: the metrics to compute. Default: ``RepresentationEntropy(spectrum=True)``, whose spectra are kept at the sites
@@ -549,7 +549,7 @@ class ProbeCallback(Watched, TrainerCallback):  # type: ignore[misc]
         if mode == "eval" and self._gate.most_forwards > 1:
             reading.notes.append(
                 f"up to {self._gate.most_forwards} forwards ran for one batch of the evaluation, and this reading contains "
-                "them all: not only those of the loss, if the trainer also ran a reference model or generated texts"
+                "all of them, not only those of the loss: a reference model may have run, or texts may have been generated"
             )
         for note in reading.notes:
             self._say(note, where)

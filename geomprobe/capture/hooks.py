@@ -175,7 +175,7 @@ class Capture:
 
     def notes(self, mode: Mode) -> list[str]:
         """Return what a reader of the numbers of ``mode`` must know. This waits for the device."""
-        notes = ["a forward has started and not ended: it is not counted"] * self.is_open
+        notes = ["a forward has begun and has not ended, so it is not counted"] * self.is_open
         notes += [CALLED_DIRECTLY] * self.called_directly
         if len(self._adapters.get(mode, ())) > 1:
             notes.append(
@@ -374,8 +374,8 @@ class Capture:
             if self._context is not None:  # always_call hooks do not run after a BaseException (Ctrl-C)
                 self._abandon(self._context)
                 self._listener.noted(
-                    "a forward had not ended when the next one began, because it was interrupted, or because a hook ran the "
-                    "model inside it, and was left out"
+                    "a forward was left out, because it had not ended when the next one began: it was interrupted, or a hook "
+                    "ran the model inside it"
                 )
             self.end_dead_sequences()
             if mode not in self._modes:
@@ -593,8 +593,8 @@ class Capture:
                 self._abandon(context)
                 self._previous = None
                 self._listener.left_out(
-                    f"a forward did not pass {', '.join(missing)} (layers are skipped, as LayerDrop does, or were replaced "
-                    "after the probe was attached) and was left out of every site. For replaced layers, make a new probe"
+                    f"a forward was left out of every site, because it did not pass {', '.join(missing)}: layers were skipped, "
+                    "as by LayerDrop, or were replaced after the probe was attached. For replaced layers, make a new probe"
                 )
                 context = None
             elif self.attention is not None and not attended:

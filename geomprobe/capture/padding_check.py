@@ -63,8 +63,8 @@ class PaddingCheck:
         notes = []
         if whole >= 0:
             notes.append(
-                f"rows that consist of one repeated token (id {whole}) were counted: harnesses run such rows to find "
-                "a batch size, so give them one"
+                f"rows that consist of one repeated token (id {whole}) were counted: evaluation harnesses run such "
+                "rows to find a batch size, so give them a batch size"
             )
         if self._ambiguous and token >= 0:
             notes.append(

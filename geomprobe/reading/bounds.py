@@ -1,4 +1,4 @@
-"""The largest value that a rank can have on few tokens, and the remark about it."""
+"""The largest value that a rank can have for a number of tokens, and the remark that a reading has few tokens."""
 
 import math
 

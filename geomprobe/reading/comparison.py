@@ -20,7 +20,7 @@ _COUNTS = ("tokens", "texts", "nonfinite", "sample_tokens")
 
 
 class Comparison(Mapping[str, float]):
-    """The differences ``second − first`` of two readings, by ``metric/site``; NaN where one of the two numbers is not known.
+    """The differences ``second − first`` of two readings, by ``metric/site``; NaN if one of the two numbers is not known.
 
     It is returned by :meth:`Reading.compare <geomprobe.Reading.compare>`, and is looked up like a reading:
     ``comparison["entropy/layer_05"]``, ``comparison["entropy"]``. It can be printed and plotted, and notebooks show it.
@@ -137,7 +137,8 @@ def _notes(first: ReadingData, second: ReadingData) -> list[str]:
         notes.append(f"the modes differ: {first.mode} and {second.mode}")
     if texts[0] != texts[1]:
         notes.append(
-            f"the tokens stand in {texts[0]:,.0f} and in {texts[1]:,.0f} texts, so means over texts are over other lengths"
+            f"the tokens are in {texts[0]:,.0f} texts in the first reading and in {texts[1]:,.0f} in the second, so means over "
+            "texts are over other lengths"
         )
     if widths[0] != widths[1] and all(widths):
         notes.append(f"the widths differ, d = {widths[0]} and {widths[1]}: a wider model has room for larger ranks")

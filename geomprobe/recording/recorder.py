@@ -217,8 +217,8 @@ class Recorder:
         return not sequence.rearranged
 
     def _is_recomputed(self, context: ForwardContext) -> bool:
-        """Whether rows that an earlier forward added are subtracted as a later one computed them, which leaves its rounding.
-        This is so for what depends on a whole text: rows of tokens alone are added and subtracted in the same forward."""
+        """Whether sums that an earlier forward added are subtracted as a later forward computed them, so that rounding errors
+        remain. This is true for what depends on a whole text; rows of single tokens are added and subtracted in one forward."""
         return context.refed is not None and any(
             isinstance(each, Covariance | CovarianceSketch) and (each.center or each.rows != "all")
             for each in self.store.accumulators

@@ -583,7 +583,7 @@ def test_a_decoder_that_returns_logits() -> None:
 )
 def test_a_forward_that_raises() -> None:
     model = tiny()
-    told = {RuntimeError: "a forward raised an exception", KeyboardInterrupt: "a forward had not ended when the next one began"}
+    told = {RuntimeError: "a forward raised an exception", KeyboardInterrupt: "it had not ended when the next one began"}
     for error, why in told.items():
         with torch.no_grad(), Probe(model, METRICS) as probe:
             with failing(model.model.norm, error()), pytest.raises(error):

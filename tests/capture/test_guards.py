@@ -174,7 +174,7 @@ def test_a_forward_that_skips_a_layer_is_left_out_of_every_site(layer: int) -> N
         model(token_batch())
         model.skip = None
 
-    left_out(model, skip, "layers are skipped, as LayerDrop does")
+    left_out(model, skip, "layers were skipped, as by LayerDrop")
 
 
 class Repeating(HandMade):
@@ -206,7 +206,7 @@ def test_layer_drop_of_transformers() -> None:
     model = tiny("opt", layerdrop=1.0)
     with Probe(model.train()) as probe, one_warning("LayerDrop"):
         model(token_batch())
-    with pytest.raises(GeomprobeError, match=r"nothing to read: a forward did not pass .*LayerDrop"):
+    with pytest.raises(GeomprobeError, match=r"nothing to read: a forward was left out .*did not pass .*LayerDrop"):
         probe.read()
 
 

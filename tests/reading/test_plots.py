@@ -191,7 +191,7 @@ def test_what_differs_besides_the_numbers_is_said() -> None:
     compared = first.compare(second)
     notes = " ".join(compared.notes)
     assert "the modes differ: eval and train" in notes
-    assert "the tokens stand in 2 and in 3 texts" in notes
+    assert "the tokens are in 2 texts in the first reading and in 3 in the second" in notes
     assert "the widths differ, d = 64 and 128" in notes
     assert "only the second reading has mine" in notes
     assert "second reading: <b>mind</b>" in notes

@@ -205,7 +205,7 @@ def test_an_interrupted_forward_is_told() -> None:
         handle.remove()
         assert "not ended" in probe.read().notes[0]
         model(token_batch())
-        assert "a forward had not ended when the next one began" in probe.read().notes[0]
+        assert "it had not ended when the next one began" in probe.read().notes[0]
         assert probe.read()["tokens/final_norm"] == 48
 
 
