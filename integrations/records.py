@@ -19,8 +19,8 @@ def record_of(reading: Reading) -> dict[str, Any]:
 
 
 def loss_record(loss: object) -> dict[str, float]:
-    """Return the record of a loss: nothing if it is not a finite number, such as ``None``, a text or several numbers, which a
-    trainer of one's own may log."""
+    """Return the record of a loss, which is empty if the loss is not a finite number: a custom trainer may log ``None``, a text
+    or several numbers."""
     try:
         number = float(loss)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
@@ -44,7 +44,7 @@ def interval_of(records: Sequence[dict[str, Any]]) -> int | None:
     """Return the interval of the budget at the latest reading of a training step, or ``None`` if there was no budget.
 
     Raises:
-        GeomprobeError: if its cost is not one.
+        GeomprobeError: if the cost in the record of this reading is malformed.
     """
     measured = [record for record in records if record.get("mode") == "train" and "cost" in record]
     return _cost_of(measured[-1]).interval if measured else None

@@ -38,7 +38,7 @@ class Steps:
             self.schedule.interval = int(largest(interval or when.interval))
 
     def begin(self, step: int, *, also: bool = False) -> bool:
-        """Return whether to measure the step that begins, because the schedule selects it, or for ``also``."""
+        """Return whether to measure the step that begins, because the schedule selects it, or because ``also`` is true."""
         measured = bool(self.schedule(step)) or also
         self.ran, self.measured = self.ran + 1, self.measured + measured
         return measured
@@ -55,7 +55,7 @@ class Steps:
         return replace(self._probe.cost, interval=interval)
 
     def few(self, callback: str) -> str | None:
-        """Return what a training tells whose budget left time for few readings, else ``None``."""
+        """Return a warning for a training whose budget left time for only a few readings, else ``None``."""
         if not isinstance(self.schedule, Budget) or not self.measured < _FEW < self.ran:
             return None
         return (

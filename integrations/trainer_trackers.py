@@ -111,7 +111,7 @@ class TrainerTrackers:
             self._outlets.write(place, name, partial(log, place, entry))
 
     def alert(self, title: str, text: str) -> None:
-        """Send an alert where a client has such: the active W&B run and Trackio, or the run ``to``."""
+        """Send an alert through each client that has alerts: the active W&B run and Trackio, or the run ``to``."""
         for place, name, _ in self._places():
             if _is_wandb_run(place):
                 self._outlets.write(place, name, partial(place.alert, title=title, text=text, level="WARN"))

@@ -103,7 +103,7 @@ def sweep_and_report(out: Path, steps: Sequence[int]) -> tuple[Run, Path]:
     """Sweep over the checkpoints of ``steps`` on the held-out text, and write the report. Return the sweep, and the folder of
     its W&B run.
 
-    Metrics that cost more than a forward are measured on a quarter of the text, so that the demo takes at most three minutes.
+    Metrics that cost more than a forward are measured on a quarter of the text, to save time.
     """
     folder = out / SWEEP
     with SweepTracker(folder, os.environ["WANDB_PROJECT"], {}) as tracker:

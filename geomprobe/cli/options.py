@@ -32,7 +32,7 @@ def arguments_as_options(
     kinds: Mapping[str, Any], *, without: Collection[str] = (), before: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator for a command with ``**arguments``, which gives it an option for each argument of a sweep, of the same name
-    and with the same description. The first argument of a sweep is that of the command.
+    and with the same description. The first argument of a sweep becomes the argument of the command.
 
     Args:
         kinds: the types of options that have another type than the argument.

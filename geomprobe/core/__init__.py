@@ -1,1 +1,1 @@
-"""Numerics in pure torch: rows, sums that add, factors and spectra. Knows no model, no hook and no file."""
+"""Formulas in pure torch: rows, symmetric products, factors and spectra. They depend on no model, hook or file."""

@@ -34,7 +34,7 @@ class AttentionMask(Protocol):
 
 @dataclass(frozen=True)
 class AttentionRequest:
-    """What is to be computed beside the summaries that are always computed.
+    """What is to be computed besides the summaries that are always computed.
 
     Attributes:
         first: number of tokens at the start of the text whose weights are kept.
@@ -207,7 +207,7 @@ def from_scores(
         softcap: the constant c of ``c · tanh(score / c)``, if scores are capped.
         bias: bias added to the scores, ``(1 or batch, heads, length, columns)``.
         sinks: one additional score per head ``(heads,)``, whose share of the weight goes to no token.
-        request: what to compute beside the summaries.
+        request: what to compute besides the summaries.
     """
     batch, heads, length, width = query.shape
     groups = key.shape[1]
@@ -240,8 +240,8 @@ def from_scores(
 
 
 def from_weights(weights: Tensor, layout: Layout, *, request: AttentionRequest = AttentionRequest()) -> AttentionRows:
-    """Return summaries of the weights ``(batch, heads, length, columns)`` that a model returned, which do not tell the scores
-    (``top``)."""
+    """Return summaries of the weights ``(batch, heads, length, columns)`` that a model returned, from which the scores are not
+    known (``top``)."""
     weights = weights.to(torch.float64 if weights.dtype == torch.float64 else torch.float32)
     batch, heads, length, columns = weights.shape
     out = _Out(layout, heads, length, weights.dtype, request)

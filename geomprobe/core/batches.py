@@ -1,4 +1,4 @@
-"""What the token ids of a training batch tell: their entropy, and whether the batch was seen before.
+"""Properties of the token ids of a training batch: their entropy, and whether the batch was seen before.
 
 Nothing here waits for the device.
 """

@@ -47,7 +47,7 @@ _WORDS = {
         "Lasso picks",
         "earlier tokens",
         "The number of earlier tokens from which the Lasso reproduces a token’s row. A low number means that few are enough.",
-        "The rows by which a row can be reproduced are not those from which the model computed it.",
+        "The rows from which a row can be reproduced need not be those from which the model computed it.",
     ),
     "lasso_r2": Description(
         "Lasso R²",
@@ -59,7 +59,7 @@ _WORDS = {
         "Rank correlation of Lasso and attention",
         "Spearman’s ρ",
         "Rank correlation of Lasso and attention weights over all earlier tokens: 1 means the same order, 0 no relation.",
-        "It does not depend on the largest weights only: each of the many small ones counts as much.",
+        "Large weights do not dominate it: each of the many small weights counts as much.",
     ),
     "eq5_r2": Description(
         "R² of Eq. 5",
@@ -147,13 +147,13 @@ _WORDS = {
         "Entropy of the router",
         "share of log E",
         "How undecided the router is about a token, on average: 0 if it is certain, 1 if it prefers no expert to another.",
-        "It says nothing about the load: a router that is certain of every token can still divide tokens evenly.",
+        "It says nothing about the load: a router that is certain about every token can still divide tokens evenly.",
     ),
     "router_dead_experts": Description(
         "Dead experts",
         "share of experts",
         "The share of experts that no token chose.",
-        "If there are few tokens, some experts are not chosen by chance alone.",
+        "If there are few tokens, some experts are left out by chance.",
     ),
     "router_largest_share": Description(
         "Largest load of an expert",
@@ -169,7 +169,7 @@ _WORDS = {
     ),
     "attention_entropy_normalised": Description("Attention entropy over log t", "share of its maximum"),
     "attention_top_logit": Description("Largest attention logit", "score before softmax"),
-    "attention_top_logit_max_head": Description("Largest attention logit, largest head", "score before softmax"),
+    "attention_top_logit_max_head": Description("Largest attention logit, head with the largest mean", "score before softmax"),
     "residual_growth": Description(
         "Growth of the residual stream",
         "nats per layer",

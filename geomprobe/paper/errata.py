@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["ERRATA"]
 
 _RANDOM = (40, 128)
-"""Rows and width of the random ones."""
+"""Number and width of the random rows."""
 _NEAR = 40
-"""How many rows nearly agree."""
+"""Number of rows that nearly agree."""
 _AGREES, _AGREES_FLOAT64 = 1e-12, 1e-9
 _SAME_ORDER = 2.0
 """The factor within which two sides of a "~" count as alike."""
 _SHOWN = 16
-"""Picks that the picture has room for."""
+"""Largest number of picks that the picture has room for."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def _objective(picks: Sequence[Objectives]) -> Verdict:
     claim = f"Section 4.2's objective ‖·‖² + λ‖β‖₁ at λ = {ALPHA:g} gives the listed picks of [{TOKEN}] on another model, too"
     found = [(pick.model, *pick.both) for pick in picks if pick.both is not None]
     if not found:
-        return Verdict(claim, None, f"no token [{TOKEN}] in this vocabulary; --models takes one that has it", "ours")
+        return Verdict(claim, None, f"no token [{TOKEN}] in this vocabulary; give a model that has it with --models", "ours")
     listed = next((one for one in found if any(map(_is_listed, one[1:]))), None)
     model, sparse, literal = listed or found[-1]
     names = ", ".join(token.strip() for token, _, _ in sparse)

@@ -42,7 +42,7 @@ class Verdict:
         holds: whether these numbers confirm it; ``None`` if they do not decide.
         evidence: the numbers, in one or two lines.
         kind: ``"paper"`` for a claim of the paper; ``"ours"`` for a control or a measure that the paper does not have;
-            ``"erratum"`` for a statement whose print is wrong, or its correction.
+            ``"erratum"`` for a statement that is wrong as printed, or its correction.
     """
 
     claim: str

@@ -143,7 +143,7 @@ FIG2 = Experiment(
     read=(
         "On the left is a small graph: every text draws two skills from p_skill, and a larger circle has a higher degree. On "
         "the right are the degrees of three larger graphs: a small dot for each skill, large dots for means over ranks, and a "
-        "line for the law. The paper's figure is a schematic view, and its degree law has no number."
+        "line for the law. The paper's figure is schematic, and its degree law has no equation number."
     ),
     caveat="The graphs are sampled from the law, so they show what the law says, and not that real texts follow it.",
     of="nothing",

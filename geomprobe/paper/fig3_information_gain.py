@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 __all__ = ["FIG3"]
 
 _BIN = 4
-"""Number of positions whose mean increment is drawn."""
+"""Number of successive positions whose increments are averaged before they are drawn."""
 _TELLING = 0.01
 """Level below which the p-value of a rank correlation must be, so that it counts."""
 _LEAST = 9
 """Least number of tokens of a text, so that it has quarters after its first token."""
 _SIZES = 3
-"""Least number of models for a verdict on sizes, because two models are always in some order."""
+"""Least number of models for a verdict on sizes, because two models always follow some order."""
 _KINDS = {"trained": "", "untrained": "random weights", "gaussian": "Gaussian rows"}
 """The sources of rows, and their names in verdicts."""
 

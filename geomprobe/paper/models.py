@@ -206,5 +206,5 @@ def _trained(folder: Path, width: int, layers: int, steps: int) -> Path:
             trainer.save_model(scratch + "/whole")
             Path(scratch, "whole").rename(kept)  # whole or not at all
     except OSError as error:
-        raise GeomprobeError(f"cannot write {kept}: {error}; give a folder that can be written and has room") from error
+        raise GeomprobeError(f"cannot write {kept}: {error}; give a writable folder with enough free space") from error
     return kept

@@ -119,7 +119,7 @@ def _judge(numbers: TokenPicks) -> list[Verdict]:
 def _judge_model(model: Model) -> list[Verdict]:
     rows = model.rows.values()
     if not all(row.whole for row in rows):
-        why = "this vocabulary cuts the paper's words into parts; --models takes a model that has them whole"
+        why = "this vocabulary cuts the paper's words into parts; give a model that has them whole with --models"
         return [Verdict(f"The table of picks ({model.name})", None, why), _telling_words(model)]
     table = [_as_printed(model, kind) for kind in KINDS if all(row.printed[kind] is not None for row in rows)]
     return [*table, *_against_attention(model), _telling_words(model)]

@@ -14,7 +14,7 @@ Array = npt.NDArray[np.float64]
 
 _PERMUTATIONS = 999
 _ALPHA = 0.05
-"""The level below which p must be."""
+"""The level below which p must be, so that a difference counts."""
 _WAYS = {"all": "silhouettes of the three contexts", "king_queen": "of king and queen alone"}
 """What is separated, and its name in a verdict."""
 
@@ -109,10 +109,10 @@ def separates(found: Mapping[str, Separation]) -> tuple[bool | None, str]:
 
 
 def better(first: Separation, second: Separation) -> tuple[bool | None, str]:
-    """Whether the first separates contexts better than the second, all contexts and king from queen alone.
+    """Whether the first separates contexts better than the second, both all contexts and king from queen alone.
 
-    Silhouettes are paired by country, by Wilcoxon's test: undecided where p ≥ 0.05, or where the two ways disagree in that one
-    of them does not tell.
+    Silhouettes are paired by country, and compared by Wilcoxon's test. The claim is undecided if one of the two comparisons is
+    undecided (p ≥ 0.05) and the other one does not refute it.
     """
     ways: set[bool | None] = set()
     parts = []

@@ -138,7 +138,7 @@ def _of_model(name: str, loaded: Loaded) -> Model:
 
 
 def _against(picks: Picks, earlier: Sequence[str], word: str, kind: str) -> dict[str, Agreement]:
-    """How picks agree with what the paper prints, in every reading of it; and of attention's, with what the Lasso's row has."""
+    """How picks agree with the printed row of their kind, in every way of reading it, and with the printed row of the Lasso."""
     readings = {
         label: tuple(filter(None, (changed.get(token, token) for token in PRINTED[word][kind])))
         for label, changed in READINGS.items()

@@ -8,7 +8,7 @@ __all__ = ["most_directions", "remark_on_few_tokens", "upper_bound"]
 
 _RANKS = ("effective_rank", "stable_rank", "participation_ratio", "rankme")
 _PREFIXES = ("last_", "mean_", "raw_", "stream_", "centered_", "text_")
-"""First words of names of the same quantity of fewer or other rows, to which the bound applies too."""
+"""Prefixes of names of the same quantity for fewer or other rows, to which the bound applies too."""
 
 
 def most_directions(reading: ReadingData, site: str) -> int | None:

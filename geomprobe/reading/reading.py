@@ -1,6 +1,6 @@
 """``Reading``: the numbers that a probe measured.
 
-What prints and draws them is imported where it is used, because every program that has a probe waits for this module.
+The code that prints and draws them is imported where it is used, because every program that has a probe imports this module.
 """
 
 from typing import TYPE_CHECKING
