@@ -1,4 +1,4 @@
-"""A small byte-level GPT-NeoX and its training data, the help pages of Python: it trains offline in a minute or two."""
+"""A small byte-level GPT-NeoX and its training data, the help pages of Python. It trains on a CPU without a network."""
 
 from collections.abc import Sequence
 from pathlib import Path
