@@ -1,7 +1,7 @@
-"""Published protocols: the arguments under which a probe computes the numbers of other papers.
+"""Published protocols: the arguments with which a probe computes the numbers of other papers.
 
 A protocol is a set of metrics with the arguments of a paper. ``geomprobe sweep --protocol NAME`` measures them on every
-checkpoint; under Python, give their ``metrics`` to a probe. What is known to differ from a paper, or from the code of its
+checkpoint; in Python, give their ``metrics`` to a probe. What is known to differ from a paper, or from the code of its
 authors, is part of each protocol.
 """
 

@@ -32,10 +32,10 @@ class RoutingSum:
 
     A model turns logits l into scores s in one of four ways: l itself (if they are probabilities), softmax, sigmoid, or
     ``√log(1 + e^l)``. For each way: sums over tokens of the probabilities ``p = s / Σ_e s_e`` in ``probability`` ``(4, E)``, of
-    their entropy ``−Σ_e p_e log p_e`` (nats) in ``entropy`` ``(4,)``, and in ``misfit`` ``(4,)`` of how far it is from the
-    model's own: for l itself ``|1 − Σ_e l_e|`` and negative numbers, for the others the largest difference between the weights
-    of the chosen experts that the model used and their scores, both divided by their sums (not if k = 1). It is 1 for a token
-    whose weights are not known.
+    their entropy ``−Σ_e p_e log p_e`` (nats) in ``entropy`` ``(4,)``, and in ``misfit`` ``(4,)`` of how far it is from
+    explaining the model: for l itself ``|1 − Σ_e l_e|`` and negative numbers, for the others the largest difference between the
+    weights of the chosen experts that the model used and their scores, both divided by their sums (not if k = 1). It is 1 for a
+    token whose weights are not known.
     """
 
     name: ClassVar[str] = "routing"

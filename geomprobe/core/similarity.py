@@ -42,8 +42,9 @@ def mean_velocity(before: Tensor, after: Tensor, learning_rate: Tensor | float) 
     """Return ``‖z̄_after − z̄_before‖ / η``, as float64 ``(…)``: how far the mean representation moved between two steps of a
     training, divided by the mean learning rate η of the steps between.
 
-    A step of training is proportional to its learning rate: without the division, a warm-up looks like a fault. The number of
-    steps is not divided by, because successive steps partly cancel: compare only pairs that are equally many steps apart. If
+    A step of training is proportional to its learning rate: without the division, a warm-up looks like a fault. The result
+    is not divided by the number of steps, because successive steps partly cancel: compare only pairs that are equally many
+    steps apart. If
     both are means of rows of length one, the result is between 0 and ``2/η``. NaN if η is not above zero.
 
     Rows move if the texts change, too: both means must be those of the same texts. The mean hides what moves in opposite

@@ -18,8 +18,8 @@ T = TypeVar("T")
 class Team:
     """The processes that ``accelerate launch`` or ``torchrun`` started, or the single process without them.
 
-    It asks ``torch.distributed`` and not accelerate's state, which takes the processes of a group that was made without the
-    variables of a launcher, as by ``torch.multiprocessing.spawn``, for single ones: each would write the folder.
+    It asks ``torch.distributed``, and not the state of accelerate: if a group was made without the environment variables of a
+    launcher, as by ``torch.multiprocessing.spawn``, accelerate reports single processes, and each would write the folder.
 
     Attributes:
         rank: number of this process; 0 is the main process.
