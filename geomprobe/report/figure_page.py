@@ -269,7 +269,7 @@ def _spoken(traces: Sequence[Mapping[str, Any]]) -> str:
     known = _known(traces)
     if traces[0]["type"] == "heatmap":
         rows = traces[0]["z"]
-        what = f"A map of {len(rows)} layers by {len(rows[0])} measurements"
+        what = f"A map of {len(rows)} layers by {len(rows[0])} readings"
     else:
         names = list(dict.fromkeys(trace["name"] for trace in traces))
         some = ", ".join(names[:8]) + f" and {len(names) - 8} more" * (len(names) > 8)

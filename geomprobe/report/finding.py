@@ -104,7 +104,7 @@ def describe_run(courses: Sequence[Series], loss: tuple[float, float] | None = N
         sentences.append(f"It changed direction at {where} sites{depth}.")
     every = courses[paths.index(told)].values
     if missing := len(every) - len(told.series.values):
-        sentences.append(f"{missing} of {len(every)} measurements gave no finite number there.")
+        sentences.append(f"{missing} of {len(every)} readings have no finite number there.")
     if not told.series.values:
         sentences = [f"{text}."]
     return Finding(lead, " ".join(sentences), told.series.site)
@@ -256,13 +256,13 @@ def _told(path: _Path) -> tuple[str, str]:
     """The words that a sentence about a series begins with, and the rest of it up to the loss."""
     series, values = path.series, path.series.values
     if not values:
-        return "No number", f"{series.where} is not finite in any measurement"
+        return "No number", f"{series.where} is not finite in any reading"
     end = f"{spoken_number(values[-1])}{series.bound}"
     if len(values) == 1:
-        return "One measurement", f"{series.where} is {end} at {series.places[-1]}{series.baseline}"
+        return "One reading", f"{series.where} is {end} at {series.places[-1]}{series.baseline}"
     if len(values) == 2:
         course = f"went from {spoken_number(values[0])} to {end} at {series.places[-1]}{series.baseline}"
-        return "Only two measurements", f"{series.where} {course}"
+        return "Only two readings", f"{series.where} {course}"
     if path.extreme is None:
         return "No clear change", f"{series.where} {_flat(series)}"
     low, high = min(values), max(values)

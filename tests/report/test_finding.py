@@ -121,14 +121,14 @@ def test_a_collapse_is_seen_through_noise(seed: int) -> None:
 
 def test_two_checkpoints_cannot_turn() -> None:
     assert said(series(18.4, 2.2)) == (
-        "Only two measurements: the effective rank after the last layer (final_norm) went from 18.4 to 2.2 of "
+        "Only two readings: the effective rank after the last layer (final_norm) went from 18.4 to 2.2 of "
         "128 at step 2 (untrained 18.4), while the loss went from 5.56 to 1.41."
     )
 
 
 def test_one_checkpoint_is_compared_with_the_untrained_model() -> None:
     assert said(series(18.9), loss=(1.41, 1.41)) == (
-        "One measurement: the effective rank after the last layer (final_norm) is 18.9 of 128 at step 1 (untrained 18.4), and "
+        "One reading: the effective rank after the last layer (final_norm) is 18.9 of 128 at step 1 (untrained 18.4), and "
         "the loss is 1.41."
     )
 
@@ -136,9 +136,9 @@ def test_one_checkpoint_is_compared_with_the_untrained_model() -> None:
 def test_numbers_that_are_not_finite_are_left_out_and_told() -> None:
     text = said(series(18.4, math.nan, 2.2, math.inf, 20.0))
     assert "fell from 18.4 to 2.2 at step 4, then rose to 20" in text
-    assert text.endswith("2 of 5 measurements gave no finite number there.")
+    assert text.endswith("2 of 5 readings have no finite number there.")
     nothing = said(series(math.nan, math.nan))
-    assert nothing == "No number: the effective rank after the last layer (final_norm) is not finite in any measurement."
+    assert nothing == "No number: the effective rank after the last layer (final_norm) is not finite in any reading."
 
 
 def test_a_loss_that_is_not_finite_is_told() -> None:
