@@ -91,7 +91,7 @@ def draw_sites(ax: "Axes", sites: Sequence[str]) -> None:
         places = [place for place in places if len(sites) - 1 - place > every / 2] + [len(sites) - 1]
     ax.set_xticks(places, [plain(shorten(sites[place], 20)) for place in places], rotation=60, ha="right", fontsize=8)
     ax.set_xlim(-0.6, len(sites) - 0.4)
-    ax.set_xlabel("site, from the embedding to the last layer" if len(sites) > 1 else "site")
+    ax.set_xlabel("site, in the order of the forward pass" if len(sites) > 1 else "site")
 
 
 def plain(text: str) -> str:

@@ -338,7 +338,7 @@ def _each(values: Mapping[str, float], series: Mapping[str, Series]) -> str:
 def _losses(losses: Mapping[str, float | None]) -> str:
     """The losses of all runs in their order, if all are known."""
     known = [spoken_number(loss) for loss in losses.values() if loss is not None]
-    return f", with a loss of {_listed(known)}" if len(known) == len(losses) else ""
+    return f", with losses of {_listed(known)}" if len(known) == len(losses) else ""
 
 
 def _listed(words: Sequence[str]) -> str:

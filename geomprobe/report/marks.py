@@ -14,6 +14,9 @@ _SQUASHED = 0.5
 _ROOM = 0.08
 """Room above and below the lines, as a share of their range; names of points need twice as much."""
 
+_APART = 0.06
+"""Least distance between the names of two lines, as a share of the range of all lines: about the height of a name."""
+
 
 def name_points(line: dict[str, Any], exact: Sequence[float]) -> None:
     """Write the first, lowest and last value of a line over checkpoints beside their points, from the ``exact`` values: those
@@ -40,12 +43,13 @@ def name_ends(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     ended = [line for line in lines if line["y"] and line["y"][-1] is not None]
     if len(ended) < 3:
         return {}
-    ends = [line["y"][-1] for line in ended]
-    size = max(ends) - min(ends)
+    ends = {line["y"][-1] for line in ended}
+    known = _values(lines, log=False)
+    near = _APART * (max(known) - min(known))
     used: list[float] = []
     for line in (ended[-1], ended[0], min(ended, key=lambda line: line["y"][-1])):
         last = len(line["y"]) - 1
-        if size > 0 and all(abs(line["y"][-1] - other) > 0.12 * size for other in used):
+        if len(ends) > 1 and all(abs(line["y"][-1] - other) > near for other in used):
             used.append(line["y"][-1])
             _write(line, {last: f"\u2002{line['name']}"}, {last: "middle right"})
     end = max(line["x"][-1] for line in ended)

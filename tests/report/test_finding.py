@@ -175,7 +175,7 @@ def test_two_runs_are_told_apart_where_they_differ_most() -> None:
     text = str(compare_runs({"a": (series(*DIP), 1.41), "b": (other, 1.39)}))
     assert text == (
         "They differ most at step 16: the effective rank after the last layer (final_norm) is 2.2 in a and 9.5 of 128 in b "
-        "(untrained 18.4). At step 128 it is 20.3 in a and 21 of 128 in b, with a loss of 1.41 and 1.39."
+        "(untrained 18.4). At step 128 it is 20.3 in a and 21 of 128 in b, with losses of 1.41 and 1.39."
     )
 
 
@@ -189,7 +189,7 @@ def test_runs_that_do_not_differ() -> None:
 def test_of_more_runs_the_highest_and_the_lowest_are_named() -> None:
     runs = {name: (replace(series(*DIP), values=tuple(v * f for v in DIP)), 1.0) for name, f in (("a", 1), ("b", 2), ("c", 3))}
     text = str(compare_runs(runs))
-    assert "At step 128 it ranges from 20.3 of 128 in a to 60.9 of 128 in c, with a loss of 1, 1 and 1." in text
+    assert "At step 128 it ranges from 20.3 of 128 in a to 60.9 of 128 in c, with losses of 1, 1 and 1." in text
 
 
 def test_runs_without_a_common_step_are_compared_at_their_ends() -> None:
@@ -208,7 +208,7 @@ def test_models_are_told_with_their_own_widths_and_baselines() -> None:
     ]
     assert str(describe_models(models, [3.1, 2.7, 2.2], by_size=True)) == (
         "The smallest and the largest of 3 models: the effective rank after the last layer (final_norm) is 310 of 512 in 70m "
-        "(untrained 355) and 1,510 of 4,096 in 6.9b, with a loss of 3.1 and 2.2."
+        "(untrained 355) and 1,510 of 4,096 in 6.9b, with losses of 3.1 and 2.2."
     )
     assert str(describe_models(models, [3.1, None, 2.2], by_size=False)) == (
         "The lowest and the highest of 3 models: the effective rank after the last layer (final_norm) is 200 of 1,024 in 410m "

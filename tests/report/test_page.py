@@ -626,13 +626,13 @@ def test_where_there_is_nothing_to_see_a_line_of_text_stands(runs: Callable[[str
 
 def test_a_line_over_checkpoints_names_its_first_lowest_and_last_point(runs: Callable[[str], list[Run]]) -> None:
     (run,) = runs("one")
-    for record, rank in zip(run.checkpoints, [*range(30, 20, -1), *range(21, 31)], strict=True):
+    for record, rank in zip(run.checkpoints, [*range(120, 20, -10), *range(30, 130, 10)], strict=True):
         assert record.reading is not None
         record.reading._values["effective_rank/final_norm"] = float(rank)
     figure = figures.over_checkpoints([run], "effective_rank", most=1)
     assert figure is not None
     texts = [(label, text) for label, text in zip(figure.data[0].customdata, figure.data[0].text, strict=True) if text]
-    assert texts == [("step 0", "30"), ("step 256", "21, step 256"), ("step 143,000", "30")]
+    assert texts == [("step 0", "120"), ("step 256", "30, step 256"), ("step 143,000", "120")]
     across = figures.across_depth(run, "effective_rank")
     assert across is not None
     named = {trace.name for trace in across.data if "text" in trace.mode}
