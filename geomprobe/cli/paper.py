@@ -42,7 +42,7 @@ app = typer.Typer(
 
 _Models = Annotated[
     list[str],
-    typer.Option(help="Hub id, directory or .gguf file of a model; may be repeated."),
+    typer.Option(help="Hub id, directory or .gguf file of a model; may be repeated. fig2 and theory use no model."),
 ]
 _Out = Annotated[Path, typer.Option(help="Output folder for the pictures, pages and numbers.")]
 _Data = Annotated[
