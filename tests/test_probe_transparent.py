@@ -141,7 +141,7 @@ def test_a_forward_that_broke_off_does_not_disturb_the_next(error: BaseException
         model(token_batch())
     reading = probe.read()
     assert {reading[f"tokens/{site}"] for site in probe.sites} == {24}
-    why = "a forward raised an exception" if isinstance(error, Exception) else "because it was interrupted"
+    why = "a forward raised an exception" if isinstance(error, Exception) else "it was interrupted"
     assert why in reading.notes[0]
 
 

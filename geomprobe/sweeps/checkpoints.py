@@ -12,7 +12,7 @@ from threading import Thread
 from geomprobe.errors import GeomprobeError
 from geomprobe.models.source import printable
 
-__all__ = ["Checkpoint", "find_checkpoints", "read_ahead", "weights_hash"]
+__all__ = ["Checkpoint", "find_checkpoints", "is_of_files", "read_ahead", "weights_hash"]
 
 _CHUNK = 1 << 24
 _END = 1 << 20
@@ -29,12 +29,19 @@ class Checkpoint:
         model: hub id, directory, or path of a ``.gguf`` file.
         revision: branch, tag or commit on the hub.
         step: the training step, if the name contains it.
+        local: whether it is on this disk. If it is removed, a relative path must not be taken for a hub id.
     """
 
     name: str
     model: str
     revision: str | None = None
     step: int | None = None
+    local: bool = False
+
+    @property
+    def removed(self) -> bool:
+        """Whether it was on this disk, and is not there any more."""
+        return self.local and not Path(self.model).exists()
 
 
 def find_checkpoints(models: Sequence[str], revisions: Sequence[str] = ()) -> list[Checkpoint]:
@@ -91,6 +98,11 @@ def weights_hash(model: str) -> str | None:
     return hashed.hexdigest() if files else None
 
 
+def is_of_files(weights: str | None) -> bool:
+    """Whether ``weights`` is a hash of files on a disk, and not the name of a commit on a hub, which has 40 digits."""
+    return weights is not None and len(weights) == 2 * sha256().digest_size
+
+
 def _weights(path: Path) -> list[Path]:
     """The files of weights in a directory, or the file itself."""
     return [path] if path.is_file() else sorted(path.glob("*.safetensors"))
@@ -104,10 +116,10 @@ def _of_model(model: str) -> list[Checkpoint]:
     except OSError:  # a name that no file can have: reported when the checkpoint is loaded
         inside, there = [], False
     if inside:
-        return [Checkpoint(printable(folder.name), str(folder), None, _step(folder.name)) for folder in inside]
+        return [Checkpoint(printable(folder.name), str(folder), None, _step(folder.name), local=True) for folder in inside]
     # "." and ".." have no name of their own, and a link has that under which it was given.
     name = os.path.basename(os.path.abspath(path)) if there else ""
-    return [Checkpoint(printable(name or model), model, None, _step(name))]
+    return [Checkpoint(printable(name or model), model, None, _step(name), local=there)]
 
 
 def _sorted(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
@@ -144,6 +156,8 @@ def _read_all(checkpoints: Sequence[Checkpoint]) -> None:
 
 def _read(checkpoint: Checkpoint) -> None:
     folder = Path(checkpoint.model)
+    if checkpoint.removed:
+        return
     if not folder.exists():
         from huggingface_hub import snapshot_download
 

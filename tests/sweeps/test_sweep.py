@@ -304,6 +304,23 @@ def test_weights_written_anew_under_the_same_name_are_refused(begin: Callable[..
     assert len(begin().checkpoints) == len(STEPS)
 
 
+def test_a_checkpoint_that_is_removed_during_the_sweep_is_not_looked_for_on_a_hub(
+    begin: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a request was sent")
+
+    monkeypatch.setattr("huggingface_hub.hf_api.HfApi.model_info", refuse)
+    monkeypatch.setattr("huggingface_hub.file_download.get_hf_file_metadata", refuse)
+    monkeypatch.chdir(tmp_path)
+    removed = f"training/checkpoint-{STEPS[-1]}"
+    run = begin(models="training", on_record=lambda record: shutil.rmtree(removed, ignore_errors=True))
+    assert [(record.model, record.error) for record in run.failed] == [
+        (removed, f"{removed} was removed: copy it back, or sweep over the checkpoints that are left")
+    ]
+    assert len([record for record in run.checkpoints if record.error is None]) == len(STEPS) - 1
+
+
 @pytest.mark.parametrize("cut", [1, 50, 3000])
 def test_a_torn_last_line_is_read_again(begin: Callable[..., Run], tmp_path: Path, cut: int) -> None:
     begin()
