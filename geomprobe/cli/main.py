@@ -57,7 +57,7 @@ def demo(
     steps: Annotated[int, typer.Option(help="Number of optimizer steps.", min=1)] = 400,
 ) -> None:
     """Train a small GPT-NeoX under a probe, measure its checkpoints again in a sweep, and write a report. This needs no network
-    and no GPU, and takes three to four minutes."""
+    and no GPU, and takes two to four minutes."""
     from geomprobe.cli.demo import run
 
     keeps(f"The checkpoints that were saved are kept in {out}; the same command starts the demo from its beginning")
