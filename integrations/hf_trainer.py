@@ -104,7 +104,8 @@ class ProbeCallback(Watched, TrainerCallback):  # type: ignore[misc]
 
     The results of training do not change: losses are bit-identical. After ``train(resume_from_checkpoint=…)`` with the same
     ``output_dir`` the series continues as if training had not been stopped: the readings are saved in each checkpoint as
-    ``geomprobe.jsonl``, and there is no other state to save, because every reading belongs to one optimizer step.
+    ``geomprobe.jsonl``, and without alarms there is no other state to save, because every reading belongs to one optimizer
+    step.
 
     Numbers are logged to the trackers of the Trainer (``report_to``) and to the active W&B run, at the steps of the loss: at
     most 24 numbers a step, the picture ``geomprobe/effective_rank_layers`` of all sites over the steps so far, and histograms
@@ -156,9 +157,9 @@ class ProbeCallback(Watched, TrainerCallback):  # type: ignore[misc]
             ``{"input_ids": …, "attention_mask": …}``. They run in batches of at most ``per_device_eval_batch_size``. Every
             process runs all of them, and they are counted once.
         alarms_when: which optimizer steps are read for alarms: a schedule other than a budget, or ``20`` for ``every(20)``,
-            which is the default. They are measured even if ``when`` does not select them. Steps within twice the warm-up of the
-            learning rate are not read for alarms, because it is normal that these numbers change most at the start of a
-            training.
+            which is the default. They are measured even if ``when`` does not select them. In the first steps, up to twice the
+            warm-up of the learning rate, nothing is read for alarms, not even the fixed texts, because it is normal that these
+            numbers change most at the start of a training.
         texts_when: after which optimizer steps the fixed texts are measured, besides those at which an alarm rings: a schedule
             as for ``alarms_when``. Default: ``every(100)``.
         on_alarm: what to do when an alarm rings, besides reporting it: ``"log"`` for nothing else, ``"save"`` to save a

@@ -43,9 +43,9 @@ class LightningCallback(Watched, Callback):  # type: ignore[misc]
     ``geomprobe.jsonl`` in the folder of the logger, with the ``loss`` of the step on the main process if optimization is
     automatic. ``geomprobe report FILE`` draws them. The results of training do not change.
 
-    Alarms are as in ``ProbeCallback``, and their state is part of each checkpoint of Lightning. Their rules get the loss if
-    optimization is automatic, the numbers of the texts of a step if its batch is a dict with ``input_ids``, and the norm of the
-    gradient if each process has the whole gradient.
+    Alarms are as in ``ProbeCallback``, but the steps of a warm-up are read, too. Their state is part of each checkpoint of
+    Lightning. Their rules get ``loss`` if optimization is automatic, ``token_entropy`` and ``repeated_batch`` if batches are
+    dicts with ``input_ids``, and ``gradient_norm`` if each process has the whole gradient.
 
     Lightning does not change whether a model is in training mode, so call ``model.train()`` after ``from_pretrained``.
 

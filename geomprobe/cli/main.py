@@ -274,10 +274,10 @@ def bench(
         Bench,
         typer.Argument(
             help="overhead: the cost of a measured forward and training step. decode: the cost during generation, with the "
-            "gain of each new token. memory: how the memory grows with the number of tokens. lasso: the Lasso solver and those "
-            "of other libraries. attention: the cost of summaries of attention weights. sweep: a sweep, and plain loading and "
-            "running. precision: rounding errors of the ways to compute Gram matrices. alarms: how often and how early "
-            "alarms ring in small trainings, with and without a fault."
+            "gain of each new token. memory: how the memory grows with the number of tokens. lasso: the Lasso solver compared "
+            "with those of other libraries. attention: the cost of summaries of attention weights. sweep: a sweep compared "
+            "with only loading and running the models. precision: rounding errors of the ways to compute Gram matrices. "
+            "alarms: how often and how early alarms ring in small trainings, with and without a fault."
         ),
     ],
     model: Annotated[
@@ -292,17 +292,17 @@ def bench(
     ] = None,
     tokens: Annotated[int, typer.Option(help="For sweep: number of tokens per checkpoint.", min=64)] = 65_536,
     rounds: Annotated[
-        int, typer.Option(help="Number of rounds, in each of which everything that is compared runs once.", min=3)
+        int, typer.Option(help="Number of rounds. In each of them, everything that is compared runs once.", min=3)
     ] = 9,
     every: Annotated[
         int | None, typer.Option(help="For overhead: measure only every N-th forward, as when=every(N) does.", min=1)
     ] = None,
     budget: Annotated[
-        float | None, typer.Option(help="For overhead: train for --steps steps with when=budget(SHARE), such as 0.01.")
+        float | None, typer.Option(help="For overhead: train with when=budget(SHARE), where 0.01 is 1% of the time.")
     ] = None,
     steps: Annotated[int, typer.Option(help="For --budget: number of training steps.", min=250)] = 300,
     shapes: Annotated[
-        bool, typer.Option("--shapes", help="For overhead: compare several widths, and numbers and lengths of texts.")
+        bool, typer.Option("--shapes", help="For overhead: compare several widths, numbers of texts, and lengths of texts.")
     ] = False,
     seeds: Annotated[int, typer.Option(help="For alarms: number of seeds of the trainings.", min=1)] = 20,
     quick: Annotated[bool, typer.Option("--quick", help="For alarms: run only a few trainings, to try the benchmark.")] = False,

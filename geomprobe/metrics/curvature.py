@@ -21,8 +21,8 @@ class Curvature(Metric):
     - ``curvature``: in radians, from 0 (a straight line) to π (every step reverses the one before); the mean over all turns of
       all texts, whereas Hosseini & Fedorenko (2023) average over each sentence first. Independent random rows have an angle of
       about 2π/3, not π/2, because successive steps share a row and their cosine is −½;
-    - ``curvature_still``: the share of turns in which one step is no longer than rounding errors. They have no angle, and are
-      left out.
+    - ``curvature_still``: the share of turns in which one step is as short as rounding errors. They have no angle, and are left
+      out.
 
     Curve ``curvature`` by the position of the row at which the path turns. The first and the last row of a text have no angle.
 

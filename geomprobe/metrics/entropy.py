@@ -65,7 +65,7 @@ class RepresentationEntropy(Metric):
             they are computed by default. Without them a forward costs less (only the covariance), which is useful for many
             tokens.
         text_spectrum: whether to compute also those means over texts that need eigenvalues, at about ten times the cost.
-        spectrum: whether to return the curve ``spectrum`` of all eigenvalues. Its only cost is a longer reading.
+        spectrum: whether to return the curve ``spectrum`` of all eigenvalues. It only makes readings larger.
         clipped: whether to compute ``clipped_matrix_entropy`` too, and with ``text_spectrum`` ``clipped_text_matrix_entropy``:
             the entropies of Σ, and of the Gram matrices of texts, after their negative entries were set to zero. The code of
             Skean et al. (2025) does this. We know of no justification for it.

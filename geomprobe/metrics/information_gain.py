@@ -40,8 +40,7 @@ class InformationGain(Metric):
     Args:
         sigma: noise σ, 0.01 in the paper. Compare only gains for the same σ.
         stream: whether to compute also the gain of all tokens as if they were one text. It is computed from a separate
-            covariance with float64 products, because σ⁻² would raise the rounding errors of float32 products above the
-            identity.
+            covariance with float64 products, because σ⁻² times the rounding errors of float32 products would exceed 1.
 
     Raises:
         GeomprobeError: if ``sigma`` is not between 1e-5 and 1e3, the range that float64 allows.

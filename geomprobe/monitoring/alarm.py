@@ -53,7 +53,7 @@ class Alarm:
         is_ratio: whether ``change`` is a ratio.
         moved: the modes whose latest reading is beyond the limit, this one first.
         unmoved: the modes whose latest reading is within the limit. A mode that has too few readings, or whose latest reading
-            is older than the hits that rang, is in neither.
+            is older than the first of the hits, is in neither.
         event: the latest event given to ``Monitor.notify``, or ``None``.
         meaning: what it may mean.
         look_at: what to look at next.

@@ -145,8 +145,8 @@ DEFAULT_RULES: tuple[Rule, ...] = (
             ratio=1.2,
             over="median",
             meaning=(
-                "The attention of the typical head became broader or narrower. It becomes narrower when the scores before the "
-                "softmax grow, which has come before a divergence of the loss, and also when heads learn what to attend to."
+                "The attention of the typical head became broader or narrower. It becomes narrower when heads learn what to "
+                "attend to, and when the scores before the softmax grow, as they have before a divergence of the loss."
             ),
             look_at=(
                 "Compare attention_top_logit, attention_sink and the norms of the query and key weights in the layer named. "
@@ -179,7 +179,7 @@ DEFAULT_RULES: tuple[Rule, ...] = (
             meaning="The hidden states of different tokens use more or fewer directions than before.",
             look_at=(
                 "Compare effective_rank and anisotropy at the site named, and look at the texts of these steps: repeated or "
-                "shuffled texts change it as well as the model does."
+                "shuffled texts change the entropy, too."
             ),
         ),
         down=1.15,
@@ -210,7 +210,7 @@ DEFAULT_RULES: tuple[Rule, ...] = (
         signal="gradient_norm",
         direction="up",
         ratio=2.9,
-        meaning="The gradient became longer before clipping: an unusual batch, or a region of the loss with steep walls.",
+        meaning="The norm of the gradient before clipping grew: an unusual batch, or a steep region of the loss.",
         look_at="Look at the texts of these steps, the learning rate, and how often gradients are clipped.",
     ),
     Rule(

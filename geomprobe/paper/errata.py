@@ -142,7 +142,7 @@ def _tables(numbers: Errata) -> list[Table]:
     ranks = [[case.name, *(f"{value:.2f}" for value in case.ranks[:-1]), f"{case.ranks[-1]:.0f}"] for case in cases]
     title = f"Theorem 4.1: information gain in nats at σ = {SIGMA:g}; the errors of the exact form"
     tables = [
-        Table(title, ["rows", "determinant", "printed", "off a token", "in float64", f"{DIGITS} digits"], gain),
+        Table(title, ["rows", "determinant", "printed", "error/token", "in float64", f"{DIGITS} digits"], gain),
         Table(
             "After Def. 4.2, in nats: information gain, the printed sum, and rank or stable rank times log(1 + σ⁻²T/srank)",
             ["rows", "½ logdet", "Σ log", "Σ log/gain", "rank · log", "srank · log"],

@@ -201,7 +201,7 @@ def _tables_of_entropy(numbers: Figure1) -> list[Table]:
         )
     ]
     return [
-        Table("smallest to largest, L = L₀ + λN^γ; width: share of the fall one rank gives", columns, rows),
+        Table("smallest to largest, L = L₀ + λN^γ; width: share of the fall with one rank", columns, rows),
         Table(
             "models at hand",
             ("parameters", "d", "e^H", "Eq. 1", "Def. 3.1", "loss", "e^H untrained"),
@@ -223,12 +223,12 @@ def _trend_row(name: str, trend: Trend) -> list[str]:
 def _judge_entropy(numbers: Figure1) -> list[Verdict]:
     published, own = list(numbers.published.values()), [numbers.own]
     return [
-        _judge_law("Entropy by Eq. 1 of published data follows a power law of size", published),
+        _judge_law("The entropy of published data, by Eq. 1, follows a power law of size", published),
         _judge_logarithm("A logarithm of size fits the published data as well", published),
         _judge_width(
             "The width alone, with one rank for all sizes, makes the entropy of published data fall as much", published
         ),
-        _judge_law("Entropy by Eq. 1 of the models measured here follows a power law of size", own),
+        _judge_law("The entropy of the models measured here, by Eq. 1, follows a power law of size", own),
         _judge_law("With random weights it also follows a power law of size", [numbers.own.untrained], "ours"),
         _judge_width("The width alone makes the entropy of the models measured here fall as much", own),
     ]

@@ -149,7 +149,7 @@ def _tables_of_gain(numbers: Figure3) -> list[Table]:
             total = gain.total[-1]
             rows.append([name, f"{len(gain.gain)}", f"{total:.0f}", f"{total / model.width:.2f}", *trend])
     columns = ("model", "tokens", "nats", "nats / d", "first ¼", "last ¼", "ρ")
-    title = "gain of a text; of each token in its first and last quarter; trend of the latter"
+    title = "gain of a text; mean gain of a token in the first and last ¼; its trend ρ"
     return [Table(title, columns, rows), *failure_tables(numbers.failed)]
 
 
@@ -211,7 +211,7 @@ def _fall(later: Sequence[float], width: int) -> float:
 
 _UNITS: dict[Callable[[Sequence[float], int], float], str] = {
     _rise: "nats / d that each further token adds",
-    _fall: "nats from the first quarter's increments to the last's",
+    _fall: "nats by which increments fall from the first to the last quarter",
 }
 """The quantities that the verdicts on sizes compare."""
 

@@ -217,7 +217,7 @@ def _tables(numbers: Figure4 | Figures5And6) -> list[Table]:
             for called, found in ((called, by_source[source]) for source, called in SOURCES.items())
         ]
         last = ", ".join(map(repr, model.last_tokens[:3])) + (" …" if len(model.last_tokens) > 3 else "")
-        title = f"silhouettes of {model.name} (d = {model.d});\ntokens a text: {lengths}; last tokens: {last}"
+        title = f"silhouettes of {model.name} (d = {model.d});\ntokens per text: {lengths}; last tokens: {last}"
         tables.append(Table(title, columns, rows))
     return tables
 
@@ -236,8 +236,10 @@ def _judge_embeddings(numbers: Figure4) -> list[Verdict]:
         shown = {_METHODS[method]: found for method, found in model.shown.items()}
         verdicts += [
             Verdict(f"Mean embeddings separate the contexts{of}", *separates({"mean": mean["model"]})),
-            Verdict(f"Mean embeddings separate them better than last tokens do{of}", *better(mean["model"], last["model"])),
-            Verdict(f"Planes of the mean embeddings show it{of}", *separates(shown)),
+            Verdict(
+                f"Mean embeddings separate the contexts better than last tokens do{of}", *better(mean["model"], last["model"])
+            ),
+            Verdict(f"Planes of the mean embeddings separate the contexts, too{of}", *separates(shown)),
             *_judge_controls({"mean": mean}, of),
         ]
     return verdicts

@@ -217,7 +217,7 @@ def judge_errata(numbers: Errata) -> list[Verdict]:
             "Theorem 3.15: a context irrelevant or good to every skill lowers H(X | Y) strictly",
             min(-context.irrelevant, -context.impossible) > 0,
             f"the change is {_signed(context.irrelevant)} if all are irrelevant, and {_signed(context.impossible)} if it "
-            "is good only to a skill of probability 0: the strict sign takes one good skill of positive probability",
+            "is good only to a skill of probability 0: a strict fall needs a good skill of positive probability",
         ),
         Verdict(
             "Theorem 3.15, its proof: H(X | context, Y) = Σ p_skill(y) H(X | context, Y = y)",
@@ -230,7 +230,7 @@ def judge_errata(numbers: Errata) -> list[Verdict]:
             "Section 3.1: E‖log p_θ+Δθ − log p_θ‖² ~ ½ΔθᵀFΔθ",
             abs(fisher.squared / 0.5 - 1) <= _CLOSE,
             f"it is {fisher.squared:.3f} ΔθᵀFΔθ, where the KL divergences are {fisher.forward:.3f} and "
-            f"{fisher.backward:.3f}: no factor ½. The constant A takes up the difference",
+            f"{fisher.backward:.3f}: it has no factor ½. The constant A takes up the difference",
         ),
         Verdict(
             "Section 3.1: Σp_skill² ~ α²/(2α+1), read as an asymptotic equality",
@@ -241,7 +241,7 @@ def judge_errata(numbers: Errata) -> list[Verdict]:
         Verdict(
             "Section 3.1: Z_α ≈ 1/α for small α, with M skills",
             abs(area.area * area.alpha - 1) <= _CLOSE,
-            f"Z_α is {area.area:.1f} at α = {area.alpha:g} and M = 10¹², not {1 / area.alpha:.0f}: it takes more than "
+            f"Z_α is {area.area:.1f} at α = {area.alpha:g} and M = 10¹², not {1 / area.alpha:.0f}: that takes more than "
             "e^(1/α) skills, and Z_α never exceeds about log M + 0.58",
         ),
     ]

@@ -32,7 +32,7 @@ def _draw(numbers: TokenPicks) -> "Figure":
             _draw_row(next(places), model, name, row)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=3)
-    caption(figure, "The paper's sentence, token by token, at final_norm. A dot: the paper's table lists the token too.")
+    caption(figure, "The paper's sentence, token by token, at final_norm. Dots mark tokens that the paper's table lists, too.")
     return figure
 
 
@@ -62,7 +62,7 @@ def _pick_tables(model: Model) -> list[Table]:
     """Tables that show for each token the printed picks, and below them those of the model."""
     tables = []
     for name, row in model.rows.items():
-        part = "" if row.whole else f" (this vocabulary's end of {name!r})"
+        part = "" if row.whole else f" (the end of {name!r} in this vocabulary)"
         rows = []
         for kind, label in KINDS.items():
             rows.append((label, "the paper", " ".join(PRINTED[name][kind])))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["report_page"]
 
 _NORMALISED = {
-    "of its maximum": "entropy",
+    "share of its maximum": "entropy",
     "nats": "entropy_nats",
     "H": "matrix_entropy",
     "H / log d": "matrix_entropy_log_d",
@@ -31,7 +31,7 @@ _NORMALISED = {
 }
 _RANKS = {
     "effective rank": "effective_rank",
-    "over d": "rank_ratio",
+    "effective rank / d": "rank_ratio",
     "stable rank": "stable_rank",
     "participation ratio": "participation_ratio",
 }

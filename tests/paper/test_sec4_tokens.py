@@ -141,7 +141,7 @@ def test_where_words_are_cut_into_parts(stories_model: Path, tmp_path: Path) -> 
     assert list(first.rows) == list(PRINTED)
     assert not first.rows["China"].whole
     assert outcome.verdicts[0].holds is None
-    assert "(this vocabulary's end of 'China')" in str(outcome)
+    assert "(the end of 'China' in this vocabulary)" in str(outcome)
     assert max(map(len, str(outcome).splitlines())) <= 80
     again = run_experiment(TOKENS, Request(out=tmp_path, models=(str(stories_model), str(stories_model))))
     assert again.kept

@@ -199,7 +199,7 @@ def test_dark_follows_the_reader(viewer: Viewer, document: Callable[[str], str])
     page.locator(".switch").first.get_by_text("H / log d").click()  # the views that are hidden change too
     page.emulate_media(color_scheme="dark")
     page.wait_for_function(f"light => {colours}.every((colour, i) => colour && colour !== light[i])", arg=light)
-    page.locator(".switch").first.get_by_text("of its maximum").click()
+    page.locator(".switch").first.get_by_text("share of its maximum").click()
     draw_all(page)
     assert undrawn(page) == []
     page.emulate_media(color_scheme="light")
