@@ -268,8 +268,26 @@ class Bench(StrEnum):
     alarms = "alarms"
 
 
+_MODEL, _SIZE = {"model", "device", "dtype"}, {"batch", "length"}
+_OPTIONS = {
+    "overhead": {*_MODEL, *_SIZE, "rounds"},
+    "overhead --every": {*_MODEL, *_SIZE, "rounds", "every"},
+    "overhead --budget": {*_MODEL, *_SIZE, "budget", "steps"},
+    "overhead --shapes": {"device", "dtype", "rounds", "shapes"},
+    "decode": {*_MODEL, "rounds"},
+    "memory": _MODEL,
+    "lasso": {"model", "device", "length", "rounds"},
+    "attention": {*_MODEL, *_SIZE, "rounds"},
+    "sweep": {"model", "device", "length", "tokens", "rounds"},
+    "precision": {*_MODEL, *_SIZE},
+    "alarms": {"seeds", "quick", "calibrate", "keep"},
+}
+"""The options that each benchmark uses, besides ``--json``. All others are refused if they are given."""
+
+
 @app.command(cls=Command, short_help="Measure the cost of geomprobe.")
 def bench(
+    context: typer.Context,
     what: Annotated[
         Bench,
         typer.Argument(
@@ -321,10 +339,12 @@ def bench(
     """Measure the cost of geomprobe. The programs that are compared take turns, and their ratio is given in wall time and in
     CPU time, with its quartiles. The benchmarks precision and alarms measure other things than cost."""
     keeps("Nothing is kept; run the same command to start again" if keep is None else "Run the same command to go on")
-    if what is not Bench.alarms and (quick or calibrate or keep is not None):
-        raise GeomprobeError(f"bench {what}: --quick, --calibrate and --keep belong to bench alarms")
-    if what is not Bench.overhead and (every is not None or budget is not None or shapes):
-        raise GeomprobeError(f"bench {what}: --every, --budget and --shapes belong to bench overhead")
+    given = {name for name in context.params if _is_given(context, name)} - {"what", "as_json"}
+    form = next((f" --{name}" for name in ("every", "budget", "shapes") if what is Bench.overhead and name in given), "")
+    if unused := given - _OPTIONS[f"{what}{form}"]:
+        raise GeomprobeError(
+            f"bench {what}{form} does not use {', '.join(f'--{name}' for name in sorted(unused))}: run it without"
+        )
     from geomprobe.bench import alarms, lasso, overhead, precision, schedules, timing
     from geomprobe.bench import sweep as checkpoints
 
@@ -360,6 +380,12 @@ def bench(
     tables = {Bench.lasso: lasso.table, Bench.precision: precision.table, Bench.alarms: of_alarms}
     table = tables.get(what, timing.table)
     show(json.dumps(results) if as_json else table(results))
+
+
+def _is_given(context: typer.Context, option: str) -> bool:
+    """Whether an option stands in the command."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name != "DEFAULT"
 
 
 def main() -> None:
