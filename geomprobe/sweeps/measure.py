@@ -52,8 +52,8 @@ class Measured:
 
 
 def token_metrics(sketch: int | None = None, *, rows: Which = "all", protocol: Protocol | None = None) -> tuple[Metric, ...]:
-    """Return the metrics that are measured on all tokens: running covariances, which cost a few percent of a forward, and the
-    metrics of a protocol."""
+    """Return the metrics that are measured on all tokens: running covariances, which cost less than a tenth of a forward, and
+    the metrics of a protocol."""
     chosen = () if rows == "all" else (RepresentationEntropy(texts=False, sketch=sketch, rows=rows),)
     return tuple(dict.fromkeys([_of_tokens(sketch), *chosen, *(() if protocol is None else protocol.metrics)]))
 
