@@ -1,5 +1,6 @@
 """Fixtures every test can use. Trained models are loaded once per session; what cannot be had is skipped with a reason."""
 
+import gc
 import gzip
 import json
 import os
@@ -23,6 +24,14 @@ def _shared(name: str) -> Path:
     if not (_SHARED / name).exists():
         pytest.skip(f"../shared/data/{name} is not beside this checkout")
     return _SHARED / name
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collector() -> None:
+    """What was imported so far is not looked through again by each ``gc.collect()``, which Trainer calls after every training:
+    it took half a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
