@@ -7,10 +7,12 @@ code.
 """
 
 import gc
+import inspect
 import itertools
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FunctionType
 from typing import Any, Protocol, cast
 
 import torch
@@ -58,7 +60,8 @@ def forget_graphs(model: nn.Module, base: nn.Module) -> None:
     again.
 
     Graphs are stored with the code of ``forward``, which all models of a class share, so other models of that class are traced
-    again too. A compiled function that calls the model cannot be found.
+    again too; and after ``gc.freeze()``, which hides the modules that contain the model, those of all classes. A compiled
+    function that calls the model cannot be found.
     """
     dynamo = sys.modules.get("torch._dynamo.convert_frame")
     if dynamo is None or not dynamo.FRAME_COUNTER:
@@ -69,9 +72,18 @@ def forget_graphs(model: nn.Module, base: nn.Module) -> None:
     for owner in gc.get_objects():  # a module does not know the modules that contain it
         if issubclass(type(owner), nn.Module) and "_modules" in owner.__dict__ and _is_compiled(owner):
             kinds |= {type(module) for module in owner.modules()} if any(part is base for part in owner.modules()) else set()
+    if gc.get_freeze_count():
+        kinds |= set(_subclasses(nn.Module))
     for kind in kinds:
-        if (code := getattr(kind.forward, "__code__", None)) is not None:
-            reset_code(code)
+        forward = inspect.getattr_static(kind, "forward", None)
+        if isinstance(forward, FunctionType):
+            reset_code(forward.__code__)
+
+
+def _subclasses(kind: type[nn.Module]) -> Iterator[type[nn.Module]]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from _subclasses(each)
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """Under ``torch.compile`` with the probe attached first: one graph, the same numbers; attached later: traced again."""
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ WAYS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.fixture(autouse=True)
 def fresh_dynamo() -> Iterator[None]:
+    gc.unfreeze()
     torch.compiler.reset()
     counters.clear()
     yield
@@ -170,6 +172,32 @@ def test_attached_after_tracing_the_next_call_traces_again(way: str) -> None:
         run(step, [batch])
     assert [probe.read()["tokens/layer_01"] for probe in (first, second, third)] == [24, 48, 24]
     assert second.read().sites == ("layer_01",)
+
+
+class Owner(nn.Module):
+    """A module that contains a model, and is compiled in its place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **batch: Any) -> Any:
+        return self.model(**batch)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_graphs_of_a_module_that_contains_the_model_are_found(frozen: bool) -> None:
+    owner, batch = Owner(tiny()), {"input_ids": token_batch()}
+    owner.compile(backend="eager")
+    run(owner, [batch, batch])
+    if frozen:  # as trainings do that turn the collector off
+        gc.freeze()
+    try:
+        with Probe(owner.model, on_error="raise") as probe:
+            run(owner, [batch, batch])
+    finally:
+        gc.unfreeze()
+    assert probe.read()["tokens/layer_01"] == 48
 
 
 def test_a_model_wrapped_again_and_one_that_another_models_graph_fits() -> None:
