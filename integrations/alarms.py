@@ -183,7 +183,7 @@ class Alarms:
             for rule in self.monitor.rules
         }
         if not any(counts.values()) and not self._read:
-            after = f" after step {self._after}, where twice the warm-up ends" if self._after else ""
+            after = f" after step {self._after}, twice the number of warm-up steps" if self._after else ""
             return f"no alarm could ring: alarms_when= selected none of the steps{after}"
         if counts and not self.rung and all(count < rule.window for rule, count in counts.items()):
             return (

@@ -99,7 +99,7 @@ def theorem_a_1_table(cases: Sequence[Remainder]) -> Table:
         )
         for case in _told(cases)
     ]
-    title = f"Theorem A.1: d_JS over √(γ²/8)‖A − B‖ at γ = {_SHARES[0]:g}/max(‖A‖, ‖B‖) and less, and what remains"
+    title = f"Theorem A.1: d_JS divided by √(γ²/8)‖A − B‖ for γ ≤ {_SHARES[0]:g}/max(‖A‖, ‖B‖), and the remainder"
     return Table(title, columns, rows)
 
 

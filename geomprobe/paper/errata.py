@@ -140,7 +140,7 @@ def _tables(numbers: Errata) -> list[Table]:
         for case in cases
     ]
     ranks = [[case.name, *(f"{value:.2f}" for value in case.ranks[:-1]), f"{case.ranks[-1]:.0f}"] for case in cases]
-    title = f"Theorem 4.1: information gain in nats at σ = {SIGMA:g}; the errors of the exact form"
+    title = f"Theorem 4.1: information gain in nats at σ = {SIGMA:g}. Last two columns: errors of the exact form"
     tables = [
         Table(title, ["rows", "determinant", "printed", "error/token", "in float64", f"{DIGITS} digits"], gain),
         Table(

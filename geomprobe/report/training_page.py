@@ -221,7 +221,7 @@ def _facts(training: Training) -> list[tuple[str, list[str]]]:
     for mode, run in training.runs.items():
         records, counts = run.checkpoints, _counts(run)
         steps = " to ".join(dict.fromkeys(f"{record.step:,}" for record in (records[0], records[-1])))
-        facts["Readings"].append(f"{shorten(mode)}: {len(records):,}, step {steps}")
+        facts["Readings"].append(f"{shorten(mode)}: {len(records):,}, {'steps' if ' to ' in steps else 'step'} {steps}")
         facts["Tokens per reading"].append(f"{shorten(mode)}: " + " to ".join(dict.fromkeys(f"{n:,.0f}" for n in counts)))
     facts["Sites"] = sites if len(sites) < 6 else [f"{len(sites)}: {sites[0]} to {sites[-1]}"]
     facts["File"] = [shorten(training.path.name, most=80)]

@@ -78,7 +78,7 @@ def test_the_finding_is_that_of_the_evaluations_whose_texts_are_the_same(file: P
     first, last = f"{ranks[0]:.3g}", f"{ranks[-1]:.3g}"
     assert f" in evaluation: the effective rank after the last layer (final_norm) fell from {first} to {last}" in text
     assert "the loss went from 4.5 to 2.5" in text
-    assert "train: 20, step 50 to 1,000; eval: 4, step 250 to 1,000" in text
+    assert "train: 20, steps 50 to 1,000; eval: 4, steps 250 to 1,000" in text
     assert "train, step 100: step 100: a remark" in text
 
 
