@@ -38,10 +38,14 @@ class Checkpoint:
     step: int | None = None
     local: bool = False
 
-    @property
-    def removed(self) -> bool:
-        """Whether it was on this disk, and is not there any more."""
-        return self.local and not Path(self.model).exists()
+    def check_there(self) -> None:
+        """Check that a checkpoint that was on this disk still is.
+
+        Raises:
+            GeomprobeError: if it was removed.
+        """
+        if self.local and not Path(self.model).exists():
+            raise GeomprobeError(f"{self.model} was removed: copy it back, or sweep over the checkpoints that are left")
 
 
 def find_checkpoints(models: Sequence[str], revisions: Sequence[str] = ()) -> list[Checkpoint]:
@@ -155,9 +159,8 @@ def _read_all(checkpoints: Sequence[Checkpoint]) -> None:
 
 
 def _read(checkpoint: Checkpoint) -> None:
+    checkpoint.check_there()
     folder = Path(checkpoint.model)
-    if checkpoint.removed:
-        return
     if not folder.exists():
         from huggingface_hub import snapshot_download
 

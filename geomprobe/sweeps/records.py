@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from geomprobe.errors import GeomprobeError
 from geomprobe.files import Format, check_shape, read_json, read_lines
 from geomprobe.reading import Reading
-from geomprobe.sweeps.checkpoints import Checkpoint
+from geomprobe.sweeps.checkpoints import Checkpoint, is_of_files
 
 __all__ = ["FORMAT", "MANIFEST", "READINGS", "Kind", "Place", "Record", "Run", "place"]
 
@@ -99,6 +99,11 @@ class Record:
     error: str | None = None
     seconds: float = 0.0
     finished: str = ""
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint that was measured."""
+        return Checkpoint(self.name, self.model, self.revision, self.step, local=is_of_files(self.weights))
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict that can be written as JSON, with NaN as ``None``."""

@@ -23,7 +23,7 @@ from geomprobe.metrics.base import Metric
 from geomprobe.models.loading import Loaded, load, untrained
 from geomprobe.protocols import find_protocol
 from geomprobe.reading import Reading
-from geomprobe.sweeps.checkpoints import Checkpoint, find_checkpoints, is_of_files, read_ahead, weights_hash
+from geomprobe.sweeps.checkpoints import Checkpoint, find_checkpoints, read_ahead, weights_hash
 from geomprobe.sweeps.comparisons import Comparisons
 from geomprobe.sweeps.config import SweepConfig, arguments
 from geomprobe.sweeps.dataset import Batch, Documents, TokenizedTexts, read_documents, text_length, tokenize_documents
@@ -190,8 +190,7 @@ class _Sweep:
 
     def _load(self, checkpoint: Checkpoint) -> Loaded:
         config = self.config
-        if checkpoint.removed:
-            raise GeomprobeError(f"{checkpoint.model} was removed: copy it back, or sweep over the checkpoints that are left")
+        checkpoint.check_there()
         return load(
             checkpoint.model,
             revision=checkpoint.revision,
@@ -270,7 +269,7 @@ class _Sweep:
 
     def _grams(self, record: Record) -> dict[str, Tensor]:
         """The Gram matrices of a checkpoint that was measured, measured again."""
-        checkpoint = Checkpoint(record.name, record.model, record.revision, record.step, is_of_files(record.weights))
+        checkpoint = record.checkpoint
         loaded = self._load(checkpoint)
         texts = self._cut(loaded)
         if texts.digest != record.tokens or _weights(checkpoint, loaded) != record.weights:

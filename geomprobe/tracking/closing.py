@@ -32,6 +32,7 @@ def closing_page(run: Run, *, device: str | None = None, trust_remote_code: bool
     if not run.checkpoints:
         return {}
     last, arguments = run.checkpoints[-1], run.manifest["arguments"]
+    last.checkpoint.check_there()
     loaded = load(
         last.model,
         revision=last.revision,

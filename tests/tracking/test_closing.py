@@ -1,11 +1,12 @@
 """The page of a text that closes the W&B run of a sweep: of the tokens that were read, and never in the way of the sweep."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from geomprobe import sweep
+from geomprobe import GeomprobeError, sweep
 from geomprobe.inspection import inspect as module
 from geomprobe.models.loading import load
 from geomprobe.sweeps.dataset import read_documents, tokenize_documents
@@ -54,3 +55,16 @@ def test_the_page_shows_the_tokens_that_were_read(
     texts = tokenize_documents(tokenizer, documents, tokens=300, length=length or 40)
     assert seen == [list(texts.ids[0])]
     assert len(seen[0]) == (length or 40)
+
+
+def test_a_checkpoint_that_was_removed_is_not_looked_for_on_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a request was sent")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "training").mkdir()
+    run = swept(Path("training"), length=20)
+    shutil.rmtree("training/checkpoint-1")  # as a training does that keeps only the latest
+    monkeypatch.setattr("huggingface_hub.file_download.get_hf_file_metadata", refuse)
+    with pytest.raises(GeomprobeError, match="training/checkpoint-1 was removed: copy it back"):
+        closing_page(run)
